@@ -1,0 +1,346 @@
+//! Answers that prove themselves, and the client's checks (design §5).
+//!
+//! A server answers with what it found, the path in the authenticated map that shows it, and the
+//! certificate of the map's root. [`Verifier`] reads top-down as the checks that a client makes:
+//! is the certificate real, is it fresh, does the path lead there, is it about what was asked.
+
+use crate::certificate::{Certificate, Completion, CompletionError, QuorumError};
+use crate::codec::{encode, sha256};
+use crate::ids::{Sequence, ServerId, Timestamp};
+use crate::limits::CLOCK_BOUND_MS;
+use crate::manifest::Manifest;
+use crate::map::{Found, Hasher, Proof, ProofError, RangeProof, RangeProofError, Snapshot};
+use crate::record::{Name, Record};
+use crate::request::{Reply, RequestId};
+use crate::signing::Keyring;
+use crate::state::{Release, Releases, Secret, ServerKeys, layout};
+use crate::{Blob, Hash};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// An entry of the map, or its absence, with its path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proved<T> {
+    /// The entry; none if there is none.
+    pub value: Option<T>,
+    /// The path that shows it.
+    pub proof: Proof,
+}
+
+impl<T: Serialize + DeserializeOwned> Proved<T> {
+    /// Looks a key up in a snapshot of this server's own.
+    pub fn look_up(snapshot: &Snapshot, key: &[u8]) -> Self {
+        let value = snapshot.get(key).and_then(|bytes| crate::codec::decode(bytes).ok());
+        Self { value, proof: snapshot.prove(key) }
+    }
+    /// Checks that the map with this root holds exactly this under `key`.
+    pub fn verify(&self, hasher: &Hasher, root: &Hash, key: &[u8]) -> Result<Option<&T>, AnswerError> {
+        match (self.proof.verify(hasher, root, key)?, &self.value) {
+            (Found::Absent, None) => Ok(None),
+            (Found::Value(hash), Some(value)) if sha256(&encode(value)) == hash => Ok(Some(value)),
+            _ => Err(AnswerError::OtherValue),
+        }
+    }
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordAnswer {
+    /// The current version.
+    pub current: Proved<Record>,
+    /// The earlier version that was asked for, if one was.
+    pub earlier: Option<Proved<Record>>,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+    /// Up to where this server knows writes to be complete. A hint: it proves nothing.
+    pub complete: Sequence,
+}
+
+/// The answer to a write: its stored reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// The client table's entry.
+    pub reply: Proved<Reply>,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+    /// Statements that show that the write is complete; none if it is not, yet.
+    pub completion: Option<Arc<Completion>>,
+}
+
+/// A page of consecutive entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageAnswer {
+    /// The entries and the proof that none is left out.
+    pub range: RangeProof,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+}
+
+/// What is known of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretAnswer {
+    /// Its metadata.
+    pub secret: Proved<Secret>,
+    /// Who was given it; there only if the secret is.
+    pub releases: Option<Proved<Releases>>,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+}
+
+/// A reader's question for a share, after her release was ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareQuestion {
+    /// The secret.
+    pub secret: Name,
+    /// Number of the release.
+    pub release: u64,
+    /// Whether the ciphertext is wanted too.
+    pub with_ciphertext: bool,
+}
+
+/// One server's share, sealed to the reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareAnswer {
+    /// The server.
+    pub server: ServerId,
+    /// The release that it is handed out under.
+    pub release: Release,
+    /// Index of the secret.
+    pub index: u64,
+    /// The share, sealed to the release's ephemeral key under a
+    /// [`HandOutContext`](crate::sealing::HandOutContext); none if this server holds none.
+    pub share: Option<Blob>,
+    /// The ciphertext, if it was asked for.
+    pub ciphertext: Option<Blob>,
+}
+
+/// A proof file: an answer with the question, to be checked offline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProofFile {
+    /// Format of this file; 1.
+    pub format: u32,
+    /// The cluster that answered.
+    pub cluster: Hash,
+    /// The name asked for.
+    pub name: Name,
+    /// The version asked for, if one was.
+    pub version: Option<u64>,
+    /// What it answered.
+    pub answer: RecordAnswer,
+}
+
+/// Format that this version reads and writes.
+pub const PROOF_FORMAT: u32 = 1;
+
+/// Why an answer is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// The certificate.
+    #[error("the certificate does not hold: {0}")]
+    Certificate(#[from] QuorumError),
+    /// The path.
+    #[error("{0}")]
+    Path(#[from] ProofError),
+    /// The page.
+    #[error("{0}")]
+    Page(#[from] RangeProofError),
+    /// The value does not have the digest that the path leads to.
+    #[error("the value is not the one in the certified state")]
+    OtherValue,
+    /// A record of another name, or another version.
+    #[error("the answer is about something else than what was asked for")]
+    OtherQuestion,
+    /// Too old to be relied on.
+    #[error("the certificate is {age_ms} ms old, and at most {max_age_ms} ms are accepted")]
+    TooOld {
+        /// By the client's clock.
+        age_ms: u64,
+        /// What the client accepts.
+        max_age_ms: u64,
+    },
+    /// From the future: somebody's clock is wrong, and q servers agree on this one.
+    #[error("the certificate is {ahead_ms} ms ahead of this machine's clock, which seems to be slow")]
+    FromTheFuture {
+        /// By the client's clock.
+        ahead_ms: u64,
+    },
+    /// Less than what this client has seen before.
+    #[error("the answer is older than what was seen before (sequence number {got} after {seen})")]
+    Backwards {
+        /// Its certificate's sequence number.
+        got: Sequence,
+        /// What was seen.
+        seen: Sequence,
+    },
+    /// Statements of completeness.
+    #[error("the statements of completeness do not hold: {0}")]
+    Completion(#[from] CompletionError),
+    /// A proof file of another format.
+    #[error("proof format {0} is not known to this version (it reads {PROOF_FORMAT})")]
+    Format(u32),
+    /// A proof file of another cluster.
+    #[error("the proof is of another cluster than the manifest")]
+    OtherCluster,
+}
+
+/// Certificates that a verifier remembers having checked.
+const REMEMBERED_CERTIFICATES: usize = 64;
+
+/// Checks answers against a manifest. Remembers keys and certificates that it has checked, so that
+/// further answers under the same root cost hashes only.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    keyring: Keyring,
+    hasher: Hasher,
+    checked: VecDeque<Arc<Certificate>>,
+    complete: Sequence,
+}
+
+impl Verifier {
+    /// Trusts the manifest and nothing else.
+    pub fn new(manifest: Arc<Manifest>) -> Self {
+        let hasher = Hasher::new(manifest.cluster_id());
+        Self { keyring: Keyring::new(manifest), hasher, checked: VecDeque::new(), complete: Sequence(0) }
+    }
+    /// Everything up to here is complete, as far as was shown.
+    pub fn complete(&self) -> Sequence {
+        self.complete
+    }
+    /// Whether q servers signed this.
+    pub fn certificate(&mut self, certificate: &Arc<Certificate>) -> Result<(), AnswerError> {
+        if self.checked.iter().any(|known| Arc::ptr_eq(known, certificate) || known == certificate) {
+            return Ok(());
+        }
+        certificate.verify(&mut self.keyring)?;
+        self.checked.push_front(Arc::clone(certificate));
+        self.checked.truncate(REMEMBERED_CERTIFICATES);
+        Ok(())
+    }
+    /// Whether a certificate is as fresh as the client demands, by the client's clock.
+    pub fn fresh(certificate: &Certificate, now: Timestamp, max_age_ms: u64) -> Result<(), AnswerError> {
+        let time = certificate.statement.time;
+        let ahead_ms = time.since_ms(now);
+        if ahead_ms > CLOCK_BOUND_MS + max_age_ms {
+            return Err(AnswerError::FromTheFuture { ahead_ms });
+        }
+        let age_ms = now.since_ms(time);
+        if age_ms > max_age_ms {
+            return Err(AnswerError::TooOld { age_ms, max_age_ms });
+        }
+        Ok(())
+    }
+    /// Takes note of what is complete.
+    pub fn completion(&mut self, completion: &Completion) -> Result<(), AnswerError> {
+        if completion.sequence > self.complete {
+            completion.verify(&mut self.keyring)?;
+            self.complete = completion.sequence;
+        }
+        Ok(())
+    }
+    /// The record of a name that an answer proves, or that there is none.
+    pub fn record(
+        &mut self,
+        answer: &RecordAnswer,
+        name: &Name,
+        version: Option<u64>,
+    ) -> Result<Option<Record>, AnswerError> {
+        self.certificate(&answer.certificate)?;
+        let root = &answer.certificate.statement.root;
+        let current = answer.current.verify(&self.hasher, root, &layout::name_key(name))?;
+        // The state machine never stores a record elsewhere, but nothing is lost by looking.
+        if current.is_some_and(|record| record.name != *name) {
+            return Err(AnswerError::OtherQuestion);
+        }
+        match (version, current) {
+            (None, current) => Ok(current.cloned()),
+            (Some(version), Some(current)) if current.version == version => Ok(Some(current.clone())),
+            (Some(version), _) => {
+                let earlier = answer.earlier.as_ref().ok_or(AnswerError::OtherQuestion)?;
+                let record = earlier.verify(&self.hasher, root, &layout::history_key(name, version))?;
+                Ok(record.cloned())
+            }
+        }
+    }
+    /// The stored reply that a receipt proves.
+    pub fn receipt<'a>(&mut self, receipt: &'a Receipt, id: RequestId) -> Result<&'a Reply, AnswerError> {
+        self.certificate(&receipt.certificate)?;
+        let root = &receipt.certificate.statement.root;
+        let reply = receipt.reply.verify(&self.hasher, root, &layout::reply_key(id))?;
+        reply.ok_or(AnswerError::OtherQuestion)
+    }
+    /// The entries of a page, decoded, and where it ends if it ends early.
+    pub fn page<T: DeserializeOwned>(
+        &mut self,
+        answer: &PageAnswer,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<(Vec<T>, Option<Vec<u8>>), AnswerError> {
+        self.certificate(&answer.certificate)?;
+        let range = answer.range.verify(&self.hasher, &answer.certificate.statement.root, from, to)?;
+        let decoded = range.entries.iter().map(|(_, value)| crate::codec::decode(value));
+        let entries = decoded.collect::<Result<_, _>>().map_err(|_| AnswerError::OtherValue)?;
+        Ok((entries, range.until))
+    }
+    /// What servers announced, by server.
+    pub fn server_keys(&mut self, answer: &PageAnswer) -> Result<Vec<ServerKeys>, AnswerError> {
+        let (keys, until) =
+            self.page::<ServerKeys>(answer, layout::SERVERS, &layout::prefix_end(layout::SERVERS))?;
+        if until.is_some() {
+            return Err(AnswerError::Page(RangeProofError::Omits));
+        }
+        Ok(keys)
+    }
+    /// A secret's metadata and releases.
+    pub fn secret(
+        &mut self,
+        answer: &SecretAnswer,
+        name: &Name,
+    ) -> Result<Option<(Secret, Releases)>, AnswerError> {
+        self.certificate(&answer.certificate)?;
+        let root = &answer.certificate.statement.root;
+        let Some(secret) = answer.secret.verify(&self.hasher, root, &layout::secret_key(name))? else {
+            return Ok(None);
+        };
+        let releases = answer.releases.as_ref().ok_or(AnswerError::OtherQuestion)?;
+        let releases = releases.verify(&self.hasher, root, &layout::releases_key(secret.index))?;
+        Ok(Some((secret.clone(), releases.cloned().unwrap_or_default())))
+    }
+    /// Checks a proof file offline: the record as of the certificate's time.
+    pub fn proof_file(&mut self, file: &ProofFile) -> Result<Option<Record>, AnswerError> {
+        if file.format != PROOF_FORMAT {
+            return Err(AnswerError::Format(file.format));
+        }
+        if file.cluster != self.keyring.cluster().0 {
+            return Err(AnswerError::OtherCluster);
+        }
+        self.record(&file.answer, &file.name, file.version)
+    }
+}
+
+impl RecordAnswer {
+    /// Answers from a certified snapshot.
+    pub fn look_up(
+        snapshot: &Snapshot,
+        certificate: &Arc<Certificate>,
+        complete: Sequence,
+        name: &Name,
+        version: Option<u64>,
+    ) -> Self {
+        let current = Proved::<Record>::look_up(snapshot, &layout::name_key(name));
+        let is_current = |version| current.value.as_ref().is_some_and(|record| record.version == version);
+        let earlier = version
+            .filter(|version| !is_current(*version))
+            .map(|version| Proved::look_up(snapshot, &layout::history_key(name, version)));
+        Self { current, earlier, certificate: Arc::clone(certificate), complete }
+    }
+}

@@ -1,0 +1,167 @@
+//! Byte strings that are base64 for people (JSON, TOML) and plain bytes on the wire.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+
+macro_rules! fixed_bytes {
+    ($(#[$doc:meta])* $name:ident, $length:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; $length]);
+
+        impl $name {
+            /// Parses standard base64 of exactly the right length.
+            pub fn from_base64(text: &str) -> Option<Self> {
+                STANDARD.decode(text).ok()?.try_into().ok().map(Self)
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&STANDARD.encode(self.0))
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:.10}…)", stringify!($name), STANDARD.encode(self.0))
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.serialize_str(&STANDARD.encode(self.0))
+                } else {
+                    use serde::ser::SerializeTuple as _;
+                    let mut tuple = serializer.serialize_tuple($length)?;
+                    for byte in &self.0 {
+                        tuple.serialize_element(byte)?;
+                    }
+                    tuple.end()
+                }
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Bytes;
+                impl<'de> de::Visitor<'de> for Bytes {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        write!(f, "{} bytes, in text as standard base64", $length)
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::from_base64(text)
+                            .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                    }
+                    fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<$name, A::Error> {
+                        let mut bytes = [0; $length];
+                        for (i, byte) in bytes.iter_mut().enumerate() {
+                            *byte = seq.next_element()?.ok_or_else(|| de::Error::invalid_length(i, &self))?;
+                        }
+                        Ok($name(bytes))
+                    }
+                }
+                if deserializer.is_human_readable() {
+                    deserializer.deserialize_str(Bytes)
+                } else {
+                    deserializer.deserialize_tuple($length, Bytes)
+                }
+            }
+        }
+    };
+}
+
+fixed_bytes!(
+    /// A SHA-256 digest.
+    Hash, 32
+);
+fixed_bytes!(
+    /// An Ed25519 or X25519 public key in its standard encoding.
+    PublicKey, 32
+);
+fixed_bytes!(
+    /// An Ed25519 signature.
+    SignatureBytes, 64
+);
+
+/// Bytes of any length.
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Blob(pub Vec<u8>);
+
+impl Blob {
+    /// Standard base64 of the bytes.
+    pub fn to_base64(&self) -> String {
+        STANDARD.encode(&self.0)
+    }
+}
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({} bytes)", self.0.len())
+    }
+}
+impl From<Vec<u8>> for Blob {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+impl std::ops::Deref for Blob {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&STANDARD.encode(&self.0))
+        } else {
+            serializer.serialize_bytes(&self.0)
+        }
+    }
+}
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl de::Visitor<'_> for Bytes {
+            type Value = Blob;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes, in text as standard base64")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
+                STANDARD
+                    .decode(text)
+                    .map(Blob)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Other("text that is not base64"), &self))
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(bytes.to_vec()))
+            }
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes))
+            }
+        }
+        if deserializer.is_human_readable() {
+            deserializer.deserialize_str(Bytes)
+        } else {
+            deserializer.deserialize_byte_buf(Bytes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_base64_and_the_wire_is_bare_bytes() {
+        let hash = Hash([7; 32]);
+        let json = serde_json::to_string(&hash).unwrap();
+        assert_eq!(json, format!("\"{hash}\""));
+        assert_eq!(serde_json::from_str::<Hash>(&json).unwrap(), hash);
+        assert_eq!(postcard::to_stdvec(&hash).unwrap(), vec![7; 32]);
+        assert_eq!(postcard::from_bytes::<Hash>(&[7; 32]).unwrap(), hash);
+        assert!(serde_json::from_str::<Hash>("\"AAAA\"").is_err());
+        assert!(serde_json::from_str::<Blob>("\"not base64!\"").is_err());
+        assert!(postcard::from_bytes::<Hash>(&[7; 31]).is_err());
+    }
+}

@@ -1,0 +1,376 @@
+//! Certificates: q signatures on what executing a batch led to (design §5).
+//!
+//! One concept serves three times: PBFT's stable checkpoint (§4.3), the proof in a client's hand
+//! (CT's signed tree head), and the target of state transfer. The same shape with [`Commit`]
+//! statements shows a server that fell behind that a batch was committed.
+//!
+//! [`Commit`]: crate::message::Commit
+
+use crate::bytes::Hash;
+use crate::codec::Tagged;
+use crate::grid::Grid;
+use crate::ids::{Epoch, Sequence, ServerId, ServerSet, Timestamp};
+use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified, Vote};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What every replica signs after it has executed a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The last batch executed.
+    pub sequence: Sequence,
+    /// Root of the authenticated map after it.
+    pub root: Hash,
+    /// Agreed time of the batch.
+    pub time: Timestamp,
+    /// Epoch of the secrets after it.
+    pub epoch: Epoch,
+}
+impl Tagged for Checkpoint {
+    const TAG: &'static str = "kds.checkpoint";
+}
+
+/// A statement with the votes of q different servers, and the certificates of the keys that they
+/// voted with, so that the manifest is all that a verifier needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuorumProof<T> {
+    /// What q servers say.
+    pub statement: T,
+    /// Their votes.
+    pub votes: Vec<Vote>,
+    /// Certificates of their voting keys.
+    pub keys: Vec<KeyCertificate>,
+}
+
+/// q checkpoint signatures.
+pub type Certificate = QuorumProof<Checkpoint>;
+
+/// Why q votes are not what they claim to be. Names whom to blame where the votes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuorumError {
+    /// Fewer than q votes.
+    #[error("{got} signers where {needed} are needed")]
+    TooFew {
+        /// Different signers found.
+        got: usize,
+        /// q.
+        needed: usize,
+    },
+    /// More votes or keys than servers.
+    #[error("more signatures than there are servers")]
+    TooMany,
+    /// One signer twice.
+    #[error("server {0} signed twice")]
+    Repeated(ServerId),
+    /// A key or signature that does not hold.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl<T: Tagged> QuorumProof<T> {
+    /// Checks everything against the manifest. Learns the voting keys that it carries, so that
+    /// the next certificate costs q signature checks and no more.
+    pub fn verify(&self, keyring: &mut Keyring) -> Result<(), QuorumError> {
+        let thresholds = keyring.manifest().thresholds;
+        if self.votes.len() > thresholds.n() || self.keys.len() > thresholds.n() {
+            return Err(QuorumError::TooMany);
+        }
+        let mut signers = ServerSet::default();
+        for vote in &self.votes {
+            if keyring.manifest().server(vote.server).is_none() {
+                return Err(KeyError::UnknownServer(vote.server).into());
+            }
+            if !signers.insert(vote.server) {
+                return Err(QuorumError::Repeated(vote.server));
+            }
+        }
+        if signers.len() < thresholds.q() {
+            return Err(QuorumError::TooFew { got: signers.len(), needed: thresholds.q() });
+        }
+        for key in &self.keys {
+            keyring.add(*key)?;
+        }
+        for vote in &self.votes {
+            keyring.verify(vote.server, &self.statement, &vote.signature)?;
+        }
+        Ok(())
+    }
+    /// Who signed, in the order of the votes.
+    pub fn signers(&self) -> impl Iterator<Item = ServerId> + '_ {
+        self.votes.iter().map(|vote| vote.server)
+    }
+}
+
+/// Gathers votes for statements of one kind until q servers agree on one.
+#[derive(Clone, Debug)]
+pub struct VoteBook<T> {
+    votes: BTreeMap<ServerId, Verified<T>>,
+}
+
+impl<T> Default for VoteBook<T> {
+    fn default() -> Self {
+        Self { votes: BTreeMap::new() }
+    }
+}
+
+impl<T: Tagged + Copy + PartialEq> VoteBook<T> {
+    /// Keeps a server's vote; its first one counts. A second, different one is returned: evidence
+    /// of equivocation.
+    pub fn add(&mut self, vote: Verified<T>) -> Result<bool, Verified<T>> {
+        match self.votes.get(&vote.server()) {
+            None => {
+                self.votes.insert(vote.server(), vote);
+                Ok(true)
+            }
+            Some(first) if first.body() == vote.body() => Ok(false),
+            Some(_) => Err(vote),
+        }
+    }
+    /// How many servers voted for this statement.
+    pub fn count(&self, statement: &T) -> usize {
+        self.votes.values().filter(|vote| vote.body() == statement).count()
+    }
+    /// A server's vote.
+    pub fn of(&self, server: ServerId) -> Option<&Verified<T>> {
+        self.votes.get(&server)
+    }
+    /// The servers that voted for something else.
+    pub fn dissenters(&self, statement: &T) -> impl Iterator<Item = ServerId> {
+        let statement = *statement;
+        self.votes.values().filter(move |vote| *vote.body() != statement).map(Verified::server)
+    }
+    /// The proof, once q servers voted for this statement.
+    pub fn proof(&self, statement: &T, quorum: usize) -> Option<QuorumProof<T>> {
+        let agreeing = self.votes.values().filter(|vote| vote.body() == statement).take(quorum);
+        let (votes, keys): (Vec<_>, Vec<_>) = agreeing.map(Verified::vote).unzip();
+        (votes.len() == quorum).then_some(QuorumProof { statement: *statement, votes, keys })
+    }
+}
+
+/// "I have executed `sequence` and have its certificate, both durable" (design §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// The sequence number held; every smaller one is held too.
+    pub sequence: Sequence,
+}
+impl Tagged for Held {
+    const TAG: &'static str = "kds.held";
+}
+
+/// Held statements that together show that everything up to `sequence` is complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Completion {
+    /// Every write up to here is visible to every complete read.
+    pub sequence: Sequence,
+    /// One statement a server, each for `sequence` or more.
+    pub held: Vec<Signed<Held>>,
+    /// Certificates of the keys that they are signed with.
+    pub keys: Vec<KeyCertificate>,
+}
+
+/// Why Held statements do not show completeness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompletionError {
+    /// One server twice, or more than there are.
+    #[error("server {0} is counted twice")]
+    Repeated(ServerId),
+    /// A statement for less than is claimed.
+    #[error("server {0} holds less than is claimed")]
+    HoldsLess(ServerId),
+    /// They do not cover c columns and q servers.
+    #[error("the holders do not cover enough columns or servers")]
+    NotCovered,
+    /// A key or signature that does not hold.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl Completion {
+    /// Checks the statements and that their servers cover c full columns and number q.
+    pub fn verify(&self, keyring: &mut Keyring) -> Result<(), CompletionError> {
+        let mut holders = ServerSet::default();
+        for held in &self.held {
+            if keyring.manifest().server(held.server).is_none() {
+                return Err(KeyError::UnknownServer(held.server).into());
+            }
+            if !holders.insert(held.server) {
+                return Err(CompletionError::Repeated(held.server));
+            }
+            if held.body.sequence < self.sequence {
+                return Err(CompletionError::HoldsLess(held.server));
+            }
+        }
+        if !keyring.manifest().grid().write_is_complete(&holders) {
+            return Err(CompletionError::NotCovered);
+        }
+        // Bounded by the loop above: no server twice, none unknown.
+        for key in self.keys.iter().take(self.held.len()) {
+            keyring.add(*key)?;
+        }
+        for held in &self.held {
+            keyring.verify(held.server, &held.body, &held.signature)?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps each server's highest Held statement and finds what is complete.
+#[derive(Clone, Debug)]
+pub struct CompletionTracker {
+    grid: Grid,
+    held: BTreeMap<ServerId, Verified<Held>>,
+}
+
+impl CompletionTracker {
+    /// Knows nothing yet.
+    pub fn new(grid: Grid) -> Self {
+        Self { grid, held: BTreeMap::new() }
+    }
+    /// Takes note of a statement; says whether it is higher than the server's last.
+    pub fn add(&mut self, held: Verified<Held>) -> bool {
+        let newer =
+            self.held.get(&held.server()).is_none_or(|known| known.body().sequence < held.body().sequence);
+        if newer {
+            self.held.insert(held.server(), held);
+        }
+        newer
+    }
+    /// The highest sequence number that is complete, with the statements that show it.
+    pub fn completion(&self) -> Option<Completion> {
+        let mut by_sequence: Vec<_> = self.held.values().collect();
+        by_sequence.sort_by_key(|held| std::cmp::Reverse(held.body().sequence));
+        let mut holders = ServerSet::default();
+        for (count, held) in by_sequence.iter().enumerate() {
+            holders.insert(held.server());
+            if self.grid.write_is_complete(&holders) {
+                let enough = &by_sequence[..=count];
+                return Some(Completion {
+                    sequence: held.body().sequence,
+                    held: enough.iter().map(|held| held.signed().clone()).collect(),
+                    keys: enough.iter().map(|held| *held.key()).collect(),
+                });
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::manifest::tests::sample;
+    use crate::signing::{KeyPurpose, KeyStatement, Voter};
+    use rand::{SeedableRng, rngs::StdRng};
+    use std::sync::Arc;
+
+    pub(crate) fn voters(n: usize) -> (Keyring, Vec<Voter>) {
+        let (manifest, identities) = sample(n);
+        let cluster = manifest.cluster_id();
+        let mut rng = StdRng::seed_from_u64(7);
+        let voters = identities
+            .iter()
+            .enumerate()
+            .map(|(i, identity)| Voter::generate(cluster, identity, ServerId(i as u8), Epoch(0), 0, &mut rng))
+            .collect();
+        (Keyring::new(Arc::new(manifest)), voters)
+    }
+
+    fn checkpoint(sequence: u64) -> Checkpoint {
+        Checkpoint { sequence: Sequence(sequence), root: Hash([3; 32]), time: Timestamp(5), epoch: Epoch(0) }
+    }
+
+    fn certificate(voters: &[Voter]) -> Certificate {
+        let mut book = VoteBook::default();
+        for voter in voters {
+            assert!(book.add(voter.sign(checkpoint(9))).unwrap());
+        }
+        book.proof(&checkpoint(9), voters.len()).unwrap()
+    }
+
+    #[test]
+    fn q_different_servers_of_the_manifest_make_a_certificate() {
+        let (keyring, voters) = voters(9);
+        let good = certificate(&voters[..6]);
+        assert_eq!(good.verify(&mut keyring.clone()), Ok(()));
+        assert_eq!(good.signers().count(), 6);
+
+        let short = certificate(&voters[..5]);
+        assert_eq!(short.verify(&mut keyring.clone()), Err(QuorumError::TooFew { got: 5, needed: 6 }));
+
+        let mut repeated = certificate(&voters[..5]);
+        repeated.votes.push(repeated.votes[0]);
+        assert_eq!(repeated.verify(&mut keyring.clone()), Err(QuorumError::Repeated(ServerId(0))));
+
+        let mut foreign = good.clone();
+        foreign.votes[5].server = ServerId(9);
+        assert_eq!(
+            foreign.verify(&mut keyring.clone()),
+            Err(QuorumError::Key(KeyError::UnknownServer(ServerId(9))))
+        );
+
+        let mut changed = good.clone();
+        changed.statement.root = Hash([4; 32]);
+        assert!(matches!(
+            changed.verify(&mut keyring.clone()),
+            Err(QuorumError::Key(KeyError::BadSignature(_)))
+        ));
+
+        let mut self_made = good.clone();
+        self_made.keys[0].statement.key = voters[1].key().public();
+        assert_eq!(
+            self_made.verify(&mut keyring.clone()),
+            Err(QuorumError::Key(KeyError::NotCertified(ServerId(0))))
+        );
+    }
+
+    #[test]
+    fn a_sealing_key_does_not_vote() {
+        let (keyring, voters) = voters(4);
+        let (_, identities) = sample(4);
+        let statement = KeyStatement { purpose: KeyPurpose::Sealing, ..voters[0].certificate().statement };
+        let sealing = KeyCertificate::issue(keyring.cluster(), &identities[0], statement);
+        assert!(keyring.clone().add(sealing).is_err());
+    }
+
+    #[test]
+    fn a_second_opinion_of_one_server_is_evidence_not_a_vote() {
+        let (_, voters) = voters(4);
+        let mut book = VoteBook::default();
+        assert!(book.add(voters[0].sign(checkpoint(1))).unwrap());
+        assert!(!book.add(voters[0].sign(checkpoint(1))).unwrap());
+        assert!(book.add(voters[0].sign(checkpoint(2))).is_err());
+        assert_eq!(book.count(&checkpoint(2)), 0);
+    }
+
+    #[test]
+    fn completion_needs_columns_and_a_quorum() {
+        let (keyring, voters) = voters(9);
+        let mut tracker = CompletionTracker::new(keyring.manifest().grid());
+        // Columns 0 and 1 hold 7, or 8; that makes six servers and two columns.
+        for (server, sequence) in [(0, 7), (3, 8), (6, 7), (1, 8), (4, 9), (8, 9)] {
+            tracker.add(voters[server].sign(Held { sequence: Sequence(sequence) }));
+            assert_eq!(tracker.completion(), None);
+        }
+        tracker.add(voters[7].sign(Held { sequence: Sequence(7) }));
+        let completion = tracker.completion().unwrap();
+        assert_eq!(completion.sequence, Sequence(7));
+        assert_eq!(completion.verify(&mut keyring.clone()), Ok(()));
+
+        let mut claims_more = completion.clone();
+        claims_more.sequence = Sequence(8);
+        assert!(matches!(claims_more.verify(&mut keyring.clone()), Err(CompletionError::HoldsLess(_))));
+        let mut fewer = completion.clone();
+        fewer.held.retain(|held| held.server != ServerId(7));
+        assert_eq!(fewer.verify(&mut keyring.clone()), Err(CompletionError::NotCovered));
+        let mut twice = completion.clone();
+        twice.held.push(twice.held[0].clone());
+        assert!(matches!(twice.verify(&mut keyring.clone()), Err(CompletionError::Repeated(_))));
+        let mut forged = completion;
+        forged.held[0].body.sequence = Sequence(70);
+        assert!(matches!(forged.verify(&mut keyring.clone()), Err(CompletionError::Key(_))));
+    }
+}

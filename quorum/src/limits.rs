@@ -1,0 +1,81 @@
+//! Every bound in one place. A server refuses what exceeds them before it stores it.
+
+/// Servers in the largest grid: 15², because Shamir shares over GF(256) have indices 1..=255.
+pub const MAX_SERVERS: usize = 225;
+/// Bytes of a name (design §4).
+pub const MAX_NAME_BYTES: usize = 255;
+/// Keys that one record may hold.
+pub const MAX_KEYS_PER_RECORD: usize = 16;
+/// Bytes of one public key or certificate.
+pub const MAX_KEY_BYTES: usize = 16 * 1024;
+/// Bytes of an algorithm's name.
+pub const MAX_ALGORITHM_BYTES: usize = 64;
+/// Metadata entries of one record.
+pub const MAX_METADATA_ENTRIES: usize = 32;
+/// Bytes of one metadata key.
+pub const MAX_METADATA_KEY_BYTES: usize = 64;
+/// Bytes of one metadata value.
+pub const MAX_METADATA_VALUE_BYTES: usize = 1024;
+/// Bytes of a revocation's reason.
+pub const MAX_REASON_BYTES: usize = 1024;
+/// Readers of one secret.
+pub const MAX_READERS: usize = 64;
+/// Bytes of a secret's ciphertext; all sealed shares fit beside it in one request.
+pub const MAX_CIPHERTEXT_BYTES: usize = 64 * 1024;
+/// Bytes of one sealed share (32 bytes of share, encapsulated key, tag, and room for a hybrid).
+pub const MAX_SEALED_SHARE_BYTES: usize = 2 * 1024;
+/// Releases of one secret that stay readable; older ones survive as a hash chain (design §6).
+pub const RELEASES_KEPT: usize = 64;
+/// Releases of one secret by one key in one minute of agreed time.
+pub const RELEASES_PER_MINUTE: usize = 30;
+
+/// Bytes of an HTTP request body, and of one encoded request.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// Requests in one batch.
+pub const MAX_BATCH_REQUESTS: usize = 512;
+/// Bytes of the requests in one batch; one request of the largest size always fits.
+pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// Bytes of one frame between servers.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// How far beyond the agreed time a request's expiry may lie, in milliseconds.
+pub const MAX_REQUEST_LIFETIME_MS: u64 = 60_000;
+/// Requests of one client that the client table remembers at once.
+pub const MAX_CLIENT_ENTRIES: usize = 1 << 17;
+/// Requests of one client that wait to be ordered.
+pub const MAX_PENDING_PER_CLIENT: usize = 1024;
+/// Requests of all clients that wait to be ordered.
+pub const MAX_PENDING: usize = 16 * 1024;
+
+/// Sequence numbers between the low and the high watermark (PBFT §4.2's L).
+pub const WINDOW: u64 = 256;
+/// Batches that the primary keeps in flight.
+pub const PIPELINE: u64 = 4;
+/// Executed batches that stay in memory and on disk for servers that fell behind.
+pub const LOG_TAIL_BATCHES: u64 = 4096;
+/// Bytes of executed batches that stay in memory and on disk for servers that fell behind.
+pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
+/// Executed batches sent in answer to one status message of a server that fell behind.
+pub const CATCH_UP_BATCHES: u64 = 16;
+/// Executed batches after which changed parts of the state are written to the database.
+pub const FLUSH_BATCHES: u64 = 16;
+/// Voting keys of one server that are accepted at a time: the current one and its predecessor.
+pub const KEYS_PER_SERVER: usize = 2;
+
+/// How far a first proposal's time may lie from a backup's clock (design §3's δ), in milliseconds.
+pub const CLOCK_BOUND_MS: u64 = 1_000;
+/// How often an idle primary orders an empty batch, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 1_000;
+/// How long a replica waits for progress before it repeats what it sent, in milliseconds.
+pub const RETRANSMIT_MS: u64 = 250;
+/// How long a server waits before it sends a client's request to all servers, in milliseconds.
+pub const FORWARD_TO_ALL_MS: u64 = 1_000;
+/// Shortest agreed time between two key announcements of one server, in milliseconds.
+pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
+
+/// Records that one page of a listing may hold.
+pub const MAX_PAGE: usize = 1_000;
+/// Names that one bulk lookup may ask for.
+pub const MAX_LOOKUP_NAMES: usize = 256;
+/// Nodes on one path of the authenticated map that a verifier follows: a bit position is
+/// strictly larger at every step, and keys are shorter than this many 9-bit symbols.
+pub const MAX_MAP_KEY_BYTES: usize = 600;

@@ -1,0 +1,67 @@
+//! Prepare and commit: q servers agree on a batch, and q servers know that (PBFT §4.2).
+
+use super::Replica;
+use super::effects::{Accusation, Write};
+use crate::ids::Sequence;
+use crate::message::{Commit, PeerMessage, Prepare};
+use crate::signing::Verified;
+use std::sync::Arc;
+
+impl Replica {
+    pub(super) fn on_prepare(&mut self, vote: Verified<Prepare>) {
+        let (slot, server) = (vote.body().0, vote.server());
+        // The primary's pre-prepare is its vote; a prepare of its own would count it twice.
+        if slot.view != self.view || server == self.primary() || !self.in_window(slot.sequence) {
+            return;
+        }
+        if self.log.entry(slot.sequence).or_default().prepares.add(vote).is_err() {
+            self.pending.accuse(Accusation::Equivocation {
+                server,
+                sequence: slot.sequence,
+                phase: "prepare",
+            });
+        }
+        self.advance(slot.sequence);
+    }
+
+    pub(super) fn on_commit(&mut self, vote: Verified<Commit>) {
+        let (slot, server) = (vote.body().0, vote.server());
+        if slot.view != self.view || !self.in_window(slot.sequence) {
+            return;
+        }
+        if self.log.entry(slot.sequence).or_default().commits.add(vote).is_err() {
+            self.pending.accuse(Accusation::Equivocation {
+                server,
+                sequence: slot.sequence,
+                phase: "commit",
+            });
+        }
+        self.advance(slot.sequence);
+    }
+
+    /// Takes whatever step the votes for a sequence number allow.
+    pub(super) fn advance(&mut self, sequence: Sequence) {
+        let quorum = self.quorum();
+        let Some(entry) = self.log.get_mut(&sequence) else { return };
+        if entry.own_commit.is_none()
+            && let (Some(slot), Some(proof)) = (entry.slot(), entry.prepared(quorum))
+        {
+            // What a commit promises: this batch is prepared here. A new view must find it, so the
+            // proof is durable before the commit leaves (PBFT §4.4).
+            self.pending.write(Write::Prepared { sequence, proof });
+            let vote = self.voter.sign(Commit(slot));
+            self.pending.send_all(&vote, PeerMessage::Commit);
+            let _ = entry.commits.add(vote.clone());
+            entry.own_commit = Some(vote);
+        }
+        // q commits prove by themselves that the batch is ordered: two quorums share an honest
+        // server, which commits to one batch at a sequence number.
+        if entry.committed.is_none()
+            && let (Some(proof), Some(batch)) = (entry.committed_now(quorum), &entry.wire)
+        {
+            self.pending.write(Write::Committed { batch: Arc::clone(batch), proof: proof.clone() });
+            entry.committed = Some(proof);
+            self.execute_ready();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Lost messages and servers that fell behind (PBFT §4.6, §5.2).
+//!
+//! A replica that makes no progress repeats its own votes and tells some others how far it is;
+//! who is further sends the batches that it lacks, each with q commits, and the latest
+//! certificate. Nothing of that has to be believed.
+
+use super::Replica;
+use super::effects::{Target, Write};
+use super::log::LogEntry;
+use crate::certificate::QuorumProof;
+use crate::ids::{Sequence, ServerId, Timestamp};
+use crate::limits::{CATCH_UP_BATCHES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
+use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
+use crate::signing::Verified;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Slots whose votes are repeated at a time.
+const REPEATED_SLOTS: usize = 16;
+/// Waiting requests that are forwarded again at a time.
+const REPEATED_REQUESTS: usize = 256;
+
+/// What retransmission remembers.
+#[derive(Default)]
+pub(super) struct Progress {
+    pub(super) last_tick: Timestamp,
+    /// What was certified at the last tick.
+    certified: Sequence,
+    /// Whom to ask next.
+    rotation: u64,
+    /// When and where each server was last helped.
+    helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
+}
+
+impl Replica {
+    /// At every tick: repeats what may have been lost.
+    pub(super) fn retransmit(&mut self, now: Timestamp) {
+        self.forward_again(now);
+        let stalled = self.certified() == self.progress.certified;
+        self.progress.certified = self.certified();
+        let outstanding = self.log.last_key_value().is_some_and(|(last, _)| *last > self.certified())
+            || self.executed() > self.certified()
+            || self.target > self.certified();
+        if !stalled || !outstanding {
+            return;
+        }
+        let primary = self.primary() == self.id;
+        for (_, entry) in self.log.range(self.certified().next()..).take(REPEATED_SLOTS) {
+            if let (true, Some(proposal), Some(batch)) = (primary, &entry.pre_prepare, &entry.wire) {
+                let message = PeerMessage::PrePrepare(proposal.clone(), Arc::clone(batch));
+                self.pending.send(Target::All, message);
+            }
+            if let Some(vote) = &entry.own_prepare {
+                self.pending.send_all(vote, PeerMessage::Prepare);
+            }
+            if let Some(vote) = &entry.own_commit {
+                self.pending.send_all(vote, PeerMessage::Commit);
+            }
+        }
+        for own in self.own_checkpoints.values().take(REPEATED_SLOTS) {
+            self.pending.send_all(&own.vote, PeerMessage::Checkpoint);
+        }
+        // f+1 servers, others each time: one of them is correct.
+        let n = self.manifest.thresholds.n() as u64;
+        for step in 1..=self.manifest.thresholds.f() as u64 + 1 {
+            let peer = ServerId(((u64::from(self.id.0) + self.progress.rotation % (n - 1) + step) % n) as u8);
+            if peer != self.id {
+                self.send_status(peer);
+            }
+        }
+        self.progress.rotation += 1;
+    }
+
+    /// Requests of this server's own clients: to the primary again, and after a while to all, so
+    /// that no single server can suppress one (design §3).
+    fn forward_again(&mut self, now: Timestamp) {
+        let primary = self.primary();
+        let due = |forwarded: Timestamp| now.since_ms(forwarded) >= RETRANSMIT_MS;
+        for waiting in self.pool.waiting_mut().take(REPEATED_REQUESTS) {
+            let Some(forwarded) = waiting.forwarded.filter(|forwarded| due(*forwarded)) else { continue };
+            let to_all = now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
+            if to_all && now.since_ms(forwarded) < FORWARD_TO_ALL_MS {
+                continue;
+            }
+            waiting.forwarded = Some(now);
+            let target = if to_all { Target::All } else { Target::One(primary) };
+            if target != Target::One(self.id) {
+                self.pending.send(target, PeerMessage::Forward(waiting.request.signed().clone()));
+            }
+        }
+    }
+
+    fn send_status(&mut self, peer: ServerId) {
+        let status = Status { view: self.view, executed: self.executed(), certified: self.certified() };
+        let status = self.voter.sign(status);
+        self.pending.send(Target::One(peer), PeerMessage::Status(status.signed().clone()));
+    }
+
+    /// A link came up: say where we are, and what we hold.
+    pub(super) fn on_connected(&mut self, peer: ServerId) {
+        if let Some(held) = &self.own_held {
+            self.pending.send(Target::One(peer), PeerMessage::Held(held.signed().clone()));
+        }
+        self.send_status(peer);
+    }
+
+    /// Somebody says how far it is: help, if this replica is further.
+    pub(super) fn on_status(&mut self, now: Timestamp, status: &Verified<Status>) {
+        let (peer, status) = (status.server(), *status.body());
+        let help = status.executed < self.executed() || status.certified < self.certified();
+        if !help {
+            return;
+        }
+        // Each server is helped once an interval, or as soon as it used what it got.
+        if let Some((when, executed)) = self.progress.helped.get(&peer)
+            && now.since_ms(*when) < RETRANSMIT_MS
+            && *executed >= status.executed
+        {
+            return;
+        }
+        self.progress.helped.insert(peer, (now, status.executed));
+        let first = status.executed.next();
+        let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
+        for (_, entry) in self.log.range(first..=last) {
+            if let (Some(proof), Some(batch)) = (&entry.committed, &entry.wire) {
+                let message = PeerMessage::Committed(proof.clone(), Arc::clone(batch));
+                self.pending.send(Target::One(peer), message);
+            }
+        }
+        if let Some(certificate) = self.certificate.as_ref().filter(|_| status.certified < self.certified()) {
+            self.pending.send(Target::One(peer), PeerMessage::Certificate(certificate.as_ref().clone()));
+        }
+    }
+
+    /// A batch that q servers committed to.
+    pub(super) fn on_committed(&mut self, from: ServerId, proof: QuorumProof<Commit>, batch: CheckedBatch) {
+        let sequence = proof.statement.0.sequence;
+        let executed = self.executed();
+        self.target = self.target.max(sequence);
+        if sequence <= executed || sequence.0 > executed.0 + WINDOW {
+            return;
+        }
+        let entry: &mut LogEntry = self.log.entry(sequence).or_default();
+        if entry.committed.is_none() {
+            let wire = Arc::new(batch.to_batch());
+            self.pending.write(Write::Committed { batch: Arc::clone(&wire), proof: proof.clone() });
+            entry.set_batch(batch, wire);
+            entry.committed = Some(proof);
+        }
+        self.execute_ready();
+        let used_up = self.executed() > executed && !self.log.contains_key(&self.executed().next());
+        if used_up && self.executed() < self.target {
+            self.send_status(from);
+        }
+    }
+}

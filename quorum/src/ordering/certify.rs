@@ -1,0 +1,148 @@
+//! Certificates, Held statements, and what can be forgotten (PBFT §4.3, design §2 and §5).
+
+use super::Replica;
+use super::effects::{Accusation, Published, Write};
+use crate::certificate::{Certificate, Checkpoint, Held};
+use crate::ids::Sequence;
+use crate::limits::{LOG_TAIL_BATCHES, LOG_TAIL_BYTES, WINDOW};
+use crate::message::PeerMessage;
+use crate::request::RequestId;
+use crate::signing::Verified;
+use std::sync::Arc;
+
+impl Replica {
+    pub(super) fn on_checkpoint(&mut self, vote: Verified<Checkpoint>) {
+        let (sequence, server) = (vote.body().sequence, vote.server());
+        if sequence <= self.certified() || sequence.0 > self.certified().0 + WINDOW {
+            return;
+        }
+        if self.checkpoints.entry(sequence).or_default().add(vote).is_err() {
+            self.pending.accuse(Accusation::Equivocation { server, sequence, phase: "checkpoint" });
+        }
+        self.certify();
+    }
+
+    /// A certificate from a peer, for a server that missed the votes.
+    pub(super) fn on_certificate(&mut self, certificate: Certificate) {
+        let sequence = certificate.statement.sequence;
+        self.target = self.target.max(sequence);
+        if sequence > self.certified() && self.own_checkpoints.contains_key(&sequence) {
+            self.adopt(certificate);
+        }
+    }
+
+    /// Makes a certificate of the highest executed batch that q votes agree on.
+    pub(super) fn certify(&mut self) {
+        let quorum = self.quorum();
+        let certificate = self.own_checkpoints.iter().rev().find_map(|(sequence, own)| {
+            let book = self.checkpoints.get(sequence)?;
+            book.proof(own.vote.body(), quorum).or_else(|| {
+                // q servers may agree on something else: then this replica is the one that is wrong.
+                let mut others = book.dissenters(own.vote.body());
+                others.find_map(|server| book.proof(book.of(server)?.body(), quorum))
+            })
+        });
+        if let Some(certificate) = certificate {
+            self.adopt(certificate);
+        }
+    }
+
+    /// Takes over a certificate of a batch that this replica has executed.
+    fn adopt(&mut self, certificate: Certificate) {
+        let statement = certificate.statement;
+        let sequence = statement.sequence;
+        let own = self.own_checkpoints.get(&sequence).expect("callers look up the own checkpoint");
+        if *own.vote.body() != statement {
+            self.diverged = true;
+            self.pending.accuse(Accusation::Diverged { sequence });
+            return;
+        }
+        if let Some(book) = self.checkpoints.get(&sequence) {
+            for server in book.dissenters(&statement) {
+                self.pending.accuse(Accusation::WrongState { server, sequence });
+            }
+        }
+        let before = self.certified();
+        let certificate = Arc::new(certificate);
+        self.pending.write(Write::Certified(Arc::clone(&certificate)));
+        self.certificate = Some(certificate);
+        self.certified_snapshot = Some(own.snapshot.clone());
+        self.target = self.target.max(sequence);
+
+        let later = self.own_checkpoints.split_off(&sequence.next());
+        for (_, done) in std::mem::replace(&mut self.own_checkpoints, later) {
+            self.pending.replied(done.replied);
+        }
+        self.checkpoints = self.checkpoints.split_off(&sequence.next());
+
+        // Executed and certified; the writes above are durable before this leaves (design §2).
+        let held = self.voter.sign(Held { sequence });
+        self.pending.send_all(&held, PeerMessage::Held);
+        self.own_held = Some(held.clone());
+        self.completion.add(held);
+        self.update_completion();
+        self.publish();
+        self.collect_garbage(before);
+    }
+
+    pub(super) fn on_held(&mut self, held: Verified<Held>) {
+        // Nobody is believed about sequence numbers that are not shown to exist.
+        if held.body().sequence.0 <= self.certified().0 + WINDOW && self.completion.add(held) {
+            self.update_completion();
+        }
+    }
+
+    fn update_completion(&mut self) {
+        let known = self.published_completion.as_ref().map_or(Sequence(0), |completion| completion.sequence);
+        if let Some(completion) = self.completion.completion()
+            && completion.sequence > known
+        {
+            self.published_completion = Some(Arc::new(completion));
+            self.publish();
+        }
+    }
+
+    /// Shows readers the certified state.
+    pub(super) fn publish(&mut self) {
+        if let (Some(certificate), Some(snapshot)) = (&self.certificate, &self.certified_snapshot) {
+            self.pending.publish(Published {
+                snapshot: snapshot.clone(),
+                certificate: Arc::clone(certificate),
+                completion: self.published_completion.clone(),
+                view: self.view,
+                executed: self.state.sequence(),
+            });
+        }
+    }
+
+    /// A retry of a request that executed: its client is answered now, or when it is certified.
+    pub(super) fn announce_reply(&mut self, id: RequestId) {
+        let uncertified = self.own_checkpoints.values().any(|own| own.replied.contains(&id));
+        if !uncertified {
+            self.pending.replied([id]);
+        }
+    }
+
+    /// Certified batches stay as a bounded tail for servers that fell behind; votes go (PBFT §4.3).
+    fn collect_garbage(&mut self, before: Sequence) {
+        let certified = self.certified();
+        for (_, entry) in self.log.range_mut(before.next()..=certified) {
+            entry.strip();
+        }
+        let mut trimmed = None;
+        while let Some(first) = self.log.first_entry() {
+            let sequence = *first.key();
+            let too_many = sequence.0 + LOG_TAIL_BATCHES <= certified.0 || self.log_bytes > LOG_TAIL_BYTES;
+            // What is not in the stored state yet is needed to start again.
+            if !too_many || sequence > self.flushed || sequence >= certified {
+                break;
+            }
+            self.log_bytes = self.log_bytes.saturating_sub(first.get().bytes());
+            first.remove();
+            trimmed = Some(sequence);
+        }
+        if let Some(through) = trimmed {
+            self.pending.write(Write::Trim { through });
+        }
+    }
+}

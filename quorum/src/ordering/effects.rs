@@ -1,0 +1,274 @@
+//! What the replica asks of its shell: write this, and only then send that.
+//!
+//! *Persist before send* is a type here and not a comment (design §3): messages stay inside
+//! [`Unsent`] until the shell shows a [`Durable`], which it gets only by giving up the
+//! [`WriteBatch`] that was made together with them, or a later one: so writes can be committed
+//! in groups.
+
+use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
+use crate::ids::{Epoch, Sequence, ServerId, View};
+use crate::map::Snapshot;
+use crate::message::{Batch, Commit, PeerMessage, PrePrepare, Prepare};
+use crate::request::RequestId;
+use crate::signing::{Signed, Verified};
+use crate::state::Leaf;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Something to make durable.
+#[derive(Debug)]
+pub enum Write {
+    /// A proposal made or agreed to: never another one at this place in this view.
+    Accepted {
+        /// The primary's signature on it.
+        pre_prepare: Signed<PrePrepare>,
+        /// The batch.
+        batch: Arc<Batch>,
+    },
+    /// q servers agree on the proposal: evidence for a new view (PBFT §4.4).
+    Prepared {
+        /// Where it belongs.
+        sequence: Sequence,
+        /// The backups' votes.
+        proof: QuorumProof<Prepare>,
+    },
+    /// The batch is ordered for good.
+    Committed {
+        /// The batch.
+        batch: Arc<Batch>,
+        /// q votes for it.
+        proof: QuorumProof<Commit>,
+    },
+    /// The latest certificate.
+    Certified(Arc<Certificate>),
+    /// The state after `checkpoint.sequence`: what changed since the last time.
+    State {
+        /// Root, time and epoch of that state.
+        checkpoint: Checkpoint,
+        /// Changed entries.
+        leaves: Vec<Leaf>,
+    },
+    /// This server's share of a secret; none if the deposit held none that opens.
+    Share {
+        /// Index of the secret.
+        index: u64,
+        /// Epoch of the share.
+        epoch: Epoch,
+        /// The share.
+        share: Option<ShareBytes>,
+    },
+    /// The share of a secret that is gone.
+    EraseShare {
+        /// Index of the secret.
+        index: u64,
+    },
+    /// Batches up to here are no longer needed.
+    Trim {
+        /// The last one to forget.
+        through: Sequence,
+    },
+}
+
+/// A share on its way to the share store; never printed.
+pub struct ShareBytes(pub Zeroizing<[u8; 32]>);
+
+impl std::fmt::Debug for ShareBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ShareBytes(..)")
+    }
+}
+
+/// Writes to commit together, in order.
+#[derive(Debug)]
+#[must_use = "what is not written must not be promised"]
+pub struct WriteBatch {
+    ticket: u64,
+    writes: Vec<Write>,
+}
+
+impl WriteBatch {
+    /// What to write.
+    pub fn writes(&self) -> &[Write] {
+        &self.writes
+    }
+    /// Called by the shell once all of it, and all batches before it, survive a power failure.
+    pub fn committed(self) -> Durable {
+        Durable { ticket: self.ticket }
+    }
+}
+
+/// Shows that everything up to some write batch is durable.
+#[derive(Debug)]
+pub struct Durable {
+    ticket: u64,
+}
+
+/// Whom a message goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every other server.
+    All,
+    /// One server.
+    One(ServerId),
+}
+
+/// What readers may see: the certified state.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Entries of the certified state.
+    pub snapshot: Snapshot,
+    /// q signatures on its root.
+    pub certificate: Arc<Certificate>,
+    /// What is known to be complete, with the statements that show it.
+    pub completion: Option<Arc<Completion>>,
+    /// The view that ordering is in.
+    pub view: View,
+    /// The last batch executed; not yet certified, perhaps.
+    pub executed: Sequence,
+}
+
+/// What may leave once the writes are durable.
+#[derive(Debug, Default)]
+pub struct Released {
+    /// Messages to other servers.
+    pub messages: Vec<(Target, Arc<PeerMessage>)>,
+    /// A newer certified state, if there is one.
+    pub published: Option<Published>,
+    /// Requests whose reply is part of the certified state now.
+    pub replied: Vec<RequestId>,
+    /// What somebody did wrong, for the log.
+    pub accusations: Vec<Accusation>,
+}
+
+/// What may leave once the writes made with it are durable.
+#[derive(Debug)]
+#[must_use = "unsent messages stall the protocol"]
+pub struct Unsent {
+    ticket: u64,
+    released: Released,
+}
+
+impl Unsent {
+    /// Gives out what waits for writes up to `durable`.
+    ///
+    /// # Panics
+    /// If the writes that it waits for are not covered: a defect of the shell.
+    pub fn release(self, durable: &Durable) -> Released {
+        assert!(self.ticket <= durable.ticket, "messages released before what they promise is durable");
+        self.released
+    }
+}
+
+/// Someone's misbehaviour, or our own damage, as far as this replica can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Accusation {
+    /// Two different statements where only one is allowed.
+    #[error("server {server} said two different things about sequence number {sequence} ({phase})")]
+    Equivocation {
+        /// Who.
+        server: ServerId,
+        /// Where.
+        sequence: Sequence,
+        /// In which phase.
+        phase: &'static str,
+    },
+    /// A proposal that breaks the rules.
+    #[error("primary {server}'s proposal {sequence} is refused: {why}")]
+    BadProposal {
+        /// Who.
+        server: ServerId,
+        /// Where.
+        sequence: Sequence,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// A checkpoint vote that q others contradict.
+    #[error("server {server} voted for another state at sequence number {sequence} than q servers did")]
+    WrongState {
+        /// Who.
+        server: ServerId,
+        /// Where.
+        sequence: Sequence,
+    },
+    /// q servers contradict this very replica: it stops voting.
+    #[error(
+        "this server's own state at sequence number {sequence} is not the certified one; it stops voting"
+    )]
+    Diverged {
+        /// Where.
+        sequence: Sequence,
+    },
+}
+
+/// Effects as the replica collects them.
+#[derive(Default)]
+pub(super) struct Pending {
+    next_ticket: u64,
+    writes: Vec<Write>,
+    released: Released,
+}
+
+impl Pending {
+    pub(super) fn write(&mut self, write: Write) {
+        self.writes.push(write);
+    }
+    pub(super) fn send(&mut self, target: Target, message: PeerMessage) {
+        self.released.messages.push((target, Arc::new(message)));
+    }
+    pub(super) fn send_all<T: Clone>(&mut self, vote: &Verified<T>, wrap: fn(Signed<T>) -> PeerMessage) {
+        self.send(Target::All, wrap(vote.signed().clone()));
+    }
+    pub(super) fn publish(&mut self, published: Published) {
+        self.released.published = Some(published);
+    }
+    pub(super) fn replied(&mut self, replied: impl IntoIterator<Item = RequestId>) {
+        self.released.replied.extend(replied);
+    }
+    pub(super) fn accuse(&mut self, accusation: Accusation) {
+        self.released.accusations.push(accusation);
+    }
+    pub(super) fn drain(&mut self) -> Option<(WriteBatch, Unsent)> {
+        let nothing = self.writes.is_empty()
+            && self.released.messages.is_empty()
+            && self.released.published.is_none()
+            && self.released.replied.is_empty()
+            && self.released.accusations.is_empty();
+        if nothing {
+            return None;
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let writes = WriteBatch { ticket, writes: std::mem::take(&mut self.writes) };
+        Some((writes, Unsent { ticket, released: std::mem::take(&mut self.released) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "released before")]
+    fn messages_do_not_leave_before_their_writes() {
+        let mut pending = Pending::default();
+        pending.write(Write::Trim { through: Sequence(1) });
+        let (first, _unsent) = pending.drain().unwrap();
+        pending.write(Write::Trim { through: Sequence(2) });
+        let (_second, unsent) = pending.drain().unwrap();
+        let durable = first.committed();
+        let _ = unsent.release(&durable);
+    }
+
+    #[test]
+    fn a_later_commit_covers_earlier_messages() {
+        let mut pending = Pending::default();
+        pending.write(Write::Trim { through: Sequence(1) });
+        let (_first, early) = pending.drain().unwrap();
+        pending.write(Write::Trim { through: Sequence(2) });
+        let (second, late) = pending.drain().unwrap();
+        let durable = second.committed();
+        let _ = early.release(&durable);
+        let _ = late.release(&durable);
+        assert!(pending.drain().is_none());
+    }
+}

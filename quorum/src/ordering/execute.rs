@@ -1,0 +1,77 @@
+//! Execution in order, and the checkpoint vote after every batch (PBFT §4.2, §4.3; design §5).
+
+use super::effects::{ShareBytes, Write};
+use super::{OwnCheckpoint, Replica};
+use crate::limits::FLUSH_BATCHES;
+use crate::message::{CheckedBatch, PeerMessage};
+use crate::request::Operation;
+use crate::sealing::ShareContext;
+use crate::state::Event;
+
+impl Replica {
+    /// Executes every batch that is committed and whose predecessors are executed.
+    pub(super) fn execute_ready(&mut self) {
+        let mut executed_any = false;
+        while let Some(entry) = self.log.get_mut(&self.state.sequence().next()) {
+            if entry.committed.is_none() {
+                break;
+            }
+            let Some(batch) = entry.batch.take() else { break };
+            self.log_bytes += entry.bytes();
+            self.execute(&batch);
+            executed_any = true;
+        }
+        if executed_any {
+            if self.executed().0 >= self.flushed.0 + FLUSH_BATCHES {
+                self.flush();
+            }
+            self.certify();
+        }
+    }
+
+    fn execute(&mut self, batch: &CheckedBatch) {
+        let executed = self.state.execute(batch);
+        for (place, event) in &executed.events {
+            self.on_event(batch, *place, event);
+        }
+        for request in batch.requests() {
+            self.pool.remove(request.id());
+        }
+        let sequence = executed.checkpoint.sequence;
+        self.next_sequence = self.next_sequence.max(sequence.next());
+        let vote = self.voter.sign(executed.checkpoint);
+        self.pending.send_all(&vote, PeerMessage::Checkpoint);
+        let _ = self.checkpoints.entry(sequence).or_default().add(vote.clone());
+        let own = OwnCheckpoint { vote, snapshot: executed.snapshot, replied: executed.replied };
+        self.own_checkpoints.insert(sequence, own);
+    }
+
+    /// Opens this server's share of a deposit, or erases one. A share that does not open leaves
+    /// an empty slot: it hurts nobody but its depositor (design §6).
+    fn on_event(&mut self, batch: &CheckedBatch, place: usize, event: &Event) {
+        match event {
+            Event::Erased { index } => self.pending.write(Write::EraseShare { index: *index }),
+            Event::Deposited { index, id } => {
+                let Some(Operation::Deposit(deposit)) =
+                    batch.requests().get(place).map(|request| &request.request().operation)
+                else {
+                    return;
+                };
+                let context = ShareContext::of(deposit, self.id, id.client, id.sequence);
+                let share = deposit
+                    .shares
+                    .get(self.id.index())
+                    .and_then(|sealed| context.open(&self.cluster, &self.opening, sealed).ok())
+                    .map(ShareBytes);
+                self.pending.write(Write::Share { index: *index, epoch: deposit.epoch, share });
+            }
+        }
+    }
+
+    /// Writes the executed state to disk: what changed since the last time.
+    pub(super) fn flush(&mut self) {
+        let (checkpoint, _) = self.state.seal();
+        self.flushed = checkpoint.sequence;
+        self.pending.write(Write::State { checkpoint, leaves: self.state.take_changes() });
+    }
+}

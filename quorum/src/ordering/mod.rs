@@ -1,0 +1,232 @@
+//! Ordering: one replica of PBFT (OSDI 1999).
+//!
+//! In: client requests, peers' checked messages, the passing of time, each with the time at which
+//! it came ([`Replica::handle`]). Out: writes, and messages that may leave once the writes are
+//! durable ([`Replica::drain`]). One file for each phase:
+//!
+//! | file | phase | source |
+//! |---|---|---|
+//! | `pool` | requests waiting to be ordered | PBFT §4.1 |
+//! | `propose` | the primary makes batches; backups accept them | PBFT §4.2 |
+//! | `agree` | prepare and commit | PBFT §4.2 |
+//! | `execute` | execution in order, checkpoint votes | PBFT §4.2, §4.3 |
+//! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
+//! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
+//! | `restore` | starting again from what is durable | design §3 |
+//!
+//! The view is carried, checked and stored everywhere; changing it is not implemented yet, so a
+//! cluster whose primary is gone waits for it.
+
+mod agree;
+mod catch_up;
+mod certify;
+mod effects;
+mod execute;
+mod log;
+mod pool;
+mod propose;
+mod restore;
+
+pub use effects::{Accusation, Durable, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch};
+pub use pool::PoolError;
+pub use restore::{Stored, StoredSlot, StoredState};
+
+use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
+use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
+use crate::limits::{HEARTBEAT_MS, RETRANSMIT_MS, WINDOW};
+use crate::manifest::Manifest;
+use crate::map::Snapshot;
+use crate::message::CheckedMessage;
+use crate::request::{RequestId, VerifiedRequest};
+use crate::sealing::OpeningKey;
+use crate::signing::{Verified, Voter};
+use crate::state::State;
+use effects::Pending;
+use log::LogEntry;
+use pool::RequestPool;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Who a replica is.
+pub struct Identity {
+    /// The cluster's manifest.
+    pub manifest: Arc<Manifest>,
+    /// The certified key that it votes with.
+    pub voter: Voter,
+    /// The key that opens shares deposited in the current epoch.
+    pub opening: Arc<OpeningKey>,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A client's request, at the server that she talks to.
+    Request(VerifiedRequest),
+    /// A message from a peer.
+    Message(ServerId, CheckedMessage),
+    /// A link to a peer came up: it may lack what was sent before.
+    Connected(ServerId),
+    /// Time passed.
+    Tick,
+}
+
+/// A vote with what it is about, from execution until its certificate is there.
+struct OwnCheckpoint {
+    vote: Verified<Checkpoint>,
+    snapshot: Snapshot,
+    replied: Vec<RequestId>,
+}
+
+/// One server's part in ordering.
+pub struct Replica {
+    id: ServerId,
+    cluster: ClusterId,
+    manifest: Arc<Manifest>,
+    voter: Voter,
+    opening: Arc<OpeningKey>,
+    view: View,
+    state: State,
+    log: BTreeMap<Sequence, LogEntry>,
+    log_bytes: usize,
+    pool: RequestPool,
+    /// As primary: where the next batch goes, and the time of the last one.
+    next_sequence: Sequence,
+    last_proposed: Timestamp,
+    checkpoints: BTreeMap<Sequence, VoteBook<Checkpoint>>,
+    own_checkpoints: BTreeMap<Sequence, OwnCheckpoint>,
+    certificate: Option<Arc<Certificate>>,
+    /// The state that the certificate is about; none after a restart until the next one.
+    certified_snapshot: Option<Snapshot>,
+    own_held: Option<Verified<Held>>,
+    completion: CompletionTracker,
+    published_completion: Option<Arc<Completion>>,
+    /// Where the state was last written to disk.
+    flushed: Sequence,
+    /// The highest sequence number that somebody showed to be certified.
+    target: Sequence,
+    progress: catch_up::Progress,
+    diverged: bool,
+    pending: Pending,
+}
+
+/// How a replica is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Its view.
+    pub view: View,
+    /// The last batch executed.
+    pub executed: Sequence,
+    /// The last batch certified.
+    pub certified: Sequence,
+    /// The highest sequence number seen certified anywhere.
+    pub target: Sequence,
+    /// The epoch of the executed state.
+    pub epoch: Epoch,
+    /// Requests waiting.
+    pub pending_requests: usize,
+    /// Sequence numbers in the log.
+    pub log_entries: usize,
+    /// Bytes of the log, about.
+    pub log_bytes: usize,
+    /// Its state is not the certified one.
+    pub diverged: bool,
+}
+
+impl Replica {
+    /// Takes one step.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        if self.diverged {
+            // Whatever it says now could be wrong: silence is the lesser fault.
+            return;
+        }
+        match input {
+            Input::Request(request) => self.on_request(now, request),
+            Input::Message(from, message) => self.on_message(now, from, message),
+            Input::Connected(peer) => self.on_connected(peer),
+            Input::Tick => self.on_tick(now),
+        }
+        self.propose(now);
+    }
+
+    /// Whether a request can wait here; the reason if not.
+    pub fn can_accept(&self, request: &VerifiedRequest) -> Result<(), PoolError> {
+        self.pool.has_room(request)
+    }
+
+    /// The effects since the last call: commit the writes, then release the messages.
+    pub fn drain(&mut self) -> Option<(WriteBatch, Unsent)> {
+        self.pending.drain()
+    }
+
+    fn on_message(&mut self, now: Timestamp, from: ServerId, message: CheckedMessage) {
+        match message {
+            // Keys were learnt when the message was checked.
+            CheckedMessage::Keys(_) => {}
+            CheckedMessage::Forward(request) => self.on_forward(now, request),
+            CheckedMessage::PrePrepare(proposal, batch) => self.on_pre_prepare(now, proposal, batch),
+            CheckedMessage::Prepare(vote) => self.on_prepare(vote),
+            CheckedMessage::Commit(vote) => self.on_commit(vote),
+            CheckedMessage::Checkpoint(vote) => self.on_checkpoint(vote),
+            CheckedMessage::Certificate(certificate) => self.on_certificate(certificate),
+            CheckedMessage::Held(held) => self.on_held(held),
+            CheckedMessage::Status(status) => self.on_status(now, &status),
+            CheckedMessage::Committed(proof, batch) => self.on_committed(from, proof, batch),
+        }
+    }
+
+    fn on_tick(&mut self, now: Timestamp) {
+        self.pool.expire(self.state.time());
+        if now.since_ms(self.progress.last_tick) >= RETRANSMIT_MS {
+            self.progress.last_tick = now;
+            self.retransmit(now);
+        }
+    }
+
+    /// This server.
+    pub fn id(&self) -> ServerId {
+        self.id
+    }
+    /// How it is doing.
+    pub fn status(&self) -> ReplicaStatus {
+        ReplicaStatus {
+            view: self.view,
+            executed: self.state.sequence(),
+            certified: self.certified(),
+            target: self.target,
+            epoch: self.state.epoch(),
+            pending_requests: self.pool.len(),
+            log_entries: self.log.len(),
+            log_bytes: self.log_bytes,
+            diverged: self.diverged,
+        }
+    }
+    /// The last certificate.
+    pub fn certificate(&self) -> Option<&Arc<Certificate>> {
+        self.certificate.as_ref()
+    }
+    /// The executed state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn certified(&self) -> Sequence {
+        self.certificate.as_ref().map_or(Sequence(0), |certificate| certificate.statement.sequence)
+    }
+    fn executed(&self) -> Sequence {
+        self.state.sequence()
+    }
+    fn primary(&self) -> ServerId {
+        self.view.primary(self.manifest.thresholds.n())
+    }
+    fn quorum(&self) -> usize {
+        self.manifest.thresholds.q()
+    }
+    /// Between the watermarks (PBFT §4.2): not executed yet, and not too far ahead.
+    fn in_window(&self, sequence: Sequence) -> bool {
+        sequence > self.executed() && sequence.0 <= self.certified().0 + WINDOW
+    }
+    /// When the shell should call with [`Input::Tick`] at the latest.
+    pub fn tick_interval_ms() -> u64 {
+        RETRANSMIT_MS.min(HEARTBEAT_MS) / 2
+    }
+}

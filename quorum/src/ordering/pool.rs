@@ -1,0 +1,201 @@
+//! Requests that wait to be ordered: FIFO for each client, clients in turn, bounded for both, so
+//! that neither a flood nor a primary's preference starves anyone (design §3).
+
+use crate::bytes::PublicKey;
+use crate::ids::Timestamp;
+use crate::limits::{MAX_BATCH_REQUESTS, MAX_PENDING, MAX_PENDING_PER_CLIENT};
+use crate::request::{RequestId, VerifiedRequest};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A waiting request.
+pub(super) struct Waiting {
+    pub(super) request: VerifiedRequest,
+    pub(super) received: Timestamp,
+    /// When it was last sent to the primary, for those that came from this server's own clients.
+    pub(super) forwarded: Option<Timestamp>,
+    /// Place in its client's queue; none once the primary has proposed it.
+    queued: Option<u64>,
+    bytes: usize,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// Too many of this client's wait.
+    #[error("{MAX_PENDING_PER_CLIENT} requests of this key are waiting already")]
+    ClientFull,
+    /// Too many wait.
+    #[error("{MAX_PENDING} requests are waiting already")]
+    Full,
+    /// Another request has the same client and number.
+    #[error("another request with this number is waiting")]
+    NumberInUse,
+}
+
+#[derive(Default)]
+pub(super) struct RequestPool {
+    waiting: BTreeMap<RequestId, Waiting>,
+    queues: BTreeMap<PublicKey, BTreeMap<u64, RequestId>>,
+    per_client: BTreeMap<PublicKey, usize>,
+    turn: VecDeque<PublicKey>,
+    arrivals: u64,
+}
+
+impl RequestPool {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+    pub(super) fn has_unproposed(&self) -> bool {
+        !self.queues.is_empty()
+    }
+    /// Whether `add` would take a request.
+    pub(super) fn has_room(&self, request: &VerifiedRequest) -> Result<(), PoolError> {
+        let id = request.id();
+        match self.waiting.get(&id) {
+            Some(known) if known.request.digest() == request.digest() => Ok(()),
+            Some(_) => Err(PoolError::NumberInUse),
+            None if self.per_client.get(&id.client).is_some_and(|n| *n >= MAX_PENDING_PER_CLIENT) => {
+                Err(PoolError::ClientFull)
+            }
+            None if self.waiting.len() >= MAX_PENDING => Err(PoolError::Full),
+            None => Ok(()),
+        }
+    }
+    /// Takes a request in; says whether it is new.
+    pub(super) fn add(&mut self, now: Timestamp, request: VerifiedRequest) -> Result<bool, PoolError> {
+        let id = request.id();
+        self.has_room(&request)?;
+        if self.waiting.contains_key(&id) {
+            return Ok(false);
+        }
+        *self.per_client.entry(id.client).or_default() += 1;
+        self.arrivals += 1;
+        let bytes = crate::codec::encode(request.signed()).len();
+        let queue = self.queues.entry(id.client).or_default();
+        if queue.is_empty() {
+            self.turn.push_back(id.client);
+        }
+        queue.insert(self.arrivals, id);
+        let queued = Some(self.arrivals);
+        self.waiting.insert(id, Waiting { request, received: now, forwarded: None, queued, bytes });
+        Ok(true)
+    }
+    /// The next batch: one request of each client in turn, until it is full.
+    pub(super) fn take(&mut self, max_bytes: usize) -> Vec<VerifiedRequest> {
+        let mut batch = Vec::new();
+        let mut room = max_bytes;
+        while batch.len() < MAX_BATCH_REQUESTS {
+            let Some(client) = self.turn.front().copied() else { break };
+            let Some(queue) = self.queues.get_mut(&client) else {
+                self.turn.pop_front();
+                continue;
+            };
+            let Some((_, id)) = queue.first_key_value() else {
+                self.queues.remove(&client);
+                self.turn.pop_front();
+                continue;
+            };
+            let waiting = self.waiting.get_mut(id).expect("queued requests are waiting");
+            if waiting.bytes > room {
+                break;
+            }
+            room -= waiting.bytes;
+            waiting.queued = None;
+            batch.push(waiting.request.clone());
+            queue.pop_first();
+            self.turn.pop_front();
+            if queue.is_empty() {
+                self.queues.remove(&client);
+            } else {
+                self.turn.push_back(client);
+            }
+        }
+        batch
+    }
+    /// Forgets a request that was executed or can no longer be.
+    pub(super) fn remove(&mut self, id: RequestId) {
+        let Some(waiting) = self.waiting.remove(&id) else { return };
+        if let Some(count) = self.per_client.get_mut(&id.client) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&id.client);
+            }
+        }
+        if let Some(place) = waiting.queued
+            && let Some(queue) = self.queues.get_mut(&id.client)
+        {
+            queue.remove(&place);
+            if queue.is_empty() {
+                self.queues.remove(&id.client);
+                self.turn.retain(|client| *client != id.client);
+            }
+        }
+    }
+    /// Forgets what has expired.
+    pub(super) fn expire(&mut self, now: Timestamp) {
+        let expired: Vec<_> = self
+            .waiting
+            .iter()
+            .filter(|(_, w)| w.request.request().expiry < now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in expired {
+            self.remove(id);
+        }
+    }
+    pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Waiting> {
+        self.waiting.values_mut()
+    }
+    pub(super) fn waiting_of(&mut self, id: RequestId) -> Option<&mut Waiting> {
+        self.waiting.get_mut(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ClusterId;
+    use crate::record::Name;
+    use crate::request::{Operation, SignedRequest};
+    use crate::signing::SigningKey;
+
+    fn request(client: u8, sequence: u64) -> VerifiedRequest {
+        let cluster = ClusterId(crate::Hash([0; 32]));
+        let key = SigningKey::from_seed(&[client; 32]);
+        let operation = Operation::Delete { secret: Name::new("x").unwrap() };
+        SignedRequest::sign(&cluster, &key, sequence, Timestamp(1000), operation).verify(&cluster).unwrap()
+    }
+
+    #[test]
+    fn clients_take_turns_and_each_is_served_in_order() {
+        let mut pool = RequestPool::default();
+        for sequence in [7, 3, 5] {
+            assert_eq!(pool.add(Timestamp(0), request(1, sequence)), Ok(true));
+        }
+        assert_eq!(pool.add(Timestamp(0), request(2, 1)), Ok(true));
+        assert_eq!(pool.add(Timestamp(0), request(2, 1)), Ok(false));
+        let batch = pool.take(1 << 20);
+        let order: Vec<_> = batch.iter().map(|r| r.id().sequence).collect();
+        assert_eq!(order, [7, 1, 3, 5]);
+        assert!(pool.take(1 << 20).is_empty());
+        assert_eq!(pool.len(), 4);
+        batch.iter().for_each(|r| pool.remove(r.id()));
+        assert_eq!(pool.len(), 0);
+        assert!(pool.per_client.is_empty() && pool.queues.is_empty() && pool.turn.is_empty());
+    }
+
+    #[test]
+    fn a_flood_of_one_client_leaves_room_for_others() {
+        let mut pool = RequestPool::default();
+        let flood = request(1, 0);
+        for sequence in 0..MAX_PENDING_PER_CLIENT as u64 {
+            assert_eq!(pool.add(Timestamp(0), request(1, sequence)), Ok(true));
+        }
+        assert_eq!(pool.add(Timestamp(0), request(1, u64::MAX)), Err(PoolError::ClientFull));
+        assert_eq!(pool.add(Timestamp(0), request(2, 0)), Ok(true));
+        assert_eq!(pool.take(1 << 20)[1].id(), request(2, 0).id());
+        pool.expire(Timestamp(1001));
+        assert_eq!(pool.len(), 0);
+        assert_eq!(pool.add(Timestamp(0), flood), Ok(true));
+    }
+}

@@ -1,0 +1,130 @@
+//! Requests come in; the primary puts them into batches; backups accept them (PBFT §4.1, §4.2).
+
+use super::effects::{Accusation, Target, Write};
+use super::{Replica, log};
+use crate::ids::{Sequence, Timestamp};
+use crate::limits::{CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, PIPELINE, WINDOW};
+use crate::message::{CheckedBatch, PeerMessage, PrePrepare, Prepare};
+use crate::request::VerifiedRequest;
+use crate::signing::Verified;
+use std::sync::Arc;
+
+/// Room for the envelope around a batch's requests.
+const BATCH_ENVELOPE_BYTES: usize = 1024;
+const _: () = assert!(MAX_REQUEST_BYTES + BATCH_ENVELOPE_BYTES <= MAX_BATCH_BYTES);
+
+impl Replica {
+    /// A request of this server's own client: it waits here and goes to the primary.
+    pub(super) fn on_request(&mut self, now: Timestamp, request: VerifiedRequest) {
+        let id = request.id();
+        if self.state.reply(id).is_some() {
+            // A retry (PBFT §4.1): the stored reply is shown once it is certified.
+            self.announce_reply(id);
+            return;
+        }
+        let signed = request.signed().clone();
+        if self.pool.add(now, request) == Ok(true) && self.primary() != self.id {
+            self.pending.send(Target::One(self.primary()), PeerMessage::Forward(signed));
+        }
+        if let Some(waiting) = self.pool.waiting_of(id) {
+            waiting.forwarded.get_or_insert(now);
+        }
+    }
+
+    /// A request that another server passes on.
+    pub(super) fn on_forward(&mut self, now: Timestamp, request: VerifiedRequest) {
+        let known =
+            crate::state::admit(self.state.map(), &self.manifest, self.state.time(), request.request());
+        if known.is_ok() && self.state.reply(request.id()).is_none() {
+            // A full pool refuses: the client's own server tells her.
+            let _ = self.pool.add(now, request);
+        }
+    }
+
+    /// As primary: proposes what waits, while the pipeline has room; with nothing waiting, an
+    /// empty batch once a second keeps certificates fresh.
+    pub(super) fn propose(&mut self, now: Timestamp) {
+        if self.primary() != self.id || self.diverged {
+            return;
+        }
+        loop {
+            let in_flight = self.next_sequence.0.saturating_sub(self.executed().0 + 1);
+            let room = in_flight < PIPELINE && self.next_sequence.0 <= self.certified().0 + WINDOW;
+            let beat = in_flight == 0 && now.since_ms(self.last_proposed) >= HEARTBEAT_MS;
+            if !room || (!self.pool.has_unproposed() && !beat) {
+                return;
+            }
+            let requests = self.pool.take(MAX_BATCH_BYTES - BATCH_ENVELOPE_BYTES);
+            if requests.is_empty() && !beat {
+                return;
+            }
+            // Agreed time (design §3): the clock, and never backwards.
+            let time = now.max(self.last_proposed).max(self.state.time());
+            self.last_proposed = time;
+            let batch = CheckedBatch::new(&self.cluster, time, requests);
+            let sequence = self.next_sequence;
+            self.next_sequence = sequence.next();
+            let proposal = self.voter.sign(PrePrepare(log::slot(self.view, sequence, &batch)));
+            self.accept(sequence, proposal, batch);
+        }
+    }
+
+    /// A proposal from the primary. Conditions as in PBFT §4.2, and design §3's on time.
+    pub(super) fn on_pre_prepare(
+        &mut self,
+        now: Timestamp,
+        proposal: Verified<PrePrepare>,
+        batch: CheckedBatch,
+    ) {
+        let slot = proposal.body().0;
+        let server = proposal.server();
+        if slot.view != self.view
+            || server != self.primary()
+            || server == self.id
+            || !self.in_window(slot.sequence)
+        {
+            return;
+        }
+        let known = self.log.get(&slot.sequence).and_then(|entry| entry.slot());
+        if let Some(known) = known {
+            if known != slot {
+                let accusation =
+                    Accusation::Equivocation { server, sequence: slot.sequence, phase: "pre-prepare" };
+                self.pending.accuse(accusation);
+            }
+            return;
+        }
+        // A time that lies back is harmless: execution never lets agreed time go backwards, and an
+        // old certificate is the client's to refuse. It occurs when a primary repeats a proposal
+        // from before an outage, which must not be stuck (docs/decisions/0006-agreed-time.md).
+        if batch.time().since_ms(now) > CLOCK_BOUND_MS {
+            let why = "its time is more than a second ahead of this server's clock";
+            self.pending.accuse(Accusation::BadProposal { server, sequence: slot.sequence, why });
+            return;
+        }
+        self.accept(slot.sequence, proposal, batch);
+    }
+
+    /// Binds this replica to a proposal: written before any vote for it leaves.
+    fn accept(&mut self, sequence: Sequence, proposal: Verified<PrePrepare>, batch: CheckedBatch) {
+        let slot = proposal.body().0;
+        let wire = Arc::new(batch.to_batch());
+        let proposal = proposal.signed().clone();
+        self.pending.write(Write::Accepted { pre_prepare: proposal.clone(), batch: Arc::clone(&wire) });
+        let entry = self.log.entry(sequence).or_default();
+        if entry.committed.is_none() {
+            entry.set_batch(batch, Arc::clone(&wire));
+        }
+        if proposal.server == self.id {
+            self.pending.send(Target::All, PeerMessage::PrePrepare(proposal.clone(), wire));
+        } else {
+            let vote = self.voter.sign(Prepare(slot));
+            self.pending.send_all(&vote, PeerMessage::Prepare);
+            // Its own first vote: nothing can contradict it.
+            let _ = entry.prepares.add(vote.clone());
+            entry.own_prepare = Some(vote);
+        }
+        entry.pre_prepare = Some(proposal);
+        self.advance(sequence);
+    }
+}

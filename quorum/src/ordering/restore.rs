@@ -1,0 +1,212 @@
+//! Starting again from what is durable (design §3).
+//!
+//! The database holds a state, some batches after it with their commit proofs, and the proposals
+//! that this server has voted for. Executing the batches again gives the state that it had; the
+//! votes are restored, so that it never contradicts one that left.
+
+use super::catch_up::Progress;
+use super::effects::Pending;
+use super::log::LogEntry;
+use super::pool::RequestPool;
+use super::{Identity, Replica};
+use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
+use crate::ids::{Sequence, Timestamp};
+use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare};
+use crate::signing::Signed;
+use crate::state::{RestoreError, State};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a server finds in its database.
+#[derive(Default)]
+pub struct Stored {
+    /// The state written last; none on a new disk.
+    pub state: Option<StoredState>,
+    /// The log, in ascending order of sequence numbers.
+    pub slots: Vec<StoredSlot>,
+    /// The last certificate.
+    pub certificate: Option<Certificate>,
+}
+
+/// The state as it was written last.
+pub struct StoredState {
+    /// Where it was written, and its root.
+    pub checkpoint: Checkpoint,
+    /// All entries.
+    pub leaves: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// One sequence number of the stored log.
+pub struct StoredSlot {
+    /// Where.
+    pub sequence: Sequence,
+    /// The proposal that was accepted, and its batch.
+    pub accepted: Option<(Signed<PrePrepare>, Batch)>,
+    /// That it was prepared here, so a commit was sent.
+    pub prepared: Option<QuorumProof<Prepare>>,
+    /// q commits, with the batch that they name.
+    pub committed: Option<(QuorumProof<Commit>, Batch)>,
+}
+
+/// Why a server cannot start from its database. It is damaged or not this server's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The state.
+    #[error(transparent)]
+    State(#[from] RestoreError),
+    /// A batch whose digest is not the one that was voted for.
+    #[error("the stored batch {0} is damaged")]
+    Batch(Sequence),
+    /// What execution leads to is not what was certified.
+    #[error("the stored state at sequence number {0} is not the certified one")]
+    NotCertified(Sequence),
+}
+
+impl Replica {
+    /// A replica that goes on from what is stored, or begins at genesis.
+    pub fn start(identity: Identity, stored: Stored) -> Result<Self, StartError> {
+        let Identity { manifest, voter, opening } = identity;
+        let cluster = manifest.cluster_id();
+        let fresh = stored.state.is_none();
+        let state = match stored.state {
+            None => State::genesis(Arc::clone(&manifest)),
+            Some(StoredState { checkpoint, leaves }) => {
+                State::restore(Arc::clone(&manifest), checkpoint, leaves)?
+            }
+        };
+        let flushed = state.sequence();
+        let mut replica = Self {
+            id: voter.server(),
+            cluster,
+            view: Default::default(),
+            log: BTreeMap::new(),
+            log_bytes: 0,
+            pool: RequestPool::default(),
+            next_sequence: flushed.next(),
+            last_proposed: Timestamp(0),
+            checkpoints: BTreeMap::new(),
+            own_checkpoints: BTreeMap::new(),
+            certificate: None,
+            certified_snapshot: None,
+            own_held: None,
+            completion: CompletionTracker::new(manifest.grid()),
+            published_completion: None,
+            flushed,
+            target: Sequence(0),
+            progress: Progress::default(),
+            diverged: false,
+            pending: Pending::default(),
+            manifest,
+            voter,
+            opening,
+            state,
+        };
+        if fresh {
+            // The state that the first batches build on is on disk before anything is promised.
+            replica.flush();
+        }
+        replica.restore_log(stored.slots)?;
+        replica.restore_certificate(stored.certificate)?;
+        Ok(replica)
+    }
+
+    fn restore_log(&mut self, slots: Vec<StoredSlot>) -> Result<(), StartError> {
+        for slot in slots {
+            let sequence = slot.sequence;
+            let mut entry = LogEntry::default();
+            if let Some((pre_prepare, batch)) = slot.accepted {
+                self.restore_votes(&mut entry, pre_prepare, batch, slot.prepared.is_some())?;
+            }
+            if let Some((proof, batch)) = slot.committed {
+                let wire = Arc::new(batch.clone());
+                let batch = CheckedBatch::from_own_log(&self.cluster, batch);
+                if batch.digest() != proof.statement.0.digest || proof.statement.0.sequence != sequence {
+                    return Err(StartError::Batch(sequence));
+                }
+                if sequence > self.flushed {
+                    entry.set_batch(batch, wire);
+                } else {
+                    entry.strip();
+                    entry.wire = Some(wire);
+                }
+                entry.committed = Some(proof);
+                if sequence <= self.flushed {
+                    self.log_bytes += entry.bytes();
+                }
+            }
+            self.next_sequence = self.next_sequence.max(sequence.next());
+            self.log.insert(sequence, entry);
+        }
+        self.execute_ready();
+        Ok(())
+    }
+
+    /// Puts back the votes that may have left. Signatures are deterministic, so signing again
+    /// gives the same ones.
+    fn restore_votes(
+        &mut self,
+        entry: &mut LogEntry,
+        pre_prepare: Signed<PrePrepare>,
+        batch: Batch,
+        prepared: bool,
+    ) -> Result<(), StartError> {
+        let slot = pre_prepare.body.0;
+        let wire = Arc::new(batch.clone());
+        let batch = CheckedBatch::from_own_log(&self.cluster, batch);
+        if batch.digest() != slot.digest {
+            return Err(StartError::Batch(slot.sequence));
+        }
+        let own_proposal = pre_prepare.server == self.id;
+        if own_proposal {
+            self.last_proposed = self.last_proposed.max(batch.time());
+        } else {
+            let vote = self.voter.sign(Prepare(slot));
+            let _ = entry.prepares.add(vote.clone());
+            entry.own_prepare = Some(vote);
+        }
+        if prepared {
+            let vote = self.voter.sign(Commit(slot));
+            let _ = entry.commits.add(vote.clone());
+            entry.own_commit = Some(vote);
+        }
+        entry.set_batch(batch, wire);
+        entry.pre_prepare = Some(pre_prepare);
+        Ok(())
+    }
+
+    fn restore_certificate(&mut self, certificate: Option<Certificate>) -> Result<(), StartError> {
+        let Some(certificate) = certificate else { return Ok(()) };
+        let statement = certificate.statement;
+        let sequence = statement.sequence;
+        if sequence > self.executed() {
+            return Err(StartError::NotCertified(sequence));
+        }
+        if let Some(own) = self.own_checkpoints.get(&sequence) {
+            if *own.vote.body() != statement {
+                return Err(StartError::NotCertified(sequence));
+            }
+        } else {
+            // The state was written at or after the certificate: its own snapshot is at `executed`.
+            let (checkpoint, snapshot) = self.state.seal();
+            if checkpoint.sequence == sequence && checkpoint != statement {
+                return Err(StartError::NotCertified(sequence));
+            }
+            self.vote_again(checkpoint, snapshot);
+            if checkpoint.sequence != sequence {
+                // The state on disk is newer than its last certificate, which still says where the
+                // watermarks are; readers wait for the next one.
+                self.certificate = Some(Arc::new(certificate));
+                return Ok(());
+            }
+        }
+        self.on_certificate(certificate);
+        Ok(())
+    }
+
+    fn vote_again(&mut self, checkpoint: Checkpoint, snapshot: crate::map::Snapshot) {
+        let vote = self.voter.sign(checkpoint);
+        let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
+        let own = super::OwnCheckpoint { vote, snapshot, replied: Vec::new() };
+        self.own_checkpoints.insert(checkpoint.sequence, own);
+    }
+}

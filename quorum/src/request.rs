@@ -1,0 +1,279 @@
+//! What clients ask for: signed requests, and what came of them (design §3, §4, §6).
+
+use crate::bytes::{Blob, Hash, PublicKey, SignatureBytes};
+use crate::codec::{Tagged, digest};
+use crate::ids::{ClusterId, Epoch, Sequence, Timestamp};
+use crate::record::{Entry, Invalid, Name};
+use crate::signing::{KeyCertificate, SignatureError, SigningKey, verify};
+use serde::{Deserialize, Serialize};
+
+/// Who may be given a secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reader {
+    /// Whoever owns this name when she asks.
+    Name(Name),
+    /// The holder of this key.
+    Key(PublicKey),
+}
+
+/// A secret as it is deposited: useless without k servers (design §6).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deposit {
+    /// Name of the secret, in a space of its own.
+    pub name: Name,
+    /// Who may change its readers' list by replacing it, and delete it; also a reader.
+    pub owner: PublicKey,
+    /// Who else may be given it.
+    pub readers: Vec<Reader>,
+    /// The index of the secret that this one replaces.
+    pub replaces: Option<u64>,
+    /// The epoch whose sealing keys the shares are sealed to.
+    pub epoch: Epoch,
+    /// The material under the data key.
+    pub ciphertext: Blob,
+    /// Digest of the data key.
+    pub commitment: Hash,
+    /// The data key's shares, one for each server in order, sealed to its sealing key.
+    pub shares: Vec<Blob>,
+}
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Operation {
+    /// A new name, by an administrator.
+    Register {
+        /// The name.
+        name: Name,
+        /// Its first version.
+        entry: Entry,
+    },
+    /// The next version of a name, by its owner or an administrator.
+    Rotate {
+        /// The name.
+        name: Name,
+        /// The version that this one follows.
+        from_version: u64,
+        /// What replaces it.
+        entry: Entry,
+    },
+    /// Withdraws the current version, by its owner or an administrator. Final.
+    Revoke {
+        /// The name.
+        name: Name,
+        /// The version withdrawn.
+        from_version: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Deposits a secret.
+    Deposit(Deposit),
+    /// Asks for a secret's shares, for the record.
+    Release {
+        /// The secret's name.
+        secret: Name,
+        /// A fresh X25519 key that the shares are sealed to.
+        ephemeral: PublicKey,
+    },
+    /// Removes a secret and its shares, by its owner.
+    Delete {
+        /// The secret's name.
+        secret: Name,
+    },
+    /// A server's current keys, by the server.
+    AnnounceKeys {
+        /// Also the key that signs this request.
+        voting: KeyCertificate,
+        /// What clients seal shares to.
+        sealing: KeyCertificate,
+    },
+}
+
+/// What a client signs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Who asks.
+    pub client: PublicKey,
+    /// Never used twice by this client: each number executes at most once.
+    pub sequence: u64,
+    /// Not executed after this agreed time.
+    pub expiry: Timestamp,
+    /// What is asked for.
+    pub operation: Operation,
+}
+impl Tagged for Request {
+    const TAG: &'static str = "kds.request";
+}
+
+/// A request with its signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedRequest {
+    /// What is asked for.
+    pub request: Request,
+    /// By the client's key.
+    pub signature: SignatureBytes,
+}
+
+impl SignedRequest {
+    /// Signs a request; its `client` is set to the key's public half.
+    pub fn sign(
+        cluster: &ClusterId,
+        key: &SigningKey,
+        sequence: u64,
+        expiry: Timestamp,
+        operation: Operation,
+    ) -> Self {
+        let request = Request { client: key.public(), sequence, expiry, operation };
+        Self { signature: key.sign(cluster, &request), request }
+    }
+    /// A request that was checked before this server wrote it to its log.
+    pub(crate) fn from_own_log(self, cluster: &ClusterId) -> VerifiedRequest {
+        VerifiedRequest { digest: digest(cluster, &self.request), signed: self }
+    }
+    /// Checks the signature.
+    pub fn verify(self, cluster: &ClusterId) -> Result<VerifiedRequest, SignatureError> {
+        verify(cluster, &self.request.client, &self.request, &self.signature)?;
+        Ok(VerifiedRequest { digest: digest(cluster, &self.request), signed: self })
+    }
+}
+
+/// A request whose signature has been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedRequest {
+    signed: SignedRequest,
+    digest: Hash,
+}
+
+impl VerifiedRequest {
+    /// What is asked for.
+    pub fn request(&self) -> &Request {
+        &self.signed.request
+    }
+    /// With its signature, to send on.
+    pub fn signed(&self) -> &SignedRequest {
+        &self.signed
+    }
+    /// What tells this request from another with the same number.
+    pub fn digest(&self) -> Hash {
+        self.digest
+    }
+    /// What the client table knows it by.
+    pub fn id(&self) -> RequestId {
+        RequestId { client: self.signed.request.client, sequence: self.signed.request.sequence }
+    }
+}
+
+/// A client's key and its number: what executes at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestId {
+    /// Who asked.
+    pub client: PublicKey,
+    /// Her number.
+    pub sequence: u64,
+}
+
+/// What a request did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Done {
+    /// The name has this version now.
+    Record {
+        /// The version made.
+        version: u64,
+    },
+    /// The secret is deposited.
+    Deposited {
+        /// Its index.
+        index: u64,
+    },
+    /// The servers may hand out shares of this secret to the request's ephemeral key.
+    Released {
+        /// The secret's index.
+        index: u64,
+        /// Number of the release.
+        release: u64,
+        /// Whose shares are handed out.
+        epoch: Epoch,
+    },
+    /// The secret is gone.
+    Deleted,
+    /// The server's keys are on record.
+    Announced,
+}
+
+/// Why a request did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Refusal {
+    /// The name is taken.
+    #[error("the name exists already, at version {version}")]
+    NameTaken {
+        /// Its version.
+        version: u64,
+    },
+    /// There is no such name.
+    #[error("the name is not registered")]
+    NoSuchName,
+    /// Another change came first.
+    #[error("another change came first: the name is at version {current}")]
+    VersionConflict {
+        /// Its version.
+        current: u64,
+    },
+    /// The key may not do this.
+    #[error("this key is not allowed to do that")]
+    NotAllowed,
+    /// The record is withdrawn.
+    #[error("the record is revoked")]
+    Revoked,
+    /// Breaks a rule.
+    #[error("{0}")]
+    Invalid(Invalid),
+    /// Sealed to keys of another epoch: seal again.
+    #[error("the deposit is sealed to an epoch that is not current; the current one is {current}")]
+    EpochPassed {
+        /// The current epoch.
+        current: Epoch,
+    },
+    /// There is no such secret.
+    #[error("there is no such secret")]
+    NoSuchSecret,
+    /// The secret exists, and this deposit does not say that it replaces it.
+    #[error("the secret exists already, with index {index}")]
+    SecretTaken {
+        /// Its index.
+        index: u64,
+    },
+    /// Too many releases in a minute, or announcements in an interval.
+    #[error("too many requests of this kind; try again later")]
+    TooOften,
+}
+
+/// The outcome of an executed request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Outcome {
+    /// Done.
+    Done(Done),
+    /// Nothing changed.
+    Refused(Refusal),
+}
+
+/// The client table's entry: the stored reply (PBFT §4.1, exactly once).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    /// Digest of the request that executed under this number.
+    pub request: Hash,
+    /// The batch it executed in.
+    pub sequence: Sequence,
+    /// The entry goes when agreed time passes this; the request cannot execute afterwards.
+    pub expiry: Timestamp,
+    /// What came of it.
+    pub outcome: Outcome,
+}

@@ -1,0 +1,158 @@
+//! Where things stand in the authenticated map.
+//!
+//! | key | value | |
+//! |---|---|---|
+//! | `n/` name | [`Record`] | the current version |
+//! | `h/` name `00` version (8 bytes, big-endian) | [`Record`] | every earlier version |
+//! | `a/` key | `()` | an administrator |
+//! | `k/` key | `u32` | reasons why a key may ask for things: records and secrets it owns or reads |
+//! | `s/` server | [`ServerKeys`] | what a server announced |
+//! | `c/` client number | [`Reply`] | the client table |
+//! | `x/` name | [`Secret`] | a secret's metadata |
+//! | `y/` index | bytes | its ciphertext |
+//! | `z/` index | [`Releases`] | who was given it |
+
+use super::{Releases, Secret, ServerKeys};
+use crate::bytes::{Blob, PublicKey};
+use crate::codec::decode;
+use crate::ids::ServerId;
+use crate::map::{Map, Snapshot};
+use crate::record::{Name, Record};
+use crate::request::{Reply, RequestId};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// Something to look entries up in: the map in execution, a snapshot elsewhere.
+pub trait Lookup {
+    /// The value of a key.
+    fn value(&self, key: &[u8]) -> Option<&Arc<[u8]>>;
+}
+impl Lookup for Map {
+    fn value(&self, key: &[u8]) -> Option<&Arc<[u8]>> {
+        self.get(key)
+    }
+}
+impl Lookup for Snapshot {
+    fn value(&self, key: &[u8]) -> Option<&Arc<[u8]>> {
+        self.get(key)
+    }
+}
+
+fn joined(prefix: &[u8], rest: &[u8]) -> Vec<u8> {
+    [prefix, rest].concat()
+}
+fn read<T: DeserializeOwned>(state: &impl Lookup, key: &[u8]) -> Option<T> {
+    state.value(key).and_then(|value| decode(value).ok())
+}
+
+/// Prefix of current records.
+pub const NAMES: &[u8] = b"n/";
+/// Prefix of what servers announced.
+pub const SERVERS: &[u8] = b"s/";
+/// Prefix of secrets' metadata.
+pub const SECRETS: &[u8] = b"x/";
+
+/// Key of a name's current record.
+pub fn name_key(name: &Name) -> Vec<u8> {
+    joined(NAMES, name.as_str().as_bytes())
+}
+/// Prefix of a name's earlier versions.
+pub fn history_prefix(name: &Name) -> Vec<u8> {
+    [b"h/", name.as_str().as_bytes(), b"\0"].concat()
+}
+/// Key of one earlier version.
+pub fn history_key(name: &Name, version: u64) -> Vec<u8> {
+    joined(&history_prefix(name), &version.to_be_bytes())
+}
+/// Key of an administrator.
+pub fn administrator(key: &PublicKey) -> Vec<u8> {
+    joined(b"a/", &key.0)
+}
+/// Key of the count of reasons why a key may ask for things.
+pub fn known_key(key: &PublicKey) -> Vec<u8> {
+    joined(b"k/", &key.0)
+}
+/// Key of what a server announced.
+pub fn server_key(server: ServerId) -> Vec<u8> {
+    joined(SERVERS, &[server.0])
+}
+/// Key of a reply in the client table.
+pub fn reply_key(id: RequestId) -> Vec<u8> {
+    [b"c/", &id.client.0[..], &id.sequence.to_be_bytes()].concat()
+}
+/// The request that a key of the client table belongs to.
+pub fn parse_reply(key: &[u8]) -> Option<RequestId> {
+    let rest = key.strip_prefix(b"c/")?;
+    let (client, sequence) = rest.split_first_chunk::<32>()?;
+    Some(RequestId { client: PublicKey(*client), sequence: u64::from_be_bytes(sequence.try_into().ok()?) })
+}
+/// Key of a secret's metadata.
+pub fn secret_key(name: &Name) -> Vec<u8> {
+    joined(SECRETS, name.as_str().as_bytes())
+}
+/// Key of a secret's ciphertext.
+pub fn ciphertext_key(index: u64) -> Vec<u8> {
+    joined(b"y/", &index.to_be_bytes())
+}
+/// Key of a secret's releases.
+pub fn releases_key(index: u64) -> Vec<u8> {
+    joined(b"z/", &index.to_be_bytes())
+}
+/// The end of the range of keys that begin with `prefix`: the first key after all of them.
+pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if let Some(next) = last.checked_add(1) {
+            end.push(next);
+            return end;
+        }
+    }
+    vec![0xff; crate::limits::MAX_MAP_KEY_BYTES]
+}
+
+/// A name's current record.
+pub fn record(state: &impl Lookup, name: &Name) -> Option<Record> {
+    read(state, &name_key(name))
+}
+/// What a server announced.
+pub fn server_keys(state: &impl Lookup, server: ServerId) -> Option<ServerKeys> {
+    read(state, &server_key(server))
+}
+/// The reply to a request.
+pub fn reply(state: &impl Lookup, id: RequestId) -> Option<Reply> {
+    read(state, &reply_key(id))
+}
+/// A secret's metadata.
+pub fn secret(state: &impl Lookup, name: &Name) -> Option<Secret> {
+    read(state, &secret_key(name))
+}
+/// A secret's ciphertext.
+pub fn ciphertext(state: &impl Lookup, index: u64) -> Option<Blob> {
+    read(state, &ciphertext_key(index))
+}
+/// Who was given a secret.
+pub fn releases(state: &impl Lookup, index: u64) -> Option<Releases> {
+    read(state, &releases_key(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_reaches_into_another_names_history() {
+        let a = Name::new("a").unwrap();
+        let ab = Name::new("a/b").unwrap();
+        assert!(!history_key(&ab, 1).starts_with(&history_prefix(&a)));
+        assert!(prefix_end(&history_prefix(&a)) > history_key(&a, u64::MAX));
+        assert!(prefix_end(NAMES) > name_key(&Name::new("zzz").unwrap()));
+        assert_eq!(prefix_end(&[1, 0xff]), vec![2]);
+    }
+
+    #[test]
+    fn reply_keys_parse_back() {
+        let id = RequestId { client: PublicKey([5; 32]), sequence: 77 };
+        assert_eq!(parse_reply(&reply_key(id)), Some(id));
+        assert_eq!(parse_reply(b"c/short"), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! What servers say about themselves: their current voting and sealing keys (design §7).
+
+use super::{State, layout};
+use crate::bytes::PublicKey;
+use crate::ids::Timestamp;
+use crate::limits::ANNOUNCE_INTERVAL_MS;
+use crate::manifest::Manifest;
+use crate::record::Invalid;
+use crate::request::{Done, Operation, Refusal, Request};
+use crate::signing::{KeyCertificate, KeyPurpose};
+use serde::{Deserialize, Serialize};
+
+/// The keys that a server announced last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerKeys {
+    /// Signs votes.
+    pub voting: KeyCertificate,
+    /// Clients seal shares to it.
+    pub sealing: KeyCertificate,
+    /// Agreed time of the announcement.
+    pub announced: Timestamp,
+}
+
+/// Whether this is a server's announcement of the key that signed it, with certificates of the
+/// server's identity key: then it may be ordered although the key is not known yet.
+pub(super) fn announces_itself(manifest: &Manifest, request: &Request) -> bool {
+    match &request.operation {
+        Operation::AnnounceKeys { voting, sealing } => {
+            certified(manifest, &request.client, voting, sealing).is_some()
+        }
+        _ => false,
+    }
+}
+
+fn certified(
+    manifest: &Manifest,
+    client: &PublicKey,
+    voting: &KeyCertificate,
+    sealing: &KeyCertificate,
+) -> Option<()> {
+    let fits = voting.statement.key == *client
+        && voting.statement.purpose == KeyPurpose::Voting
+        && sealing.statement.purpose == KeyPurpose::Sealing
+        && voting.statement.server == sealing.statement.server;
+    let cluster = manifest.cluster_id();
+    (fits && voting.verify(&cluster, manifest).is_ok() && sealing.verify(&cluster, manifest).is_ok())
+        .then_some(())
+}
+
+impl State {
+    pub(super) fn announce(
+        &mut self,
+        client: PublicKey,
+        voting: &KeyCertificate,
+        sealing: &KeyCertificate,
+    ) -> Result<Done, Refusal> {
+        certified(&self.manifest, &client, voting, sealing).ok_or(Refusal::Invalid(Invalid::Certificate))?;
+        if sealing.statement.epoch != self.epoch {
+            return Err(Refusal::EpochPassed { current: self.epoch });
+        }
+        let server = voting.statement.server;
+        let announced = self.time;
+        if let Some(known) = layout::server_keys(&self.map, server) {
+            let same = known.voting == *voting && known.sealing == *sealing;
+            if same {
+                return Ok(Done::Announced);
+            }
+            // Bounds what a lying server can make the others store.
+            if announced.since_ms(known.announced) < ANNOUNCE_INTERVAL_MS {
+                return Err(Refusal::TooOften);
+            }
+        }
+        self.put(layout::server_key(server), &ServerKeys { voting: *voting, sealing: *sealing, announced });
+        Ok(Done::Announced)
+    }
+}

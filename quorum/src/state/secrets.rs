@@ -1,0 +1,225 @@
+//! Secrets: deposit, release, delete (design §6).
+//!
+//! The state holds metadata, ciphertext and the record of releases. Shares are no part of it:
+//! each server opens its own when a deposit executes.
+
+use super::{Event, Lookup, State, layout};
+use crate::bytes::{Hash, PublicKey};
+use crate::codec::{Tagged, digest, sha256, signing_bytes};
+use crate::ids::{ClusterId, Epoch, Timestamp};
+use crate::limits;
+use crate::record::{Change, Invalid, Name};
+use crate::request::{Deposit, Done, Reader, Refusal, RequestId};
+use crate::signing::is_sound_key;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// What everyone knows of a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secret {
+    /// Its name.
+    pub name: Name,
+    /// Names its shares; never used again.
+    pub index: u64,
+    /// Who may replace and delete it, and be given it.
+    pub owner: PublicKey,
+    /// Who else may be given it.
+    pub readers: Vec<Reader>,
+    /// Whose request deposited it.
+    pub depositor: RequestId,
+    /// Digest of the ciphertext.
+    pub ciphertext_hash: Hash,
+    /// Bytes of the ciphertext.
+    pub ciphertext_bytes: u64,
+    /// Digest of the data key.
+    pub commitment: Hash,
+    /// When it was deposited.
+    pub deposited: Change,
+}
+
+/// A reader was given a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Number of the release.
+    pub release: u64,
+    /// To whom, by which request.
+    pub to: RequestId,
+    /// The key that shares are sealed to.
+    pub ephemeral: PublicKey,
+    /// The epoch in which shares may be handed out.
+    pub epoch: Epoch,
+    /// When.
+    pub time: Timestamp,
+}
+impl Tagged for Release {
+    const TAG: &'static str = "kds.release";
+}
+
+/// The last releases of a secret; older ones as a hash chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Releases {
+    /// How many there were before those listed.
+    pub earlier: u64,
+    /// H(H(… ‖ first) ‖ second)… of those.
+    pub chain: Option<Hash>,
+    /// The last ones, oldest first.
+    pub last: Vec<Release>,
+}
+
+/// The commitment to a data key: its digest, bound to the cluster.
+pub fn data_key_commitment(cluster: &ClusterId, data_key: &[u8; 32]) -> Hash {
+    #[derive(Serialize)]
+    struct DataKey<'a>(&'a [u8; 32]);
+    impl Tagged for DataKey<'_> {
+        const TAG: &'static str = "kds.data-key";
+    }
+    sha256(&Zeroizing::new(signing_bytes(cluster, &DataKey(data_key))))
+}
+
+/// Whether a key may be given a secret now: its owner, a listed key, or the owner of a listed name.
+pub(super) fn may_read(state: &impl Lookup, secret: &Secret, client: &PublicKey) -> bool {
+    secret.owner == *client
+        || secret.readers.iter().any(|reader| match reader {
+            Reader::Key(key) => key == client,
+            Reader::Name(name) => layout::record(state, name).is_some_and(|record| {
+                record.entry.owner == Some(*client) && record.status == crate::record::Status::Active
+            }),
+        })
+}
+
+impl Secret {
+    /// Whether a key may be given this secret in this state. Checked when a release is ordered,
+    /// and again when a share is handed out.
+    pub fn may_be_read_by(&self, state: &impl Lookup, client: &PublicKey) -> bool {
+        may_read(state, self, client)
+    }
+}
+
+impl State {
+    pub(super) fn deposit(
+        &mut self,
+        client: PublicKey,
+        index: u64,
+        client_sequence: u64,
+        deposit: &Deposit,
+        events: &mut Vec<Event>,
+    ) -> Result<Done, Refusal> {
+        self.check_deposit(deposit).map_err(Refusal::Invalid)?;
+        if deposit.epoch != self.epoch {
+            return Err(Refusal::EpochPassed { current: self.epoch });
+        }
+        if let Some(existing) = layout::secret(&self.map, &deposit.name) {
+            if existing.owner != client {
+                return Err(Refusal::NotAllowed);
+            }
+            if deposit.replaces != Some(existing.index) {
+                return Err(Refusal::SecretTaken { index: existing.index });
+            }
+            self.remove_secret(&existing, events);
+        } else if deposit.replaces.is_some() {
+            return Err(Refusal::NoSuchSecret);
+        }
+        let depositor = RequestId { client, sequence: client_sequence };
+        let secret = Secret {
+            name: deposit.name.clone(),
+            index,
+            owner: deposit.owner,
+            readers: deposit.readers.clone(),
+            depositor,
+            ciphertext_hash: sha256(&deposit.ciphertext),
+            ciphertext_bytes: deposit.ciphertext.len() as u64,
+            commitment: deposit.commitment,
+            deposited: Change { sequence: self.sequence, time: self.time },
+        };
+        self.count_keys_of(&secret, true);
+        self.put(layout::secret_key(&secret.name), &secret);
+        self.put(layout::ciphertext_key(index), &deposit.ciphertext);
+        events.push(Event::Deposited { index, id: depositor });
+        Ok(Done::Deposited { index })
+    }
+
+    fn check_deposit(&self, deposit: &Deposit) -> Result<(), Invalid> {
+        if !is_sound_key(&deposit.owner) {
+            return Err(Invalid::Owner);
+        }
+        let sound = |reader: &Reader| match reader {
+            Reader::Key(key) => is_sound_key(key),
+            Reader::Name(_) => true,
+        };
+        if deposit.readers.len() > limits::MAX_READERS || !deposit.readers.iter().all(sound) {
+            return Err(Invalid::Readers);
+        }
+        if deposit.ciphertext.len() > limits::MAX_CIPHERTEXT_BYTES {
+            return Err(Invalid::Ciphertext);
+        }
+        let sizes_fit = deposit.shares.iter().all(|share| share.len() <= limits::MAX_SEALED_SHARE_BYTES);
+        if deposit.shares.len() != self.manifest.thresholds.n() || !sizes_fit {
+            return Err(Invalid::Shares);
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(
+        &mut self,
+        client: PublicKey,
+        release: u64,
+        client_sequence: u64,
+        name: &Name,
+        ephemeral: PublicKey,
+    ) -> Result<Done, Refusal> {
+        let secret = layout::secret(&self.map, name).ok_or(Refusal::NoSuchSecret)?;
+        if !may_read(&self.map, &secret, &client) {
+            return Err(Refusal::NotAllowed);
+        }
+        let mut releases = layout::releases(&self.map, secret.index).unwrap_or_default();
+        let recent =
+            |release: &&Release| release.to.client == client && self.time.since_ms(release.time) < 60_000;
+        if releases.last.iter().filter(recent).count() >= limits::RELEASES_PER_MINUTE {
+            return Err(Refusal::TooOften);
+        }
+        if releases.last.len() == limits::RELEASES_KEPT {
+            let oldest = releases.last.remove(0);
+            let before = releases.chain.map_or([0; 32], |chain| chain.0);
+            releases.chain = Some(sha256(&[before, digest(&self.cluster, &oldest).0].concat()));
+            releases.earlier += 1;
+        }
+        let to = RequestId { client, sequence: client_sequence };
+        releases.last.push(Release { release, to, ephemeral, epoch: self.epoch, time: self.time });
+        self.put(layout::releases_key(secret.index), &releases);
+        Ok(Done::Released { index: secret.index, release, epoch: self.epoch })
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        client: PublicKey,
+        name: &Name,
+        events: &mut Vec<Event>,
+    ) -> Result<Done, Refusal> {
+        let secret = layout::secret(&self.map, name).ok_or(Refusal::NoSuchSecret)?;
+        if secret.owner != client {
+            return Err(Refusal::NotAllowed);
+        }
+        self.remove_secret(&secret, events);
+        Ok(Done::Deleted)
+    }
+
+    fn remove_secret(&mut self, secret: &Secret, events: &mut Vec<Event>) {
+        self.count_keys_of(secret, false);
+        self.delete_key(layout::secret_key(&secret.name));
+        self.delete_key(layout::ciphertext_key(secret.index));
+        self.delete_key(layout::releases_key(secret.index));
+        events.push(Event::Erased { index: secret.index });
+    }
+
+    fn count_keys_of(&mut self, secret: &Secret, more: bool) {
+        self.count_key(&secret.owner, more);
+        for reader in &secret.readers {
+            if let Reader::Key(key) = reader {
+                self.count_key(key, more);
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+use super::*;
+use crate::Blob;
+use crate::ids::ServerId;
+use crate::manifest::tests::sample;
+use crate::record::{Entry, Invalid, KeyMaterial, Name, Status};
+use crate::request::{Deposit, Done, Reader, SignedRequest};
+use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
+use rand::{SeedableRng, rngs::StdRng};
+use std::collections::BTreeMap;
+
+/// A state with its clock and a counter for request numbers.
+struct World {
+    state: State,
+    cluster: ClusterId,
+    now: Timestamp,
+    next: u64,
+    events: Vec<Event>,
+}
+
+fn admin() -> SigningKey {
+    SigningKey::from_seed(&[200; 32])
+}
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32])
+}
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let (manifest, _) = sample(4);
+        let cluster = manifest.cluster_id();
+        let state = State::genesis(Arc::new(manifest));
+        Self { state, cluster, now: Timestamp(1_000_000), next: 0, events: vec![] }
+    }
+    fn sign(&mut self, by: &SigningKey, operation: Operation) -> SignedRequest {
+        self.next += 1;
+        SignedRequest::sign(&self.cluster, by, self.next, self.now.plus_ms(10_000), operation)
+    }
+    fn run(&mut self, requests: Vec<SignedRequest>) -> Executed {
+        let requests = requests.into_iter().map(|request| request.verify(&self.cluster).unwrap()).collect();
+        let executed = self.state.execute(&CheckedBatch::new(&self.cluster, self.now, requests));
+        self.events.extend(executed.events.iter().map(|(_, event)| event.clone()));
+        executed
+    }
+    /// Executes one operation; none if it left no reply.
+    fn ask(&mut self, by: &SigningKey, operation: Operation) -> Option<Outcome> {
+        let request = self.sign(by, operation);
+        let id = RequestId { client: request.request.client, sequence: request.request.sequence };
+        self.run(vec![request]);
+        self.state.reply(id).map(|reply| reply.outcome)
+    }
+    fn refused(&mut self, by: &SigningKey, operation: Operation) -> Refusal {
+        match self.ask(by, operation) {
+            Some(Outcome::Refused(refusal)) => refusal,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+    fn done(&mut self, by: &SigningKey, operation: Operation) -> Done {
+        match self.ask(by, operation) {
+            Some(Outcome::Done(done)) => done,
+            other => panic!("not done: {other:?}"),
+        }
+    }
+}
+
+fn entry(byte: u8, owner: Option<&SigningKey>) -> Entry {
+    Entry {
+        keys: vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![byte; 32]) }],
+        owner: owner.map(SigningKey::public),
+        owner_only: false,
+        not_before: None,
+        not_after: None,
+        metadata: BTreeMap::new(),
+    }
+}
+fn register(text: &str, entry: Entry) -> Operation {
+    Operation::Register { name: name(text), entry }
+}
+fn rotate(text: &str, from_version: u64, entry: Entry) -> Operation {
+    Operation::Rotate { name: name(text), from_version, entry }
+}
+fn revoke(text: &str, from_version: u64) -> Operation {
+    Operation::Revoke { name: name(text), from_version, reason: "lost".into() }
+}
+
+#[test]
+fn administrators_register_owners_rotate_strangers_do_nothing() {
+    let mut world = World::new();
+    let (owner, stranger) = (key(1), key(2));
+    assert_eq!(world.done(&admin(), register("a", entry(1, Some(&owner)))), Done::Record { version: 1 });
+    assert_eq!(world.refused(&admin(), register("a", entry(2, None))), Refusal::NameTaken { version: 1 });
+    assert_eq!(world.refused(&owner, register("b", entry(2, None))), Refusal::NotAllowed);
+    // A key that nobody knows leaves nothing behind, not even a reply.
+    let before = world.state.map().len();
+    assert_eq!(world.ask(&stranger, register("b", entry(2, None))), None);
+    assert_eq!(world.ask(&stranger, rotate("a", 1, entry(2, None))), None);
+    assert_eq!(world.state.map().len(), before);
+    assert_eq!(
+        world.refused(&owner, rotate("a", 2, entry(2, Some(&owner)))),
+        Refusal::VersionConflict { current: 1 }
+    );
+    assert_eq!(world.done(&owner, rotate("a", 1, entry(2, Some(&stranger)))), Done::Record { version: 2 });
+    // Ownership went over: the former owner is a stranger now.
+    assert_eq!(world.ask(&owner, rotate("a", 2, entry(3, None))), None);
+    assert_eq!(world.done(&stranger, rotate("a", 2, entry(3, None))), Done::Record { version: 3 });
+    let old = layout::history_key(&name("a"), 1);
+    let old: crate::record::Record = world.state.load(&old).unwrap();
+    assert_eq!((old.version, &old.entry.keys[0].key.0[0]), (1, &1));
+    assert_eq!(world.refused(&admin(), rotate("none", 1, entry(1, None))), Refusal::NoSuchName);
+    let mut broken = entry(1, None);
+    broken.keys.clear();
+    assert_eq!(world.refused(&admin(), register("c", broken)), Refusal::Invalid(Invalid::KeyCount));
+}
+
+#[test]
+fn an_owner_only_record_is_revoked_but_not_replaced_by_an_administrator() {
+    let mut world = World::new();
+    let owner = key(1);
+    let entry = Entry { owner_only: true, ..entry(1, Some(&owner)) };
+    world.done(&admin(), register("a", entry.clone()));
+    assert_eq!(world.refused(&admin(), rotate("a", 1, entry.clone())), Refusal::NotAllowed);
+    assert_eq!(world.done(&admin(), revoke("a", 1)), Done::Record { version: 2 });
+    let record = layout::record(world.state.map(), &name("a")).unwrap();
+    assert!(matches!(record.status, Status::Revoked { ref reason, .. } if reason == "lost"));
+    // Final: not even its owner, whose key may be the one that was stolen.
+    assert_eq!(world.refused(&owner, rotate("a", 2, entry)), Refusal::Revoked);
+    assert_eq!(world.refused(&admin(), revoke("a", 2)), Refusal::Revoked);
+}
+
+#[test]
+fn a_request_executes_once_and_a_retry_finds_its_first_reply() {
+    let mut world = World::new();
+    let request = world.sign(&admin(), register("a", entry(1, None)));
+    let id = RequestId { client: request.request.client, sequence: request.request.sequence };
+    let other = SignedRequest::sign(
+        &world.cluster,
+        &admin(),
+        request.request.sequence,
+        request.request.expiry,
+        register("b", entry(1, None)),
+    );
+    let executed = world.run(vec![request.clone(), request.clone()]);
+    assert_eq!(executed.replied, [id, id]);
+    let first = world.state.reply(id).unwrap();
+    assert_eq!(first.outcome, Outcome::Done(Done::Record { version: 1 }));
+    // The same number with other bytes: the first reply stands, nothing happens.
+    world.run(vec![request.clone(), other]);
+    assert_eq!(world.state.reply(id).unwrap(), first);
+    assert!(layout::record(world.state.map(), &name("b")).is_none());
+
+    // After its expiry the reply goes, and the request can no longer execute.
+    let size = world.state.map().len();
+    world.now = request.request.expiry.plus_ms(1);
+    world.run(vec![]);
+    assert_eq!(world.state.reply(id), None);
+    assert_eq!(world.state.map().len(), size - 1);
+    assert!(world.run(vec![request]).replied.is_empty());
+    assert_eq!(layout::record(world.state.map(), &name("a")).unwrap().version, 1);
+}
+
+#[test]
+fn replies_are_kept_for_a_bounded_time_only() {
+    let mut world = World::new();
+    world.run(vec![]);
+    let far = world.now.plus_ms(crate::limits::MAX_REQUEST_LIFETIME_MS + 1);
+    let request = SignedRequest::sign(&world.cluster, &admin(), 1, far, register("a", entry(1, None)));
+    assert!(world.run(vec![request]).replied.is_empty());
+    assert!(layout::record(world.state.map(), &name("a")).is_none());
+}
+
+#[test]
+fn time_never_goes_backwards() {
+    let mut world = World::new();
+    world.run(vec![]);
+    let before = world.state.time();
+    world.now = Timestamp(5);
+    world.run(vec![]);
+    assert_eq!(world.state.time(), before);
+}
+
+fn deposit(secret: &str, owner: &SigningKey, readers: Vec<Reader>) -> Deposit {
+    Deposit {
+        name: name(secret),
+        owner: owner.public(),
+        readers,
+        replaces: None,
+        epoch: Epoch(0),
+        ciphertext: Blob(vec![1; 40]),
+        commitment: crate::Hash([2; 32]),
+        shares: vec![Blob(vec![3; 80]); 4],
+    }
+}
+fn release(secret: &str) -> Operation {
+    Operation::Release { secret: name(secret), ephemeral: PublicKey([9; 32]) }
+}
+
+#[test]
+fn secrets_are_released_to_readers_only_and_on_the_record() {
+    let mut world = World::new();
+    let (owner, by_key, by_name, stranger) = (key(1), key(2), key(3), key(4));
+    world.done(&admin(), register("bob", entry(1, Some(&by_name))));
+    let readers = vec![Reader::Key(by_key.public()), Reader::Name(name("bob"))];
+    let Done::Deposited { index } = world.done(&admin(), Operation::Deposit(deposit("s", &owner, readers)))
+    else {
+        panic!()
+    };
+    assert!(matches!(world.events[..], [Event::Deposited { index: i, .. }] if i == index));
+    for reader in [&owner, &by_key, &by_name] {
+        let Done::Released { index: released, .. } = world.done(reader, release("s")) else { panic!() };
+        assert_eq!(released, index);
+    }
+    assert_eq!(world.ask(&stranger, release("s")), None);
+    assert_eq!(world.refused(&admin(), release("s")), Refusal::NotAllowed);
+    assert_eq!(world.refused(&owner, release("t")), Refusal::NoSuchSecret);
+    let releases = layout::releases(world.state.map(), index).unwrap();
+    let to: Vec<_> = releases.last.iter().map(|release| release.to.client).collect();
+    assert_eq!(to, [owner.public(), by_key.public(), by_name.public()]);
+
+    // A name that changed hands, or was revoked, takes its right along.
+    world.done(&by_name, rotate("bob", 1, entry(1, Some(&stranger))));
+    assert_eq!(world.ask(&by_name, release("s")), None);
+    world.done(&stranger, release("s"));
+    world.done(&admin(), revoke("bob", 2));
+    assert_eq!(world.refused(&stranger, release("s")), Refusal::NotAllowed);
+
+    assert_eq!(world.refused(&by_key, Operation::Delete { secret: name("s") }), Refusal::NotAllowed);
+    assert_eq!(world.done(&owner, Operation::Delete { secret: name("s") }), Done::Deleted);
+    assert_eq!(world.events.last(), Some(&Event::Erased { index }));
+    // Nothing of it is left, the readers' right to ask included.
+    assert_eq!(world.ask(&by_key, release("s")), None);
+    assert!(layout::ciphertext(world.state.map(), index).is_none());
+}
+
+#[test]
+fn a_deposit_is_bound_to_its_epoch_and_replaces_only_what_it_names() {
+    let mut world = World::new();
+    let owner = key(1);
+    let deposit = deposit("s", &admin(), vec![]);
+    let old = Deposit { epoch: Epoch(1), ..deposit.clone() };
+    assert_eq!(world.refused(&admin(), Operation::Deposit(old)), Refusal::EpochPassed { current: Epoch(0) });
+    let short = Deposit { shares: vec![Blob(vec![]); 3], ..deposit.clone() };
+    assert_eq!(world.refused(&admin(), Operation::Deposit(short)), Refusal::Invalid(Invalid::Shares));
+    let Done::Deposited { index } = world.done(&admin(), Operation::Deposit(deposit.clone())) else {
+        panic!()
+    };
+    assert_eq!(world.refused(&admin(), Operation::Deposit(deposit.clone())), Refusal::SecretTaken { index });
+    world.done(&admin(), register("a", entry(1, Some(&owner))));
+    let theirs = Deposit { replaces: Some(index), ..deposit.clone() };
+    assert_eq!(world.refused(&owner, Operation::Deposit(theirs.clone())), Refusal::NotAllowed);
+    let Done::Deposited { index: second } = world.done(&admin(), Operation::Deposit(theirs)) else {
+        panic!()
+    };
+    assert!(second > index);
+    assert_eq!(world.events[1], Event::Erased { index });
+}
+
+#[test]
+fn releases_are_limited_and_old_ones_become_a_chain() {
+    let mut world = World::new();
+    world.done(&admin(), Operation::Deposit(deposit("s", &admin(), vec![])));
+    for _ in 0..crate::limits::RELEASES_PER_MINUTE {
+        world.done(&admin(), release("s"));
+    }
+    assert_eq!(world.refused(&admin(), release("s")), Refusal::TooOften);
+    let mut total = crate::limits::RELEASES_PER_MINUTE;
+    while total <= crate::limits::RELEASES_KEPT + 1 {
+        world.now = world.now.plus_ms(60_001);
+        for _ in 0..crate::limits::RELEASES_PER_MINUTE {
+            world.done(&admin(), release("s"));
+            total += 1;
+        }
+    }
+    let index = layout::secret(world.state.map(), &name("s")).unwrap().index;
+    let releases = layout::releases(world.state.map(), index).unwrap();
+    assert_eq!(releases.last.len(), crate::limits::RELEASES_KEPT);
+    assert_eq!(releases.earlier as usize, total - crate::limits::RELEASES_KEPT);
+    assert!(releases.chain.is_some());
+}
+
+#[test]
+fn servers_announce_their_own_keys_and_nobody_elses() {
+    let mut world = World::new();
+    let (_, identities) = sample(4);
+    let mut rng = StdRng::seed_from_u64(1);
+    let announce = |server: u8, identity: &SigningKey, serial: u64, rng: &mut StdRng| {
+        let (manifest, _) = sample(4);
+        let cluster = manifest.cluster_id();
+        let voter = Voter::generate(cluster, identity, ServerId(server), Epoch(0), serial, rng);
+        let statement = KeyStatement {
+            server: ServerId(server),
+            purpose: KeyPurpose::Sealing,
+            epoch: Epoch(0),
+            serial,
+            key: PublicKey([serial as u8 + 1; 32]),
+        };
+        let sealing = KeyCertificate::issue(&cluster, identity, statement);
+        (voter.key().clone(), Operation::AnnounceKeys { voting: *voter.certificate(), sealing })
+    };
+    let (voting, operation) = announce(2, &identities[2], 0, &mut rng);
+    assert_eq!(world.done(&voting, operation.clone()), Done::Announced);
+    assert_eq!(layout::server_keys(world.state.map(), ServerId(2)).unwrap().sealing.statement.key.0[0], 1);
+    // Signed by somebody else, or certified by somebody else.
+    assert_eq!(world.ask(&key(9), operation.clone()), None);
+    assert_eq!(world.refused(&admin(), operation), Refusal::Invalid(Invalid::Certificate));
+    let (forged, operation) = announce(2, &identities[1], 1, &mut rng);
+    assert_eq!(world.ask(&forged, operation), None);
+    // New keys, but not as often as a liar likes.
+    let (voting, operation) = announce(2, &identities[2], 1, &mut rng);
+    assert_eq!(world.refused(&voting, operation.clone()), Refusal::TooOften);
+    world.now = world.now.plus_ms(crate::limits::ANNOUNCE_INTERVAL_MS);
+    assert_eq!(world.done(&voting, operation), Done::Announced);
+}
+
+#[test]
+fn a_state_is_restored_from_its_entries_and_damage_is_noticed() {
+    let mut world = World::new();
+    world.done(&admin(), register("a", entry(1, None)));
+    let (checkpoint, snapshot) = world.state.seal();
+    let leaves: Vec<_> = snapshot.iter_from(&[]).map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+    let manifest = Arc::new(sample(4).0);
+    let mut restored = State::restore(Arc::clone(&manifest), checkpoint, leaves.clone()).unwrap();
+    // The same future: replies expire at the same time.
+    world.now = world.now.plus_ms(10_001);
+    let batch = CheckedBatch::new(&world.cluster, world.now, vec![]);
+    assert_eq!(restored.execute(&batch).checkpoint, world.state.execute(&batch).checkpoint);
+
+    for at in 0..leaves.len() {
+        let mut damaged = leaves.clone();
+        *damaged[at].1.last_mut().unwrap_or(&mut 0) ^= 1;
+        if damaged != leaves {
+            assert!(State::restore(Arc::clone(&manifest), checkpoint, damaged).is_err());
+        }
+        let mut missing = leaves.clone();
+        missing.remove(at);
+        assert!(State::restore(Arc::clone(&manifest), checkpoint, missing).is_err());
+    }
+}

@@ -1,0 +1,76 @@
+//! What survives a crash: the writes that were committed, and nothing else.
+
+use quorum::certificate::Certificate;
+use quorum::certificate::{Checkpoint, QuorumProof};
+use quorum::ids::Sequence;
+use quorum::message::{Batch, Commit, PrePrepare, Prepare};
+use quorum::ordering::{Stored, StoredSlot, StoredState, Write};
+use quorum::signing::Signed;
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+pub struct Slot {
+    pub accepted: Option<(Signed<PrePrepare>, Batch)>,
+    pub prepared: Option<QuorumProof<Prepare>>,
+    pub committed: Option<(QuorumProof<Commit>, Batch)>,
+}
+
+#[derive(Default)]
+pub struct Disk {
+    pub slots: BTreeMap<Sequence, Slot>,
+    pub state: Option<Checkpoint>,
+    pub leaves: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub certificate: Option<Certificate>,
+    pub shares: BTreeMap<u64, [u8; 32]>,
+}
+
+impl Disk {
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Accepted { pre_prepare, batch } => {
+                let slot = self.slots.entry(pre_prepare.body.0.sequence).or_default();
+                slot.accepted = Some((pre_prepare.clone(), batch.as_ref().clone()));
+            }
+            Write::Prepared { sequence, proof } => {
+                self.slots.entry(*sequence).or_default().prepared = Some(proof.clone());
+            }
+            Write::Committed { batch, proof } => {
+                let slot = self.slots.entry(proof.statement.0.sequence).or_default();
+                slot.committed = Some((proof.clone(), batch.as_ref().clone()));
+            }
+            Write::Certified(certificate) => self.certificate = Some(certificate.as_ref().clone()),
+            Write::State { checkpoint, leaves } => {
+                self.state = Some(*checkpoint);
+                for (key, value) in leaves {
+                    match value {
+                        Some(value) => self.leaves.insert(key.clone(), value.to_vec()),
+                        None => self.leaves.remove(key),
+                    };
+                }
+            }
+            Write::Share { index, share, .. } => {
+                if let Some(share) = share {
+                    self.shares.insert(*index, *share.0);
+                }
+            }
+            Write::EraseShare { index } => {
+                self.shares.remove(index);
+            }
+            Write::Trim { through } => self.slots = self.slots.split_off(&through.next()),
+        }
+    }
+
+    pub fn stored(&self) -> Stored {
+        let state = self.state.map(|checkpoint| StoredState {
+            checkpoint,
+            leaves: self.leaves.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        });
+        let slots = self.slots.iter().map(|(sequence, slot)| StoredSlot {
+            sequence: *sequence,
+            accepted: slot.accepted.clone(),
+            prepared: slot.prepared.clone(),
+            committed: slot.committed.clone(),
+        });
+        Stored { state, slots: slots.collect(), certificate: self.certificate.clone() }
+    }
+}
