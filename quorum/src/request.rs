@@ -168,7 +168,7 @@ impl VerifiedRequest {
 }
 
 /// A client's key and its number: what executes at most once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequestId {
     /// Who asked.

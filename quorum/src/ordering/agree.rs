@@ -5,7 +5,6 @@ use super::effects::{Accusation, Write};
 use crate::ids::Sequence;
 use crate::message::{Commit, PeerMessage, Prepare};
 use crate::signing::Verified;
-use std::sync::Arc;
 
 impl Replica {
     pub(super) fn on_prepare(&mut self, vote: Verified<Prepare>) {
@@ -57,9 +56,9 @@ impl Replica {
         // q commits prove by themselves that the batch is ordered: two quorums share an honest
         // server, which commits to one batch at a sequence number.
         if entry.committed.is_none()
-            && let (Some(proof), Some(batch)) = (entry.committed_now(quorum), &entry.wire)
+            && let (Some(proof), true) = (entry.committed_now(quorum), entry.wire.is_some())
         {
-            self.pending.write(Write::Committed { batch: Arc::clone(batch), proof: proof.clone() });
+            self.pending.write(Write::Committed { batch: None, proof: proof.clone() });
             entry.committed = Some(proof);
             self.execute_ready();
         }

@@ -143,7 +143,9 @@ impl Replica {
         let entry: &mut LogEntry = self.log.entry(sequence).or_default();
         if entry.committed.is_none() {
             let wire = Arc::new(batch.to_batch());
-            self.pending.write(Write::Committed { batch: Arc::clone(&wire), proof: proof.clone() });
+            let accepted_here = entry.slot().is_some_and(|slot| slot.digest == proof.statement.0.digest);
+            let batch_to_write = (!accepted_here).then(|| Arc::clone(&wire));
+            self.pending.write(Write::Committed { batch: batch_to_write, proof: proof.clone() });
             entry.set_batch(batch, wire);
             entry.committed = Some(proof);
         }

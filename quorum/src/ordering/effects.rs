@@ -10,6 +10,7 @@ use crate::ids::{Epoch, Sequence, ServerId, View};
 use crate::map::Snapshot;
 use crate::message::{Batch, Commit, PeerMessage, PrePrepare, Prepare};
 use crate::request::RequestId;
+use crate::ordering::PoolError;
 use crate::signing::{Signed, Verified};
 use crate::state::Leaf;
 use std::sync::Arc;
@@ -34,8 +35,8 @@ pub enum Write {
     },
     /// The batch is ordered for good.
     Committed {
-        /// The batch.
-        batch: Arc<Batch>,
+        /// The batch, unless it is the one that was accepted and written here before.
+        batch: Option<Arc<Batch>>,
         /// q votes for it.
         proof: QuorumProof<Commit>,
     },
@@ -136,6 +137,8 @@ pub struct Released {
     pub published: Option<Published>,
     /// Requests whose reply is part of the certified state now.
     pub replied: Vec<RequestId>,
+    /// Requests of own clients that cannot wait here.
+    pub refused: Vec<(RequestId, PoolError)>,
     /// What somebody did wrong, for the log.
     pub accusations: Vec<Accusation>,
 }
@@ -224,6 +227,9 @@ impl Pending {
     pub(super) fn replied(&mut self, replied: impl IntoIterator<Item = RequestId>) {
         self.released.replied.extend(replied);
     }
+    pub(super) fn refuse(&mut self, id: RequestId, why: PoolError) {
+        self.released.refused.push((id, why));
+    }
     pub(super) fn accuse(&mut self, accusation: Accusation) {
         self.released.accusations.push(accusation);
     }
@@ -232,6 +238,7 @@ impl Pending {
             && self.released.messages.is_empty()
             && self.released.published.is_none()
             && self.released.replied.is_empty()
+            && self.released.refused.is_empty()
             && self.released.accusations.is_empty();
         if nothing {
             return None;

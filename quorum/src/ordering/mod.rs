@@ -148,11 +148,6 @@ impl Replica {
         self.propose(now);
     }
 
-    /// Whether a request can wait here; the reason if not.
-    pub fn can_accept(&self, request: &VerifiedRequest) -> Result<(), PoolError> {
-        self.pool.has_room(request)
-    }
-
     /// The effects since the last call: commit the writes, then release the messages.
     pub fn drain(&mut self) -> Option<(WriteBatch, Unsent)> {
         self.pending.drain()

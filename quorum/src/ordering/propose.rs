@@ -23,8 +23,12 @@ impl Replica {
             return;
         }
         let signed = request.signed().clone();
-        if self.pool.add(now, request) == Ok(true) && self.primary() != self.id {
-            self.pending.send(Target::One(self.primary()), PeerMessage::Forward(signed));
+        match self.pool.add(now, request) {
+            Ok(true) if self.primary() != self.id => {
+                self.pending.send(Target::One(self.primary()), PeerMessage::Forward(signed));
+            }
+            Ok(_) => {}
+            Err(why) => self.pending.refuse(id, why),
         }
         if let Some(waiting) = self.pool.waiting_of(id) {
             waiting.forwarded.get_or_insert(now);

@@ -44,8 +44,8 @@ pub struct StoredSlot {
     pub accepted: Option<(Signed<PrePrepare>, Batch)>,
     /// That it was prepared here, so a commit was sent.
     pub prepared: Option<QuorumProof<Prepare>>,
-    /// q commits, with the batch that they name.
-    pub committed: Option<(QuorumProof<Commit>, Batch)>,
+    /// q commits, and the batch that they name if it is not the accepted one.
+    pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
 
 /// Why a server cannot start from its database. It is damaged or not this server's.
@@ -114,10 +114,12 @@ impl Replica {
         for slot in slots {
             let sequence = slot.sequence;
             let mut entry = LogEntry::default();
+            let accepted_batch = slot.accepted.as_ref().map(|(_, batch)| batch.clone());
             if let Some((pre_prepare, batch)) = slot.accepted {
                 self.restore_votes(&mut entry, pre_prepare, batch, slot.prepared.is_some())?;
             }
             if let Some((proof, batch)) = slot.committed {
+                let batch = batch.or(accepted_batch).ok_or(StartError::Batch(sequence))?;
                 let wire = Arc::new(batch.clone());
                 let batch = CheckedBatch::from_own_log(&self.cluster, batch);
                 if batch.digest() != proof.statement.0.digest || proof.statement.0.sequence != sequence {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub struct Slot {
     pub accepted: Option<(Signed<PrePrepare>, Batch)>,
     pub prepared: Option<QuorumProof<Prepare>>,
-    pub committed: Option<(QuorumProof<Commit>, Batch)>,
+    pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
 
 #[derive(Default)]
@@ -36,7 +36,8 @@ impl Disk {
             }
             Write::Committed { batch, proof } => {
                 let slot = self.slots.entry(proof.statement.0.sequence).or_default();
-                slot.committed = Some((proof.clone(), batch.as_ref().clone()));
+                let batch = batch.as_ref().map(|batch| batch.as_ref().clone());
+                slot.committed = Some((proof.clone(), batch));
             }
             Write::Certified(certificate) => self.certificate = Some(certificate.as_ref().clone()),
             Write::State { checkpoint, leaves } => {

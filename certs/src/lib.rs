@@ -1,0 +1,262 @@
+//! TLS of a cluster: self-signed certificates, pinned by the manifest.
+//!
+//! There is no certificate authority to trust or to steal: a client accepts for server i exactly
+//! the certificate that the manifest names for server i, and servers accept from each other
+//! exactly those of the manifest, which also tells who called. TLS 1.3, with the post-quantum
+//! hybrid X25519MLKEM768 preferred, so that traffic recorded today stays closed.
+
+use quorum::manifest::Manifest;
+use quorum::{Blob, ServerId};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Years that a new certificate is valid for.
+pub const VALIDITY_YEARS: i32 = 10;
+/// Days before its end at which a server starts to warn.
+pub const WARN_DAYS: i64 = 30;
+
+/// What goes wrong with certificates at start.
+#[derive(Debug, thiserror::Error)]
+pub enum CertsError {
+    /// Making one.
+    #[error("cannot make a certificate: {0}")]
+    Generate(#[from] rcgen::Error),
+    /// Reading one.
+    #[error("not a PEM {what}: {why}")]
+    Pem {
+        /// Certificate or private key.
+        what: &'static str,
+        /// What the parser says.
+        why: String,
+    },
+    /// Using one.
+    #[error("the TLS key and certificate cannot be used: {0}")]
+    Tls(#[from] Error),
+    /// Not X.509.
+    #[error("not an X.509 certificate")]
+    NotX509,
+}
+
+/// A certificate with its private key.
+pub struct OwnCertificate {
+    /// DER, as the manifest pins it.
+    pub certificate: Vec<u8>,
+    /// PEM, for `curl --cacert`.
+    pub certificate_pem: String,
+    /// PEM (PKCS#8, ECDSA P-256).
+    pub key_pem: Zeroizing<String>,
+}
+
+/// Makes a self-signed certificate for a server that is reached under these host names or
+/// addresses, valid from the beginning of `year` for [`VALIDITY_YEARS`].
+pub fn generate(common_name: &str, hosts: &[String], year: i32) -> Result<OwnCertificate, CertsError> {
+    let mut params = rcgen::CertificateParams::new(hosts.to_vec())?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+    params.not_before = rcgen::date_time_ymd(year, 1, 1);
+    params.not_after = rcgen::date_time_ymd(year + VALIDITY_YEARS, 1, 1);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok(OwnCertificate {
+        certificate: certificate.der().to_vec(),
+        certificate_pem: certificate.pem(),
+        key_pem: Zeroizing::new(key.serialize_pem()),
+    })
+}
+
+/// Seconds since 1970 at which a certificate ends.
+pub fn not_after(der: &[u8]) -> Result<i64, CertsError> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|_| CertsError::NotX509)?;
+    Ok(certificate.validity().not_after.timestamp())
+}
+
+/// What a server proves itself with.
+pub struct TlsIdentity {
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl TlsIdentity {
+    /// From a server's `tls.pem` and `tls.key`.
+    pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, CertsError> {
+        let certificate = CertificateDer::from_pem_slice(certificate)
+            .map_err(|e| CertsError::Pem { what: "certificate", why: e.to_string() })?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|e| CertsError::Pem { what: "private key", why: e.to_string() })?;
+        Ok(Self { certificate, key })
+    }
+    /// DER of the certificate.
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// For a server's HTTPS listener: no client certificates.
+pub fn https_server(identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
+    Ok(config)
+}
+
+/// For a client of server `server`.
+pub fn https_client(manifest: &Manifest, server: ServerId) -> Result<ClientConfig, CertsError> {
+    let pins = Pins::of(manifest, Some(server));
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(pins)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// For a server's peer listener: only servers of the manifest get in.
+pub fn peer_server(manifest: &Manifest, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Pins::of(manifest, None))
+        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
+    // Every link has its own handshake: session keys are to be renewed, not resumed (design §7).
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// For a server's link to server `server`.
+pub fn peer_client(
+    manifest: &Manifest,
+    identity: &TlsIdentity,
+    server: ServerId,
+) -> Result<ClientConfig, CertsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Pins::of(manifest, Some(server)))
+        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// The server of the manifest that a certificate belongs to.
+pub fn server_of(manifest: &Manifest, certificate: &[u8]) -> Option<ServerId> {
+    manifest.servers.iter().find(|entry| *entry.certificate == *certificate).map(|entry| entry.id)
+}
+
+/// Accepts the certificates of a manifest, byte for byte: of one server, or of any.
+#[derive(Debug)]
+struct Pins {
+    pinned: Vec<Blob>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pins {
+    fn of(manifest: &Manifest, only: Option<ServerId>) -> Arc<Self> {
+        let wanted = manifest.servers.iter().filter(|entry| only.is_none_or(|only| only == entry.id));
+        Arc::new(Self { pinned: wanted.map(|entry| entry.certificate.clone()).collect(), provider: provider() })
+    }
+    fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+        if !self.pinned.iter().any(|pinned| **pinned == **certificate) {
+            return Err(CertificateError::ApplicationVerificationFailure.into());
+        }
+        let end = not_after(certificate).map_err(|_| CertificateError::BadEncoding)?;
+        if end < now.as_secs() as i64 {
+            return Err(CertificateError::Expired.into());
+        }
+        Ok(())
+    }
+}
+
+macro_rules! signature_checks {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        }
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ServerCertVerifier for Pins {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(certificate, now).map(|()| ServerCertVerified::assertion())
+    }
+    signature_checks!();
+}
+
+impl ClientCertVerifier for Pins {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(certificate, now).map(|()| ClientCertVerified::assertion())
+    }
+    signature_checks!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pinned_certificate_passes_and_only_while_it_is_valid() {
+        let hosts = ["127.0.0.1".to_owned()];
+        let (one, two) = (generate("a", &hosts, 2026).unwrap(), generate("a", &hosts, 2026).unwrap());
+        let pins = Pins { pinned: vec![Blob(one.certificate.clone())], provider: provider() };
+        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let now = at(1_790_000_000);
+        assert!(pins.check(&one.certificate.as_slice().into(), now).is_ok());
+        // Same name, same hosts, other key.
+        assert!(pins.check(&two.certificate.as_slice().into(), now).is_err());
+        let late = pins.check(&one.certificate.as_slice().into(), at(not_after(&one.certificate).unwrap() as u64 + 1));
+        assert_eq!(late, Err(Error::InvalidCertificate(CertificateError::Expired)));
+    }
+
+    #[test]
+    fn pem_files_load_and_garbage_is_named() {
+        let own = generate("a", &["localhost".to_owned()], 2026).unwrap();
+        let identity = TlsIdentity::from_pem(own.certificate_pem.as_bytes(), own.key_pem.as_bytes()).unwrap();
+        assert_eq!(identity.certificate(), own.certificate);
+        assert!(https_server(&identity).is_ok());
+        assert!(matches!(TlsIdentity::from_pem(b"x", b"y"), Err(CertsError::Pem { what: "certificate", .. })));
+        assert!(matches!(not_after(b"garbage"), Err(CertsError::NotX509)));
+    }
+}

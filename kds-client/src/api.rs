@@ -1,0 +1,159 @@
+//! The JSON that servers and clients exchange over HTTPS, beside the self-proving answers of
+//! [`quorum::answer`].
+
+use quorum::answer::{PageAnswer, Receipt, RecordAnswer};
+use quorum::certificate::Certificate;
+use quorum::ids::{Epoch, Sequence, ServerId, View};
+use quorum::record::{Name, Record};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// An error as RFC 9457 describes it. `kind` is stable; scripts may rely on it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// `urn:kds:` and a [`ProblemKind`].
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What happened, in a few words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened here, and what to do about it.
+    pub detail: String,
+    /// If a request was executed and refused: the proof of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Box<Receipt>>,
+    /// If a record was looked up and is absent: the proof of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Box<RecordAnswer>>,
+}
+
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident = ($status:literal, $slug:literal, $title:literal);)*) => {
+        /// What can go wrong, each with its HTTP status.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ProblemKind { $($(#[$doc])* $name,)* }
+        impl ProblemKind {
+            /// The HTTP status.
+            pub fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+            /// The stable `type`.
+            pub fn uri(self) -> &'static str {
+                match self { $(Self::$name => concat!("urn:kds:", $slug),)* }
+            }
+            /// What happened, in a few words.
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+            /// From the stable `type`.
+            pub fn from_uri(uri: &str) -> Option<Self> {
+                match uri { $(concat!("urn:kds:", $slug) => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+problems! {
+    /// Not what the route expects.
+    Malformed = (400, "malformed", "malformed request");
+    /// Executed and refused: breaks a rule.
+    Invalid = (400, "invalid", "invalid request");
+    /// Its expiry lies before the agreed time, or too far ahead.
+    Expiry = (400, "expiry", "unusable expiry");
+    /// The signature does not hold.
+    BadSignature = (401, "bad-signature", "bad signature");
+    /// A key that may not do this.
+    NotAllowed = (403, "not-allowed", "not allowed");
+    /// Nothing there.
+    NotFound = (404, "not-found", "not found");
+    /// No such route.
+    NoRoute = (404, "no-route", "no such route");
+    /// Wrong method.
+    Method = (405, "method", "method not allowed");
+    /// Another change came first, or the name is taken.
+    Conflict = (409, "conflict", "conflict");
+    /// Sealed to keys that are gone.
+    EpochPassed = (409, "epoch-passed", "epoch passed");
+    /// Too large.
+    TooLarge = (413, "too-large", "too large");
+    /// Too many requests.
+    TooMany = (429, "too-many", "too many requests");
+    /// A defect of the server.
+    Internal = (500, "internal", "internal error");
+    /// Not ready, or no quorum in time.
+    NotReady = (503, "not-ready", "not ready");
+}
+
+/// Version and certified sequence number alone, for a server of a row that need not repeat the
+/// whole answer. Trusted as the statement of this one server, over TLS pinned to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BriefAnswer {
+    /// The record's version; 0 if there is none.
+    pub version: u64,
+    /// The last batch that this server has a certificate for.
+    pub certified: Sequence,
+}
+
+/// Many names at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BulkQuestion {
+    /// At most [`quorum::limits::MAX_LOOKUP_NAMES`].
+    pub names: Vec<Name>,
+}
+
+/// Answers under one certificate, in the order of the question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BulkAnswer {
+    /// Records or their absence.
+    pub records: Vec<quorum::answer::Proved<Record>>,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+    /// Up to where writes are known to be complete; a hint.
+    pub complete: Sequence,
+}
+
+/// History of a name: the current version, and earlier ones as a page.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryAnswer {
+    /// The current version.
+    pub current: RecordAnswer,
+    /// Earlier versions, in order, under the same certificate.
+    pub earlier: PageAnswer,
+}
+
+/// How a server says that it is doing. Nothing of it is proved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its place in the grid.
+    pub id: ServerId,
+    /// Row.
+    pub row: u16,
+    /// Column.
+    pub column: u16,
+    /// Its view.
+    pub view: View,
+    /// The last batch executed.
+    pub sequence: Sequence,
+    /// The last batch certified.
+    pub certified: Sequence,
+    /// The last batch known to be complete.
+    pub complete: Sequence,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Seconds since the shares were last renewed.
+    pub last_refresh_seconds: Option<f64>,
+    /// Secrets in the state.
+    pub secrets: u64,
+    /// Shares that it holds.
+    pub shares: u64,
+    /// Whether it is being recovered: behind what it has seen certified.
+    pub recovering: bool,
+    /// Peers that it has a link to.
+    pub peers_connected: u16,
+    /// Its program's version.
+    pub version: String,
+}

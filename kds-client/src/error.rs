@@ -1,0 +1,159 @@
+//! What can go wrong for a client, and the exit status that scripts see.
+
+use quorum::answer::AnswerError;
+use quorum::ids::ServerId;
+use quorum::request::Refusal;
+
+/// Exit statuses of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Done.
+    Done = 0,
+    /// Anything not below.
+    Other = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Not found: its absence was proved.
+    NotFound = 3,
+    /// What came back could not be verified.
+    Unverified = 4,
+    /// Not enough servers answered in time.
+    Unavailable = 5,
+    /// Not allowed, or invalid.
+    Refused = 6,
+    /// The name exists, or another change came first.
+    Conflict = 7,
+}
+
+/// A server's answer that was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misbehaviour {
+    /// Which server.
+    pub server: ServerId,
+    /// What was wrong with its answer.
+    pub why: String,
+}
+
+impl std::fmt::Display for Misbehaviour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server {}: {}", self.server, self.why)
+    }
+}
+
+fn listed<T: ToString>(items: &[T]) -> String {
+    let texts: Vec<_> = items.iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "none".into() } else { texts.join(", ") }
+}
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Not found.
+    #[error("{what} does not exist; its absence is proved by a certificate of the cluster")]
+    NotFound {
+        /// What was looked for.
+        what: String,
+    },
+    /// Answers came, and they cannot be trusted.
+    #[error("no answer could be verified\n  {}\n  check that the manifest is this cluster's and that this machine's clock is right", .rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
+    Unverified {
+        /// What was wrong with each.
+        rejected: Vec<Misbehaviour>,
+    },
+    /// Too few answers.
+    #[error(
+        "not enough servers answered in time: {needed}; answered: {}; silent: {}{}\n  check that the servers run (`kds-client status`), or give them more --timeout",
+        listed(.answered), listed(.silent),
+        if .rejected.is_empty() { String::new() } else { format!("; rejected: {}", listed(.rejected)) }
+    )]
+    Unavailable {
+        /// What would have been enough.
+        needed: String,
+        /// Servers whose answers were good.
+        answered: Vec<ServerId>,
+        /// Servers that did not answer.
+        silent: Vec<ServerId>,
+        /// Servers whose answers were not.
+        rejected: Vec<Misbehaviour>,
+    },
+    /// The record is certified but not proved to be visible to every reader.
+    #[error(
+        "the last change is committed but not yet visible to all row reads: too few servers hold it\n  \
+         more than the masked number of servers are silent; `--consistency quorum` reads it now"
+    )]
+    NotComplete,
+    /// Executed and refused, with proof.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// Refused by f+1 servers before ordering.
+    #[error("refused by {servers} servers: {detail}")]
+    RefusedByServers {
+        /// How many.
+        servers: usize,
+        /// What they say.
+        detail: String,
+        /// For the exit status.
+        status: ExitStatus,
+    },
+    /// The stored reply is of another request: a number was used twice.
+    #[error("another request was executed under the same number; nothing of this one was done: try again")]
+    NumberReused,
+    /// Secret.
+    #[error("{0}")]
+    Secret(String),
+    /// The client's own side.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl ClientError {
+    /// What scripts see.
+    pub fn exit_status(&self) -> ExitStatus {
+        match self {
+            Self::NotFound { .. } => ExitStatus::NotFound,
+            Self::Unverified { .. } => ExitStatus::Unverified,
+            Self::Unavailable { .. } | Self::NotComplete => ExitStatus::Unavailable,
+            Self::Refused(refusal) => match refusal {
+                Refusal::NameTaken { .. }
+                | Refusal::VersionConflict { .. }
+                | Refusal::Revoked
+                | Refusal::SecretTaken { .. }
+                | Refusal::EpochPassed { .. } => ExitStatus::Conflict,
+                Refusal::NoSuchName | Refusal::NoSuchSecret => ExitStatus::NotFound,
+                Refusal::NotAllowed | Refusal::Invalid(_) | Refusal::TooOften => ExitStatus::Refused,
+            },
+            Self::RefusedByServers { status, .. } => *status,
+            Self::NumberReused => ExitStatus::Conflict,
+            Self::Secret(_) => ExitStatus::Unverified,
+            Self::Local(_) => ExitStatus::Other,
+        }
+    }
+}
+
+/// What a single server's answer led to.
+#[derive(Debug)]
+pub(crate) enum LinkError {
+    /// It could not be reached, or not in time.
+    Silent(String),
+    /// It said no.
+    Problem(Box<crate::api::Problem>),
+    /// It said something that no correct server says.
+    Nonsense(String),
+}
+
+impl From<AnswerError> for LinkError {
+    fn from(error: AnswerError) -> Self {
+        Self::Nonsense(error.to_string())
+    }
+}
+
+impl std::fmt::Display for LinkError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Silent(why) => write!(f, "no answer ({why})"),
+            Self::Problem(problem) => write!(f, "{}: {}", problem.title, problem.detail),
+            Self::Nonsense(why) => f.write_str(why),
+        }
+    }
+}

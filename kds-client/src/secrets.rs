@@ -1,0 +1,309 @@
+//! Secrets: split, seal, deposit; release, gather, put together (design §6).
+
+use crate::client::Client;
+use crate::error::{ClientError, LinkError, Misbehaviour};
+use crate::link::segment;
+use crate::write::Written;
+use quorum::answer::{PageAnswer, SecretAnswer, ShareAnswer, ShareQuestion, Verifier};
+use quorum::bytes::{Blob, PublicKey};
+use quorum::codec::sha256;
+use quorum::ids::{Epoch, ServerId};
+use quorum::record::Name;
+use quorum::request::{Deposit, Done, Operation, Reader, Refusal};
+use quorum::sealing::{HandOutContext, OpeningKey, ShareContext, decrypt_material, encrypt_material};
+use quorum::shamir::{ReconstructError, ServerShare, deal, reconstruct};
+use quorum::signing::SigningKey;
+use quorum::state::{Releases, Secret, ServerKeys, data_key_commitment};
+use rand::Rng as _;
+use tokio::task::JoinSet;
+use zeroize::Zeroizing;
+
+/// How often a deposit is sealed again because its epoch passed meanwhile.
+const RESEALS: usize = 5;
+
+/// A secret that is deposited.
+#[derive(Debug)]
+pub struct Deposited {
+    /// Its index.
+    pub index: u64,
+    /// The ordered deposit.
+    pub written: Written,
+    /// Whether it was recovered once, to prove that it can be.
+    pub proved: bool,
+}
+
+/// A secret that came back.
+pub struct Recovered {
+    /// The material.
+    pub material: Zeroizing<Vec<u8>>,
+    /// Its metadata.
+    pub secret: Secret,
+    /// Servers whose shares were used or fit.
+    pub answered: Vec<ServerId>,
+    /// Servers whose shares do not fit, or whose answers were nonsense.
+    pub wrong: Vec<Misbehaviour>,
+}
+
+impl std::fmt::Debug for Recovered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recovered({}, {} bytes)", self.secret.name, self.material.len())
+    }
+}
+
+impl Client {
+    /// Deposits material under a name, so that any k servers together can give it to its owner
+    /// (the holder of `key`) and its readers, and fewer learn nothing. Unless `trust` is set, it
+    /// is recovered once before success is reported.
+    pub async fn put_secret(
+        &self,
+        key: &SigningKey,
+        name: &Name,
+        material: &[u8],
+        readers: &[Reader],
+        replace: bool,
+        trust: bool,
+    ) -> Result<Deposited, ClientError> {
+        let replaces = match replace {
+            true => self.secret(name).await?.map(|(secret, _)| secret.index),
+            false => None,
+        };
+        let mut attempt = 0;
+        let (written, index) = loop {
+            let (sequence, deposit) = self.seal_deposit(key, name, material, readers, replaces).await?;
+            let request = self.sign(key, sequence, Operation::Deposit(deposit));
+            match self.submit_signed(&request).await {
+                Ok(written) => match written.done {
+                    Done::Deposited { index } => break (written, index),
+                    _ => return Err(ClientError::Secret("the receipt is of another operation".into())),
+                },
+                // The epoch ended between sealing and execution: seal to the new keys.
+                Err(ClientError::Refused(Refusal::EpochPassed { .. })) if attempt < RESEALS => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        if !trust {
+            let back = self.get_secret(key, name).await?;
+            if *back.material != material {
+                return Err(ClientError::Secret("what came back is not what was deposited".into()));
+            }
+        }
+        Ok(Deposited { index, written, proved: !trust })
+    }
+
+    async fn seal_deposit(
+        &self,
+        key: &SigningKey,
+        name: &Name,
+        material: &[u8],
+        readers: &[Reader],
+        replaces: Option<u64>,
+    ) -> Result<(u64, Deposit), ClientError> {
+        let cluster = self.inner.manifest.cluster_id();
+        let thresholds = self.inner.manifest.thresholds;
+        let (epoch, sealing) = self.sealing_keys().await?;
+        let mut rng = rand::rng();
+        let mut data_key = Zeroizing::new([0; 32]);
+        rng.fill_bytes(&mut *data_key);
+        let failed = |e: quorum::sealing::SealError| ClientError::Secret(e.to_string());
+        let mut deposit = Deposit {
+            name: name.clone(),
+            owner: key.public(),
+            readers: readers.to_vec(),
+            replaces,
+            epoch,
+            ciphertext: encrypt_material(&cluster, name, &data_key, material).map_err(failed)?,
+            commitment: data_key_commitment(&cluster, &data_key),
+            shares: vec![],
+        };
+        let sequence = rng.next_u64();
+        let shares = deal(&data_key, thresholds.k(), thresholds.n(), &mut rng);
+        for (server, share) in self.inner.manifest.grid().servers().zip(&shares) {
+            let sealed = match sealing.get(server.index()).copied().flatten() {
+                // A server without a key has announced none: it recovers a share in a later epoch.
+                None => Blob(vec![]),
+                Some(to) => ShareContext::of(&deposit, server, key.public(), sequence)
+                    .seal(&cluster, &to, share, &mut rng)
+                    .map_err(failed)?,
+            };
+            deposit.shares.push(sealed);
+        }
+        Ok((sequence, deposit))
+    }
+
+    /// The servers' current sealing keys, from a certified answer no older than `max_age`.
+    async fn sealing_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
+        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        let check = |verifier: &mut Verifier, answer: &PageAnswer| {
+            let keys = verifier.server_keys(answer)?;
+            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
+            Ok((answer.certificate.statement.epoch, keys))
+        };
+        let (epoch, announced) = self.first_good("/v1/servers", check).await?;
+        let key_of = |server: ServerId| {
+            let of = |keys: &&ServerKeys| keys.sealing.statement.server == server;
+            let keys = announced.iter().find(of)?;
+            (keys.sealing.statement.epoch == epoch).then_some(keys.sealing.statement.key)
+        };
+        let keys: Vec<_> = self.inner.manifest.grid().servers().map(key_of).collect();
+        // With fewer than q keys a deposit could become unrecoverable when f servers fail.
+        let (have, need) = (keys.iter().flatten().count(), self.inner.manifest.thresholds.q());
+        if have < need {
+            let why = format!("only {have} servers have announced a sealing key yet, {need} are needed: try again");
+            return Err(ClientError::Unavailable { needed: why, answered: vec![], silent: vec![], rejected: vec![] });
+        }
+        Ok((epoch, keys))
+    }
+
+    /// A secret's metadata and the record of its releases; none if its absence was proved.
+    pub async fn secret(&self, name: &Name) -> Result<Option<(Secret, Releases)>, ClientError> {
+        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        let path = format!("/v1/secrets/{}", segment(name));
+        self.first_good(&path, |verifier: &mut Verifier, answer: &SecretAnswer| {
+            let secret = verifier.secret(answer, name)?;
+            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
+            Ok(secret)
+        })
+        .await
+    }
+
+    /// Recovers a secret: an ordered release, then k right shares, whatever the others are.
+    pub async fn get_secret(&self, key: &SigningKey, name: &Name) -> Result<Recovered, ClientError> {
+        let mut seed = Zeroizing::new([0; 32]);
+        rand::rng().fill_bytes(&mut *seed);
+        let ephemeral = OpeningKey::derive(&seed);
+        let operation = Operation::Release { secret: name.clone(), ephemeral: ephemeral.public() };
+        let written = self.submit(key, operation).await?;
+        let Done::Released { index, release, epoch } = written.done else {
+            return Err(ClientError::Secret("the receipt is of another operation".into()));
+        };
+        let Some((secret, _)) = self.secret_at(name, index).await? else {
+            return Err(ClientError::NotFound { what: format!("the secret {name}") });
+        };
+        let gathering = Gathering { client: self, secret: &secret, release, epoch, ephemeral: &ephemeral };
+        let (data_key, ciphertext, answered, wrong) = gathering.run().await?;
+        let cluster = self.inner.manifest.cluster_id();
+        let material = decrypt_material(&cluster, name, &data_key, &ciphertext)
+            .map_err(|_| ClientError::Secret("the ciphertext does not open: its depositor dealt it wrong".into()))?;
+        Ok(Recovered { material, secret, answered, wrong })
+    }
+
+    /// Metadata of the secret with this index, from a server that has the release executed.
+    async fn secret_at(&self, name: &Name, index: u64) -> Result<Option<(Secret, Releases)>, ClientError> {
+        let found = self.secret(name).await?;
+        Ok(found.filter(|(secret, _)| secret.index == index))
+    }
+
+    /// Deletes a secret, as its owner.
+    pub async fn delete_secret(&self, key: &SigningKey, name: &Name) -> Result<Written, ClientError> {
+        self.submit(key, Operation::Delete { secret: name.clone() }).await
+    }
+}
+
+/// Collecting shares of one release.
+struct Gathering<'a> {
+    client: &'a Client,
+    secret: &'a Secret,
+    release: u64,
+    epoch: Epoch,
+    ephemeral: &'a OpeningKey,
+}
+
+type Gathered = (Zeroizing<[u8; 32]>, Blob, Vec<ServerId>, Vec<Misbehaviour>);
+
+impl Gathering<'_> {
+    async fn run(&self) -> Result<Gathered, ClientError> {
+        let manifest = &self.client.inner.manifest;
+        let (k, f) = (manifest.thresholds.k(), manifest.thresholds.f());
+        let deadline = self.client.deadline();
+        let mut tasks = JoinSet::new();
+        for (i, server) in self.client.shuffled().into_iter().enumerate() {
+            let link = self.client.inner.links[server.index()].clone();
+            // The ciphertext is public and large: a few servers send it along.
+            let question = ShareQuestion {
+                secret: self.secret.name.clone(),
+                release: self.release,
+                with_ciphertext: i <= f,
+            };
+            tasks.spawn(async move {
+                // A server that is behind answers "not yet" until it has executed the release.
+                loop {
+                    match link.post::<_, ShareAnswer>("/v1/shares", &question).await {
+                        Err(LinkError::Problem(problem)) if matches!(problem.status, 404 | 503) => {
+                            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+                        }
+                        answer => return (server, answer),
+                    }
+                }
+            });
+        }
+        let (mut shares, mut silent, mut wrong) = (Vec::new(), Vec::new(), Vec::<Misbehaviour>::new());
+        let mut ciphertext = None;
+        let mut data_key = None;
+        loop {
+            let next = tokio::time::timeout_at(deadline, tasks.join_next()).await;
+            let Ok(Some(Ok((server, answer)))) = next else { break };
+            match answer.map_err(|e| e.to_string()).and_then(|answer| self.check(server, answer)) {
+                Ok((share, text)) => {
+                    ciphertext = ciphertext.or(text);
+                    match share {
+                        Some(share) => shares.push(share),
+                        None => silent.push(server),
+                    }
+                }
+                Err(why) => wrong.push(Misbehaviour { server, why }),
+            }
+            let cluster = manifest.cluster_id();
+            if data_key.is_none() && shares.len() >= k {
+                match reconstruct(&cluster, &self.secret.commitment, k, f, &shares, &mut rand::rng()) {
+                    Ok(found) => data_key = Some(found),
+                    Err(ReconstructError::TooFew { .. } | ReconstructError::NoneFits { .. }) => {}
+                }
+            }
+            if let (Some(found), Some(text)) = (&data_key, &ciphertext) {
+                let blamed = found.wrong.iter().map(|server| Misbehaviour {
+                    server: *server,
+                    why: "its share does not fit the key that was committed to".into(),
+                });
+                wrong.extend(blamed);
+                let answered = shares.iter().map(|share| share.server);
+                let answered = answered.filter(|server| !found.wrong.contains(server)).collect();
+                return Ok((found.data_key.clone(), Blob::clone(text), answered, wrong));
+            }
+        }
+        let answered: Vec<_> = shares.iter().map(|share| share.server).collect();
+        if answered.len() >= k {
+            let why = match data_key {
+                None => "the shares that came do not give the key that was committed to",
+                Some(_) => "no server gave the ciphertext",
+            };
+            return Err(ClientError::Secret(why.into()));
+        }
+        let needed = format!("{k} shares");
+        Err(ClientError::Unavailable { needed, answered, silent, rejected: wrong })
+    }
+
+    /// Is it about this release, does its share open, is its ciphertext the one deposited?
+    fn check(&self, server: ServerId, answer: ShareAnswer) -> Result<(Option<ServerShare>, Option<Blob>), String> {
+        if answer.server != server || answer.index != self.secret.index || answer.release.release != self.release {
+            return Err("its share is of something else".into());
+        }
+        let ciphertext = match answer.ciphertext {
+            Some(text) if sha256(&text) != self.secret.ciphertext_hash => {
+                return Err("its ciphertext is not the one that was deposited".into());
+            }
+            text => text,
+        };
+        let cluster = self.client.inner.manifest.cluster_id();
+        let context =
+            HandOutContext { epoch: self.epoch, server, index: self.secret.index, release: self.release };
+        let share = match answer.share {
+            None => None,
+            Some(sealed) => {
+                let share = context.open(&cluster, self.ephemeral, &sealed);
+                let share = share.map_err(|_| "its share does not open".to_owned())?;
+                Some(ServerShare { server, share })
+            }
+        };
+        Ok((share, ciphertext))
+    }
+}

@@ -1,0 +1,159 @@
+//! Writes: a signed request to one server, on to further ones if it stays silent or refuses, and
+//! a receipt that is checked.
+
+use crate::api::{Problem, ProblemKind};
+use crate::client::{Client, failure};
+use crate::error::{ClientError, ExitStatus, LinkError, Misbehaviour};
+use quorum::answer::Receipt;
+use quorum::codec::digest;
+use quorum::ids::Sequence;
+use quorum::record::{Entry, Name};
+use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::signing::SigningKey;
+use rand::Rng as _;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a request may wait to be executed.
+const LIFETIME_MS: u64 = 30_000;
+/// How long one server is given before the request goes to another one too.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// An executed write.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What it did.
+    pub done: Done,
+    /// The batch that it was part of.
+    pub sequence: Sequence,
+    /// Whether it is visible to every complete read: servers that hold it cover c columns and
+    /// number q. If not, it is committed and durable at q servers, and reads of q servers see it.
+    pub complete: bool,
+    /// The proof of its execution.
+    pub receipt: Box<Receipt>,
+}
+
+impl Client {
+    /// Registers a name, as an administrator.
+    pub async fn register(&self, key: &SigningKey, name: Name, entry: Entry) -> Result<Written, ClientError> {
+        self.submit(key, Operation::Register { name, entry }).await
+    }
+    /// Replaces version `from_version` of a name.
+    pub async fn rotate(
+        &self,
+        key: &SigningKey,
+        name: Name,
+        from_version: u64,
+        entry: Entry,
+    ) -> Result<Written, ClientError> {
+        self.submit(key, Operation::Rotate { name, from_version, entry }).await
+    }
+    /// Withdraws version `from_version` of a name.
+    pub async fn revoke(
+        &self,
+        key: &SigningKey,
+        name: Name,
+        from_version: u64,
+        reason: String,
+    ) -> Result<Written, ClientError> {
+        self.submit(key, Operation::Revoke { name, from_version, reason }).await
+    }
+    /// Signs an operation and has it executed, once.
+    pub async fn submit(&self, key: &SigningKey, operation: Operation) -> Result<Written, ClientError> {
+        let request = self.sign(key, rand::rng().next_u64(), operation);
+        self.submit_signed(&request).await
+    }
+    /// Signs an operation under a number that must not have been used before.
+    pub fn sign(&self, key: &SigningKey, sequence: u64, operation: Operation) -> SignedRequest {
+        let expiry = crate::now().plus_ms(LIFETIME_MS);
+        SignedRequest::sign(&self.inner.manifest.cluster_id(), key, sequence, expiry, operation)
+    }
+
+    /// Has a signed request executed. The same request can be given to several servers: it
+    /// executes once (PBFT §4.1).
+    pub async fn submit_signed(&self, request: &SignedRequest) -> Result<Written, ClientError> {
+        let deadline = self.deadline();
+        let (mut silent, mut rejected, mut refusals) = (vec![], vec![], Vec::<Problem>::new());
+        let enough_refusals = self.inner.manifest.thresholds.f() + 1;
+        for server in self.shuffled() {
+            let until = deadline.min(Instant::now() + PATIENCE);
+            let link = &self.inner.links[server.index()];
+            let answer = tokio::time::timeout_at(until, link.post("/v1/requests", request)).await;
+            let receipt = match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
+                Ok(receipt) => receipt,
+                Err(LinkError::Problem(problem)) => match *problem {
+                    Problem { receipt: Some(receipt), .. } => *receipt,
+                    problem => {
+                        // A server's word alone: f+1 of them include a correct one.
+                        if problem.status == ProblemKind::NotReady.status() {
+                            silent.push(server);
+                        } else {
+                            refusals.push(problem);
+                        }
+                        if refusals.len() >= enough_refusals {
+                            return Err(refused(&refusals));
+                        }
+                        continue;
+                    }
+                },
+                Err(LinkError::Nonsense(why)) => {
+                    rejected.push(Misbehaviour { server, why });
+                    continue;
+                }
+                Err(LinkError::Silent(_)) => {
+                    silent.push(server);
+                    if Instant::now() >= deadline {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            match self.check_receipt(request, receipt) {
+                Ok(result) => return result,
+                Err(error) => rejected.push(Misbehaviour { server, why: error.to_string() }),
+            }
+        }
+        if !refusals.is_empty() && silent.is_empty() && rejected.is_empty() {
+            return Err(refused(&refusals));
+        }
+        Err(failure("one server with a receipt", vec![], silent, rejected))
+    }
+
+    /// Outer error: the receipt proves nothing. Inner: what it proves.
+    fn check_receipt(
+        &self,
+        request: &SignedRequest,
+        receipt: Receipt,
+    ) -> Result<Result<Written, ClientError>, quorum::answer::AnswerError> {
+        let id = RequestId { client: request.request.client, sequence: request.request.sequence };
+        let mut verifier = self.verifier();
+        let reply = verifier.receipt(&receipt, id)?.clone();
+        if let Some(completion) = &receipt.completion {
+            verifier.completion(completion)?;
+        }
+        let complete = verifier.complete() >= reply.sequence;
+        drop(verifier);
+        if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
+            return Ok(Err(ClientError::NumberReused));
+        }
+        let sequence = reply.sequence;
+        Ok(match reply.outcome {
+            Outcome::Done(done) => Ok(Written { done, sequence, complete, receipt: Box::new(receipt) }),
+            Outcome::Refused(refusal) => Err(ClientError::Refused(refusal)),
+        })
+    }
+}
+
+/// f+1 servers refused before ordering.
+fn refused(problems: &[Problem]) -> ClientError {
+    let first = &problems[0];
+    let status = match ProblemKind::from_uri(&first.kind) {
+        Some(ProblemKind::Conflict | ProblemKind::EpochPassed) => ExitStatus::Conflict,
+        Some(ProblemKind::NotFound) => ExitStatus::NotFound,
+        Some(ProblemKind::NotReady) => ExitStatus::Unavailable,
+        _ => ExitStatus::Refused,
+    };
+    let detail = format!("{}: {}", first.title, first.detail);
+    ClientError::RefusedByServers { servers: problems.len(), detail, status }
+}
+

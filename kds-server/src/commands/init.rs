@@ -1,0 +1,153 @@
+//! `init`: the files of a new cluster.
+
+use crate::config::{Config, IDENTITY_KEY, TLS_CERTIFICATE, TLS_KEY};
+use anyhow::{Context as _, bail, ensure};
+use clap::Args as ClapArgs;
+use kds_client::keystore::{self, Passphrase, SecretKind};
+use kds_client::manifest_file;
+use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
+use quorum::{Blob, Thresholds};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+/// Write the files of a new cluster: manifest, administrator's key, a folder for each server
+#[derive(ClapArgs)]
+pub struct Args {
+    /// Servers: 4, 9, 16, 25, …
+    #[arg(long, default_value_t = 9)]
+    servers: usize,
+    /// Folder to write to; nothing in it is overwritten
+    #[arg(long)]
+    dir: PathBuf,
+    /// Lying servers that a row read masks (default: the smallest that the grid supports)
+    #[arg(long)]
+    masked: Option<u16>,
+    /// Servers that reconstruct a secret (default: the largest that works)
+    #[arg(long)]
+    threshold: Option<u16>,
+    /// Server N gets client port P+2N and peer port P+2N+1 (default: free ports)
+    #[arg(long, value_name = "P")]
+    base_port: Option<u16>,
+    /// Address that servers listen on and are reached at
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Length of an epoch, in seconds of agreed time
+    #[arg(long, default_value_t = 30)]
+    epoch_seconds: u32,
+    /// Where servers keep their data: sqlite
+    #[arg(long, default_value = "sqlite")]
+    database: String,
+}
+
+/// Runs the command.
+pub fn main(args: &Args) -> anyhow::Result<()> {
+    ensure!(args.database == "sqlite", "database {:?} is not supported in this version; use sqlite", args.database);
+    let thresholds = Thresholds::plan(args.servers, args.masked, args.threshold)?;
+    let cluster = NewCluster {
+        thresholds,
+        dir: &args.dir,
+        base_port: args.base_port,
+        host: args.host,
+        epoch_seconds: args.epoch_seconds,
+    };
+    let manifest = cluster.write()?;
+    println!("cluster {}", manifest.cluster_id());
+    println!("wrote {}", args.dir.join("manifest.toml").display());
+    println!("start each server with: kds-server run --config {}", args.dir.join("server-N/config.toml").display());
+    Ok(())
+}
+
+/// What `init` and `dev` make.
+pub struct NewCluster<'a> {
+    /// The numbers.
+    pub thresholds: Thresholds,
+    /// Where to write.
+    pub dir: &'a Path,
+    /// Ports, or free ones.
+    pub base_port: Option<u16>,
+    /// Where servers listen.
+    pub host: IpAddr,
+    /// Seconds.
+    pub epoch_seconds: u32,
+}
+
+impl NewCluster<'_> {
+    /// Writes all files; fails before the first one if anything is there already.
+    pub fn write(&self) -> anyhow::Result<Manifest> {
+        let n = self.thresholds.n();
+        let folders: Vec<_> = (0..n).map(|i| self.dir.join(format!("server-{i}"))).collect();
+        let manifest_path = self.dir.join("manifest.toml");
+        let administrator_path = self.dir.join("admin.key");
+        for path in folders.iter().chain([&manifest_path, &administrator_path]) {
+            ensure!(!path.exists(), "{} exists already; name an empty folder with --dir", path.display());
+        }
+        let addresses = self.addresses(n)?;
+        let passphrase = Passphrase::from_environment();
+        fs::create_dir_all(self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
+
+        let administrator = keystore::generate();
+        keystore::write_signing_key(&administrator_path, SecretKind::SigningKey, &administrator, passphrase.as_ref())?;
+        let grid = quorum::grid::Grid::new(self.thresholds);
+        let year = i32::from(jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year());
+        let mut servers = Vec::new();
+        for (id, (folder, (clients, peers))) in grid.servers().zip(folders.iter().zip(&addresses)) {
+            private_folder(folder)?;
+            let identity = keystore::generate();
+            keystore::write_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, &identity, passphrase.as_ref())?;
+            let hosts = [self.host.to_string(), "localhost".into()];
+            let own = kds_certs::generate(&format!("kds server {id}"), &hosts, year)?;
+            let key = own.key_pem.as_bytes();
+            keystore::write(&folder.join(TLS_KEY), SecretKind::TlsKey, None, key, passphrase.as_ref())?;
+            fs::write(folder.join(TLS_CERTIFICATE), &own.certificate_pem)?;
+            let config = Config {
+                server: id,
+                manifest: "../manifest.toml".into(),
+                listen_clients: *clients,
+                listen_peers: *peers,
+                database: "sqlite".into(),
+            };
+            keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
+            servers.push(ServerEntry {
+                id,
+                row: grid.row_of(id) as u16,
+                column: grid.column_of(id) as u16,
+                url: format!("https://{clients}"),
+                peer: peers.to_string(),
+                identity: identity.public(),
+                certificate: Blob(own.certificate),
+            });
+        }
+        let manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            epoch_seconds: self.epoch_seconds,
+            administrators_needed: 1,
+            administrators: vec![administrator.public()],
+            thresholds: self.thresholds,
+            servers,
+        };
+        manifest.validate()?;
+        fs::write(&manifest_path, manifest_file::to_text(&manifest).map_err(anyhow::Error::msg)?)?;
+        Ok(manifest)
+    }
+
+    fn addresses(&self, n: usize) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
+        let at = |port| SocketAddr::new(self.host, port);
+        if let Some(base) = self.base_port {
+            if usize::from(base) + 2 * n > usize::from(u16::MAX) {
+                bail!("{} ports from {base} on do not exist; take a lower --base-port", 2 * n);
+            }
+            return Ok((0..n as u16).map(|i| (at(base + 2 * i), at(base + 2 * i + 1))).collect());
+        }
+        // All are held until all are chosen, so that none comes up twice.
+        let held = (0..2 * n).map(|_| TcpListener::bind(at(0))).collect::<Result<Vec<_>, _>>();
+        let held = held.with_context(|| format!("cannot listen on {}", self.host))?;
+        let ports = held.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+        Ok(ports.chunks(2).map(|pair| (pair[0], pair[1])).collect())
+    }
+}
+
+fn private_folder(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().mode(0o700).create(path).with_context(|| format!("cannot create {}", path.display()))
+}

@@ -1,0 +1,8 @@
+//! The command line, a file for each command.
+
+pub mod demo;
+pub mod dev;
+pub mod init;
+pub mod plan;
+pub mod processes;
+pub mod run;

@@ -1,0 +1,50 @@
+//! `run`: one server, until it is told to stop.
+
+use crate::{config, server};
+use anyhow::Context as _;
+use clap::Args as ClapArgs;
+use kds_client::keystore::Passphrase;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Run one server until Ctrl-C or SIGTERM
+#[derive(ClapArgs)]
+pub struct Args {
+    /// The server's config.toml
+    #[arg(long)]
+    config: PathBuf,
+    /// Ask for the passphrase of the key files (otherwise KDS_PASSPHRASE, if they are encrypted)
+    #[arg(long)]
+    passphrase: bool,
+}
+
+/// Runs the command.
+pub fn main(args: &Args, log_json: bool) -> anyhow::Result<()> {
+    // RUST_LOG as everywhere; what operators need by default.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if log_json {
+        logs.json().init();
+    } else {
+        logs.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+    let passphrase = match args.passphrase {
+        true => Some(Passphrase::ask("Passphrase of the key files: ")?),
+        false => Passphrase::from_environment(),
+    };
+    let loaded = config::load(&args.config, passphrase.as_ref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        server::run(loaded, stop).await
+    })
+}

@@ -1,0 +1,79 @@
+//! Durable first, then out: one task commits the replica's writes and releases its messages.
+//!
+//! It takes whatever is waiting into one transaction (group commit). When the disk is full it
+//! tries again; on any other error nothing leaves this server any more, since nobody can say what
+//! is on the disk: it stops voting and says so, and goes on answering reads.
+
+use crate::peers::Peers;
+use crate::server::{Health, Shared};
+use crate::storage::Storage;
+use quorum::ordering::{Durable, Released, Unsent, Write, WriteBatch};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Write batches that one transaction takes at most.
+const GROUP: usize = 64;
+/// SQLite's primary result code for a full disk.
+const SQLITE_FULL: &str = "13";
+
+/// Runs until the replica's side is dropped; gives the storage back to be closed.
+pub async fn run(
+    mut storage: Storage,
+    mut effects: mpsc::Receiver<(WriteBatch, Unsent)>,
+    peers: Peers,
+    shared: Arc<Shared>,
+) -> Storage {
+    let mut group = Vec::with_capacity(GROUP);
+    while effects.recv_many(&mut group, GROUP).await > 0 {
+        let (batches, unsent): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+        if !commit(&mut storage, &batches, &shared).await {
+            break;
+        }
+        // All of them are durable: the last one's proof covers the earlier ones' messages.
+        let Some(durable) = batches.into_iter().map(WriteBatch::committed).last() else { continue };
+        release(unsent, &durable, &peers, &shared);
+    }
+    storage
+}
+
+async fn commit(storage: &mut Storage, batches: &[WriteBatch], shared: &Shared) -> bool {
+    let writes: Vec<&Write> = batches.iter().flat_map(|batch| batch.writes()).collect();
+    loop {
+        match storage.commit(&writes).await {
+            Ok(()) => {
+                shared.set_health(Health::Good);
+                return true;
+            }
+            Err(error) => {
+                let full = error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL);
+                if full {
+                    tracing::error!(%error, "the disk is full: this server orders nothing until there is room");
+                    shared.set_health(Health::DiskFull);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                } else {
+                    tracing::error!(%error, "the database cannot be written: this server stops voting; repair the disk and restart it");
+                    shared.set_health(Health::StorageFailed);
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+fn release(unsent: Vec<Unsent>, durable: &Durable, peers: &Peers, shared: &Shared) {
+    for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
+        let Released { messages, published, replied, refused, accusations } = released;
+        for accusation in accusations {
+            tracing::warn!(%accusation, "misbehaviour");
+        }
+        for (target, message) in messages {
+            peers.send(target, &message);
+        }
+        // The state first: whoever is woken finds its reply in it.
+        if let Some(published) = published {
+            shared.published.send_replace(Some(Arc::new(published)));
+        }
+        shared.waiters.wake(replied, refused);
+    }
+}

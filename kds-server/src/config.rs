@@ -1,0 +1,128 @@
+//! A server's `config.toml` and the private files beside it.
+
+use anyhow::{Context as _, ensure};
+use kds_certs::TlsIdentity;
+use kds_client::keystore::{self, Passphrase, SecretKind};
+use kds_client::manifest_file;
+use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::manifest::Manifest;
+use quorum::sealing::OpeningKey;
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+use crate::share_box::ShareBox;
+
+/// What `init` writes and `run` reads. Paths are relative to the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which server of the manifest this is.
+    pub server: ServerId,
+    /// The cluster's manifest.
+    pub manifest: PathBuf,
+    /// Where to listen for clients.
+    pub listen_clients: SocketAddr,
+    /// Where to listen for servers.
+    pub listen_peers: SocketAddr,
+    /// `sqlite`: the file kds.db beside this one.
+    pub database: String,
+}
+
+/// A server's configuration with everything it names, read and checked.
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+    /// The cluster's id.
+    pub cluster: ClusterId,
+    /// Where the private files are.
+    pub folder: PathBuf,
+    /// The voting key, certified.
+    pub voter: Voter,
+    /// The sealing key of the current epoch.
+    pub opening: Arc<OpeningKey>,
+    /// The sealing key's certificate.
+    pub sealing: KeyCertificate,
+    /// What shares are encrypted under.
+    pub shares: ShareBox,
+    /// For TLS.
+    pub tls: TlsIdentity,
+}
+
+/// Names of the private files.
+pub const IDENTITY_KEY: &str = "identity.key";
+const VOTING_KEY: &str = "voting.key";
+const SEALING_KEY: &str = "sealing.key";
+const STORAGE_KEY: &str = "storage.key";
+/// The TLS key.
+pub const TLS_KEY: &str = "tls.key";
+/// The TLS certificate.
+pub const TLS_CERTIFICATE: &str = "tls.pem";
+/// The database.
+pub const DATABASE: &str = "kds.db";
+
+/// Reads everything a server needs; says what to do where it cannot.
+pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Loaded> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read {}\n  `kds-server init` writes one for every server", path.display())
+    })?;
+    let config: Config = toml::from_str(&text).with_context(|| format!("{} is not a server's config", path.display()))?;
+    ensure!(config.database == "sqlite", "database {:?} is not supported; use \"sqlite\"", config.database);
+    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let manifest = manifest_file::read(&folder.join(&config.manifest))?;
+    let cluster = manifest.cluster_id();
+    let id = config.server;
+    let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
+
+    let identity = keystore::read_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, passphrase)?;
+    ensure!(
+        identity.public() == entry.identity,
+        "{} is not the key that the manifest names for server {id}\n  \
+         was the folder copied from another cluster or server?",
+        folder.join(IDENTITY_KEY).display()
+    );
+    let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
+    let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase)?;
+    let tls = TlsIdentity::from_pem(&certificate, &key)?;
+    ensure!(tls.certificate() == &*entry.certificate, "tls.pem is not the certificate that the manifest pins");
+
+    let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
+    let voting = SigningKey::from_seed(&voting);
+    let statement = |purpose, key| KeyStatement { server: id, purpose, epoch: Epoch(0), serial: 0, key };
+    let certificate = KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Voting, voting.public()));
+    let voter = Voter::new(cluster, voting, certificate).context("the voting key and its certificate do not fit")?;
+    let opening = OpeningKey::derive(&*own_seed(&folder.join(SEALING_KEY), SecretKind::SealingKey, passphrase)?);
+    let sealing = KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Sealing, opening.public()));
+    let storage = own_seed(&folder.join(STORAGE_KEY), SecretKind::SealingKey, passphrase)?;
+    Ok(Loaded {
+        manifest,
+        cluster,
+        folder,
+        voter,
+        opening: Arc::new(opening),
+        sealing,
+        shares: ShareBox::new(&storage),
+        tls,
+        config,
+    })
+}
+
+/// A key that the server makes for itself at its first start and keeps.
+fn own_seed(path: &Path, kind: SecretKind, passphrase: Option<&Passphrase>) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    let mut seed = Zeroizing::new([0; 32]);
+    if path.exists() {
+        let stored = keystore::read(path, kind, passphrase)?;
+        ensure!(stored.len() == 32, "{} has the wrong size", path.display());
+        seed.copy_from_slice(&stored);
+    } else {
+        rand::rng().fill_bytes(&mut *seed);
+        keystore::write(path, kind, None, &*seed, passphrase)?;
+    }
+    Ok(seed)
+}

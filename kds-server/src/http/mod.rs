@@ -1,0 +1,206 @@
+//! HTTPS for clients: the routes, and a server loop with limits on everything.
+
+mod problem;
+mod records;
+mod requests;
+mod secrets;
+mod status;
+
+use crate::server::Shared;
+use axum::Router;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use kds_client::api::ProblemKind;
+use problem::ApiError;
+use quorum::ordering::{Input, Published};
+use quorum::record::Name;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 4_096;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take for a request's head, and stay idle between requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take in all, its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of a request's head.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// What the handlers use.
+#[derive(Clone)]
+pub struct App {
+    shared: Arc<Shared>,
+    inputs: mpsc::Sender<Input>,
+    metrics: Option<metrics_exporter_prometheus::PrometheusHandle>,
+}
+
+impl App {
+    /// The certified state; an error while there is none.
+    fn published(&self) -> Result<Arc<Published>, ApiError> {
+        let published = self.shared.published.borrow().clone();
+        published.ok_or_else(|| {
+            ApiError::new(ProblemKind::NotReady, "this server has no certified state yet: try another one")
+        })
+    }
+}
+
+/// All routes.
+pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
+    // Fails only if there is a recorder already: another server in this process, in tests.
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().ok();
+    Router::new()
+        .route("/v1/requests", post(requests::submit))
+        .route("/v1/records", get(records::list))
+        .route("/v1/records/lookup", post(records::bulk))
+        .route("/v1/records/{name}", get(records::lookup))
+        .route("/v1/records/{name}/history", get(records::history))
+        .route("/v1/servers", get(records::servers))
+        .route("/v1/completion", get(records::completion))
+        .route("/v1/secrets", get(secrets::list))
+        .route("/v1/secrets/{name}", get(secrets::metadata))
+        .route("/v1/shares", post(secrets::share))
+        .route("/v1/manifest", get(status::manifest))
+        .route("/v1/status", get(status::status))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz))
+        .route("/metrics", get(status::metrics))
+        .fallback(|| async { ApiError::new(ProblemKind::NoRoute, "see the README for the routes") })
+        .method_not_allowed_fallback(|| async { ApiError::new(ProblemKind::Method, "this route has other methods") })
+        .layer(middleware::from_fn(limit_time))
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            tracing::error!("a handler panicked: please report this");
+            ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
+        }))
+        .with_state(App { shared, inputs, metrics })
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
+    let response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(ProblemKind::NotReady, "the request took too long").into_response(),
+    };
+    let status = response.status().as_u16().to_string();
+    let path = path.unwrap_or_else(|| "none".into());
+    metrics::counter!("kds_http_requests_total", "route" => path, "status" => status).increment(1);
+    response
+}
+
+/// A JSON body, read with a limit and parsed strictly.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned> axum::extract::FromRequest<App> for Body<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
+        let limit = quorum::limits::MAX_REQUEST_BYTES;
+        let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
+            use std::error::Error as _;
+            let too_large = error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            if too_large {
+                ApiError::new(ProblemKind::TooLarge, format!("a body has at most {limit} bytes"))
+            } else {
+                ApiError::new(ProblemKind::Malformed, "the body broke off")
+            }
+        })?;
+        let parsed = serde_json::from_slice(&bytes).map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?;
+        Ok(Self(parsed))
+    }
+}
+
+/// A name in the path.
+struct NamePath(Name);
+
+impl FromRequestParts<App> for NamePath {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &App) -> Result<Self, ApiError> {
+        let text = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        let text = text.map_err(|error| ApiError::new(ProblemKind::Malformed, error.body_text()))?.0;
+        Ok(Self(Name::new(text).map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?))
+    }
+}
+
+/// A query string, parsed strictly.
+struct Params<T>(T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Params<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &App) -> Result<Self, ApiError> {
+        let parsed = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        Ok(Self(parsed.map_err(|error| ApiError::new(ProblemKind::Malformed, error.body_text()))?.0))
+    }
+}
+
+type AppState = State<App>;
+
+/// Accepts clients until told to stop, then lets requests under way finish.
+pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, app: Router, mut stop: watch::Receiver<bool>) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = Arc::new(GracefulShutdown::new());
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let Some((tcp, place)) = accepted else { continue };
+        let (acceptor, app, watcher) = (acceptor.clone(), app.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            let _place = place;
+            let _ = tcp.set_nodelay(true);
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else { return };
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
+            let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+            // Whatever ends a connection is its client's affair.
+            let _ = watcher.watch(connection).await;
+        });
+    }
+    drop(listener);
+    if let Ok(graceful) = Arc::try_unwrap(graceful) {
+        graceful.shutdown().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((tcp, _)) => Some((tcp, place)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept a client");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            None
+        }
+    }
+}
+
+/// 200 with JSON.
+fn json<T: serde::Serialize>(value: &T) -> Response {
+    json_with(StatusCode::OK, "application/json", value)
+}
+
+fn json_with<T: serde::Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => (status, [("content-type", content_type)], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer does not encode");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

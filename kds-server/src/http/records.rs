@@ -1,0 +1,124 @@
+//! Reads of records: straight from the certified snapshot, without the replica.
+
+use super::problem::ApiError;
+use super::{AppState, Body, NamePath, Params, json};
+use axum::extract::State;
+use axum::response::Response;
+use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, ProblemKind};
+use quorum::answer::{PageAnswer, Proved, RecordAnswer};
+use quorum::ids::Sequence;
+use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE};
+use quorum::ordering::Published;
+use quorum::record::Record;
+use quorum::state::layout;
+use serde::Deserialize;
+use std::sync::Arc;
+
+fn complete(published: &Published) -> Sequence {
+    published.completion.as_ref().map_or(Sequence(0), |completion| completion.sequence)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LookupParams {
+    version: Option<u64>,
+    #[serde(default)]
+    brief: bool,
+}
+
+pub(super) async fn lookup(
+    State(app): AppState,
+    NamePath(name): NamePath,
+    Params(params): Params<LookupParams>,
+) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    if params.brief {
+        let version = layout::record(&published.snapshot, &name).map_or(0, |record| record.version);
+        let certified = published.certificate.statement.sequence;
+        return Ok(json(&BriefAnswer { version, certified }));
+    }
+    let (snapshot, certificate) = (&published.snapshot, &published.certificate);
+    let answer = RecordAnswer::look_up(snapshot, certificate, complete(&published), &name, params.version);
+    let found = match &answer.earlier {
+        None => answer.current.value.is_some(),
+        Some(earlier) => earlier.value.is_some(),
+    };
+    if found {
+        return Ok(json(&answer));
+    }
+    let what = params.version.map_or(String::new(), |version| format!("version {version} of "));
+    let detail = format!("{what}{name} does not exist; the proof is attached");
+    Err(ApiError::new(ProblemKind::NotFound, detail).with_answer(answer))
+}
+
+pub(super) async fn bulk(State(app): AppState, Body(question): Body<BulkQuestion>) -> Result<Response, ApiError> {
+    if question.names.len() > MAX_LOOKUP_NAMES {
+        return Err(ApiError::new(ProblemKind::TooLarge, format!("at most {MAX_LOOKUP_NAMES} names at once")));
+    }
+    let published = app.published()?;
+    let records = question.names.iter();
+    let records = records.map(|name| Proved::<Record>::look_up(&published.snapshot, &layout::name_key(name)));
+    Ok(json(&BulkAnswer {
+        records: records.collect(),
+        certificate: Arc::clone(&published.certificate),
+        complete: complete(&published),
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListParams {
+    #[serde(default)]
+    prefix: String,
+    /// Names before this one are not listed.
+    from: Option<String>,
+    /// Names up to and including this one are not listed.
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl ListParams {
+    pub(super) fn page(self, published: &Published, space: &[u8]) -> PageAnswer {
+        let prefix = [space, self.prefix.as_bytes()].concat();
+        let from = match (self.after, self.from) {
+            // No name contains a zero byte: this is the next possible one.
+            (Some(after), _) => [space, after.as_bytes(), b"\0"].concat(),
+            (None, Some(from)) => [space, from.as_bytes()].concat(),
+            (None, None) => prefix.clone(),
+        };
+        let limit = self.limit.unwrap_or(100).clamp(1, MAX_PAGE);
+        page(published, &from.max(prefix.clone()), &layout::prefix_end(&prefix), limit)
+    }
+}
+
+fn page(published: &Published, from: &[u8], to: &[u8], limit: usize) -> PageAnswer {
+    let range = published.snapshot.prove_range(from, to, limit);
+    PageAnswer { range, certificate: Arc::clone(&published.certificate) }
+}
+
+pub(super) async fn list(State(app): AppState, Params(params): Params<ListParams>) -> Result<Response, ApiError> {
+    Ok(json(&params.page(&*app.published()?, layout::NAMES)))
+}
+
+pub(super) async fn history(State(app): AppState, NamePath(name): NamePath) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let prefix = layout::history_prefix(&name);
+    let current =
+        RecordAnswer::look_up(&published.snapshot, &published.certificate, complete(&published), &name, None);
+    let earlier = page(&published, &prefix, &layout::prefix_end(&prefix), MAX_PAGE);
+    Ok(json(&HistoryAnswer { current, earlier }))
+}
+
+pub(super) async fn servers(State(app): AppState) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let end = layout::prefix_end(layout::SERVERS);
+    Ok(json(&page(&published, layout::SERVERS, &end, quorum::limits::MAX_SERVERS)))
+}
+
+pub(super) async fn completion(State(app): AppState) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    match &published.completion {
+        Some(completion) => Ok(json(completion.as_ref())),
+        None => Err(ApiError::new(ProblemKind::NotReady, "nothing is known to be complete yet")),
+    }
+}

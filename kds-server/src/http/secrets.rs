@@ -1,0 +1,63 @@
+//! Secrets' metadata, and this server's share for a reader whose release is on record.
+
+use super::problem::ApiError;
+use super::records::ListParams;
+use super::{AppState, Body, NamePath, Params, json};
+use axum::extract::State;
+use axum::response::Response;
+use kds_client::api::ProblemKind;
+use quorum::answer::{Proved, SecretAnswer, ShareAnswer, ShareQuestion};
+use quorum::sealing::HandOutContext;
+use quorum::state::{Releases, Secret, layout};
+use std::sync::Arc;
+
+pub(super) async fn list(State(app): AppState, Params(params): Params<ListParams>) -> Result<Response, ApiError> {
+    Ok(json(&params.page(&*app.published()?, layout::SECRETS)))
+}
+
+pub(super) async fn metadata(State(app): AppState, NamePath(name): NamePath) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let secret = Proved::<Secret>::look_up(&published.snapshot, &layout::secret_key(&name));
+    let releases = secret.value.as_ref().map(|secret| {
+        Proved::<Releases>::look_up(&published.snapshot, &layout::releases_key(secret.index))
+    });
+    Ok(json(&SecretAnswer { secret, releases, certificate: Arc::clone(&published.certificate) }))
+}
+
+/// The release is what authorises: it was ordered, names the reader, and fixes the key that the
+/// share is sealed to. So whoever asks gets nothing that only that reader can open (design §6).
+pub(super) async fn share(State(app): AppState, Body(question): Body<ShareQuestion>) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let not_yet = || {
+        ApiError::new(ProblemKind::NotFound, "this server knows of no such release: it may be behind, or the release too old")
+    };
+    let secret = layout::secret(&published.snapshot, &question.secret).ok_or_else(not_yet)?;
+    let releases = layout::releases(&published.snapshot, secret.index).ok_or_else(not_yet)?;
+    let release = releases.last.into_iter().find(|release| release.release == question.release);
+    let release = release.ok_or_else(not_yet)?;
+    if release.epoch != published.certificate.statement.epoch {
+        return Err(ApiError::new(ProblemKind::EpochPassed, "the release was for an epoch that has passed: ask again"));
+    }
+    // Checked again at hand-out: she may have been removed since.
+    if !secret.may_be_read_by(&published.snapshot, &release.to.client) {
+        return Err(ApiError::new(ProblemKind::NotAllowed, "this key is no longer a reader of the secret"));
+    }
+    let stored = app.shared.shares.share(secret.index).await.map_err(|error| ApiError::internal(&error))?;
+    let context = HandOutContext {
+        epoch: release.epoch,
+        server: app.shared.id,
+        index: secret.index,
+        release: release.release,
+    };
+    let of_epoch = stored.filter(|(epoch, _)| *epoch == release.epoch.0);
+    let sealed = of_epoch
+        .map(|(_, share)| context.seal(&app.shared.cluster, &release.ephemeral, &share, &mut rand::rng()))
+        .transpose()
+        .map_err(|error| ApiError::new(ProblemKind::Invalid, error.to_string()))?;
+    let ciphertext = match question.with_ciphertext {
+        true => layout::ciphertext(&published.snapshot, secret.index),
+        false => None,
+    };
+    let server = app.shared.id;
+    Ok(json(&ShareAnswer { server, release, index: secret.index, share: sealed, ciphertext }))
+}

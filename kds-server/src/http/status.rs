@@ -1,0 +1,80 @@
+//! For operators: how this server is doing. Nothing here is proved.
+
+use super::problem::ApiError;
+use super::{AppState, json};
+use crate::server::Health;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use kds_client::api::{ProblemKind, ServerStatus};
+use std::sync::atomic::Ordering;
+
+/// A certificate older than this is not being renewed: the cluster makes no progress.
+const STALE_MS: u64 = 5_000;
+
+pub(super) async fn manifest(State(app): AppState) -> Response {
+    json(app.shared.manifest.as_ref())
+}
+
+pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
+    let shared = &app.shared;
+    let replica = **shared.replica_status.load();
+    let counts = shared.shares.counts().await.map_err(|error| ApiError::internal(&error))?;
+    let grid = shared.manifest.grid();
+    let complete = shared.published.borrow().as_ref().and_then(|p| p.completion.clone());
+    Ok(json(&ServerStatus {
+        id: shared.id,
+        row: grid.row_of(shared.id) as u16,
+        column: grid.column_of(shared.id) as u16,
+        view: replica.view,
+        sequence: replica.executed,
+        certified: replica.certified,
+        complete: complete.map_or_else(Default::default, |completion| completion.sequence),
+        epoch: replica.epoch,
+        // Shares are not renewed yet.
+        last_refresh_seconds: None,
+        secrets: counts.secrets,
+        shares: counts.shares,
+        recovering: replica.target > replica.certified,
+        peers_connected: shared.peers_connected.load(Ordering::Relaxed) as u16,
+        version: env!("CARGO_PKG_VERSION").into(),
+    }))
+}
+
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Ready: the disk takes writes, and the certified state is fresh.
+pub(super) async fn readyz(State(app): AppState) -> Result<&'static str, ApiError> {
+    let why = match app.shared.health() {
+        Health::DiskFull => Some("the disk is full".to_owned()),
+        Health::StorageFailed => Some("the database cannot be written: this server has stopped voting".to_owned()),
+        Health::Good if app.shared.replica_status.load().diverged => {
+            Some("this server's state is not the certified one: it has stopped voting".to_owned())
+        }
+        Health::Good => {
+            let age_ms = crate::driver::now().since_ms(app.published()?.certificate.statement.time);
+            (age_ms > STALE_MS).then(|| format!("the last certificate is {age_ms} ms old"))
+        }
+    };
+    match why {
+        None => Ok("ready\n"),
+        Some(why) => Err(ApiError::new(ProblemKind::NotReady, why)),
+    }
+}
+
+pub(super) async fn metrics(State(app): AppState) -> Response {
+    let replica = **app.shared.replica_status.load();
+    metrics::gauge!("kds_view").set(replica.view.0 as f64);
+    metrics::gauge!("kds_sequence_executed").set(replica.executed.0 as f64);
+    metrics::gauge!("kds_sequence_certified").set(replica.certified.0 as f64);
+    metrics::gauge!("kds_epoch").set(replica.epoch.0 as f64);
+    metrics::gauge!("kds_requests_waiting").set(replica.pending_requests as f64);
+    metrics::gauge!("kds_log_entries").set(replica.log_entries as f64);
+    metrics::gauge!("kds_log_bytes").set(replica.log_bytes as f64);
+    metrics::gauge!("kds_peers_connected").set(app.shared.peers_connected.load(Ordering::Relaxed) as f64);
+    match &app.metrics {
+        Some(handle) => ([("content-type", "text/plain; version=0.0.4")], handle.render()).into_response(),
+        None => ApiError::new(ProblemKind::NotReady, "another server of this process has the metrics").into_response(),
+    }
+}

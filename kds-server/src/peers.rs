@@ -1,0 +1,286 @@
+//! Links between servers: mutual TLS 1.3 pinned to the manifest, length-prefixed frames.
+//!
+//! Each server dials every other one and sends over that link; what it receives comes over the
+//! links that the others dialled. Queues are bounded: to a peer that reads nothing messages are
+//! dropped, and the protocol repeats what matters. Signatures are checked here, in the task of the
+//! link that they came over, off the replica's thread.
+
+use crate::server::Shared;
+use anyhow::Context as _;
+use kds_certs::TlsIdentity;
+use quorum::codec::{decode, encode};
+use quorum::ids::ServerId;
+use quorum::limits::MAX_FRAME_BYTES;
+use quorum::manifest::Manifest;
+use quorum::message::PeerMessage;
+use quorum::ordering::{Input, Target};
+use quorum::signing::{KeyCertificate, Keyring};
+use rustls::pki_types::ServerName;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Frames that wait for one peer.
+const QUEUE: usize = 2_048;
+/// Frames written before a flush.
+const FRAMES_TOGETHER: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A healthy peer says something every second.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(1);
+
+type Frame = Arc<Vec<u8>>;
+
+/// Where messages to other servers go.
+#[derive(Clone)]
+pub struct Peers {
+    queues: Arc<BTreeMap<ServerId, mpsc::Sender<Frame>>>,
+}
+
+impl Peers {
+    /// Queues a message; drops it where the queue is full.
+    pub fn send(&self, target: Target, message: &PeerMessage) {
+        let frame = Arc::new(encode(message));
+        if frame.len() > MAX_FRAME_BYTES {
+            tracing::error!(bytes = frame.len(), "a message of our own exceeds the frame limit");
+            return;
+        }
+        match target {
+            Target::One(peer) => self.queue(peer, frame),
+            Target::All => self.queues.keys().for_each(|peer| self.queue(*peer, Arc::clone(&frame))),
+        }
+    }
+    fn queue(&self, peer: ServerId, frame: Frame) {
+        if let Some(queue) = self.queues.get(&peer)
+            && queue.try_send(frame).is_err()
+        {
+            metrics::counter!("kds_peer_frames_dropped_total", "peer" => peer.to_string()).increment(1);
+        }
+    }
+}
+
+/// Starts a link to every other server.
+pub fn dial_all(
+    manifest: &Arc<Manifest>,
+    tls: &TlsIdentity,
+    own_keys: KeyCertificate,
+    inputs: &mpsc::Sender<Input>,
+    shared: &Arc<Shared>,
+) -> anyhow::Result<Peers> {
+    let own = own_keys.statement.server;
+    let mut queues = BTreeMap::new();
+    for entry in manifest.servers.iter().filter(|entry| entry.id != own) {
+        let config = kds_certs::peer_client(manifest, tls, entry.id)?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let (queue, frames) = mpsc::channel(QUEUE);
+        queues.insert(entry.id, queue);
+        let dialler = Dialler {
+            peer: entry.id,
+            address: entry.peer.clone(),
+            connector,
+            hello: Arc::new(encode(&PeerMessage::Keys(own_keys))),
+            inputs: inputs.clone(),
+            shared: Arc::clone(shared),
+        };
+        tokio::spawn(dialler.run(frames));
+    }
+    Ok(Peers { queues: Arc::new(queues) })
+}
+
+struct Dialler {
+    peer: ServerId,
+    address: String,
+    connector: TlsConnector,
+    hello: Frame,
+    inputs: mpsc::Sender<Input>,
+    shared: Arc<Shared>,
+}
+
+impl Dialler {
+    async fn run(self, mut frames: mpsc::Receiver<Frame>) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            match self.connect().await {
+                Ok(stream) => {
+                    tracing::info!(peer = %self.peer, "link up");
+                    wait = RETRY_FIRST;
+                    self.shared.peers_connected.fetch_add(1, Ordering::Relaxed);
+                    // What queued while the link was down is stale: the protocol says it again.
+                    while frames.try_recv().is_ok() {}
+                    let ended = self.forward(stream, &mut frames).await;
+                    self.shared.peers_connected.fetch_sub(1, Ordering::Relaxed);
+                    match ended {
+                        Ok(()) => return,
+                        Err(error) => tracing::info!(peer = %self.peer, %error, "link down"),
+                    }
+                }
+                Err(error) => tracing::debug!(peer = %self.peer, error = %format!("{error:#}"), "cannot connect"),
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = closed(&mut frames) => return,
+            }
+            wait = (wait * 2).min(RETRY_MOST);
+        }
+    }
+
+    async fn connect(&self) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        let connecting = async {
+            let tcp = TcpStream::connect(&self.address).await?;
+            tcp.set_nodelay(true)?;
+            let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+            let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
+            anyhow::Ok(self.connector.connect(name, tcp).await?)
+        };
+        timeout(HANDSHAKE_TIMEOUT, connecting).await.context("the handshake takes too long")?
+    }
+
+    /// Sends until the link fails (an error) or the server stops.
+    async fn forward(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        frames: &mut mpsc::Receiver<Frame>,
+    ) -> anyhow::Result<()> {
+        let (mut reader, writer) = tokio::io::split(stream);
+        let mut writer = BufWriter::with_capacity(64 * 1024, writer);
+        write_frame(&mut writer, &self.hello).await?;
+        timeout(WRITE_TIMEOUT, writer.flush()).await??;
+        let _ = self.inputs.send(Input::Connected(self.peer)).await;
+        let mut together = Vec::with_capacity(FRAMES_TOGETHER);
+        let mut nothing = [0; 1];
+        loop {
+            tokio::select! {
+                taken = frames.recv_many(&mut together, FRAMES_TOGETHER) => {
+                    if taken == 0 {
+                        return Ok(());
+                    }
+                    for frame in together.drain(..) {
+                        write_frame(&mut writer, &frame).await?;
+                    }
+                    timeout(WRITE_TIMEOUT, writer.flush()).await.context("it reads nothing")??;
+                }
+                // The other side sends nothing on this link: any answer means that it is over.
+                _ = reader.read(&mut nothing) => anyhow::bail!("closed by the peer"),
+            }
+        }
+    }
+}
+
+/// Waits until the server stops; drops what is queued meanwhile.
+async fn closed(frames: &mut mpsc::Receiver<Frame>) {
+    while frames.recv().await.is_some() {}
+}
+
+async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> anyhow::Result<()> {
+    let write = async {
+        writer.write_u32(frame.len() as u32).await?;
+        writer.write_all(frame).await
+    };
+    Ok(timeout(WRITE_TIMEOUT, write).await.context("it reads nothing")??)
+}
+
+/// Accepts links from the servers of the manifest, until it is dropped.
+pub async fn listen(
+    listener: TcpListener,
+    config: rustls::ServerConfig,
+    manifest: Arc<Manifest>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    // Twice what a full cluster needs, so that links can be renewed; strangers get no further than
+    // the handshake.
+    let places = Arc::new(Semaphore::new(manifest.servers.len() * 2 + 16));
+    let strangers = Arc::new(AtomicUsize::new(0));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (tcp, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, mostly: others may close theirs.
+                tracing::warn!(%error, "cannot accept a peer");
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let (acceptor, manifest, inputs) = (acceptor.clone(), Arc::clone(&manifest), inputs.clone());
+        let strangers = Arc::clone(&strangers);
+        tokio::spawn(async move {
+            let _place = place;
+            let _ = tcp.set_nodelay(true);
+            let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    // Said often enough to be seen, not so often as to fill the disk.
+                    if strangers.fetch_add(1, Ordering::Relaxed) % 100 == 0 {
+                        tracing::warn!(%address, %error, "refused a peer connection (every 100th is logged)");
+                    }
+                    return;
+                }
+                Err(_) => return,
+            };
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let Some(peer) = certificate.and_then(|c| kds_certs::server_of(&manifest, c)) else { return };
+            if let Err(error) = receive(stream, peer, manifest, inputs).await {
+                tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
+            }
+        });
+    }
+}
+
+async fn receive(
+    stream: impl AsyncRead + Unpin,
+    peer: ServerId,
+    manifest: Arc<Manifest>,
+    inputs: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
+    let mut reader = BufReader::with_capacity(64 * 1024, stream);
+    let mut keyring = Keyring::new(manifest);
+    loop {
+        let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
+        let message: PeerMessage = decode(&frame)?;
+        match message.check(peer, &mut keyring) {
+            Ok(message) => {
+                if inputs.send(Input::Message(peer, message)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                metrics::counter!("kds_peer_messages_refused_total", "peer" => peer.to_string()).increment(1);
+                tracing::warn!(%peer, %error, "refused a message");
+            }
+        }
+    }
+}
+
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Vec<u8>> {
+    let length = reader.read_u32().await? as usize;
+    anyhow::ensure!(length <= MAX_FRAME_BYTES, "it announces a frame of {length} bytes");
+    // Memory grows with what arrives, not with what is announced.
+    let mut frame = Vec::with_capacity(length.min(64 * 1024));
+    reader.take(length as u64).read_to_end(&mut frame).await?;
+    anyhow::ensure!(frame.len() == length, "it ends in the middle of a frame");
+    Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn oversized_and_broken_frames_are_refused_without_memory() {
+        let announced = u32::MAX.to_be_bytes();
+        assert!(read_frame(&mut announced.as_slice()).await.is_err());
+        let half = [&8u32.to_be_bytes()[..], b"half"].concat();
+        assert!(read_frame(&mut half.as_slice()).await.is_err());
+        let whole = [&4u32.to_be_bytes()[..], b"full"].concat();
+        assert_eq!(read_frame(&mut whole.as_slice()).await.unwrap(), b"full");
+    }
+}

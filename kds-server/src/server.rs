@@ -1,0 +1,233 @@
+//! One server: storage, replica, peers and HTTPS put together, and taken apart again.
+
+use crate::config::{DATABASE, Loaded};
+use crate::storage::{ShareReader, Storage};
+use crate::{committer, driver, http, peers};
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use quorum::ids::{ClusterId, ServerId};
+use quorum::manifest::Manifest;
+use quorum::ordering::{Identity, Input, PoolError, Published, Replica, ReplicaStatus};
+use quorum::request::{Operation, RequestId, SignedRequest};
+use quorum::signing::KeyCertificate;
+use quorum::state::layout;
+use rand::Rng as _;
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Inputs that wait for the replica.
+const INPUTS: usize = 4_096;
+/// Groups of effects that wait for the disk.
+const EFFECTS: usize = 64;
+
+/// Whether the disk can be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Health {
+    /// Writes succeed.
+    Good = 0,
+    /// No room: ordering pauses here.
+    DiskFull = 1,
+    /// Writes fail: this server stopped voting.
+    StorageFailed = 2,
+}
+
+/// What the server's tasks share.
+pub struct Shared {
+    /// This server.
+    pub id: ServerId,
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+    /// Its id.
+    pub cluster: ClusterId,
+    /// The certified state that readers see.
+    pub published: watch::Sender<Option<Arc<Published>>>,
+    /// Clients' requests that wait for their reply.
+    pub waiters: Waiters,
+    /// How the replica is doing.
+    pub replica_status: ArcSwap<ReplicaStatus>,
+    /// Links that are up.
+    pub peers_connected: AtomicUsize,
+    /// For handing out shares.
+    pub shares: ShareReader,
+    health: AtomicU8,
+}
+
+impl Shared {
+    /// Takes note of what the disk does.
+    pub fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Relaxed);
+    }
+    /// What the disk does.
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Relaxed) {
+            0 => Health::Good,
+            1 => Health::DiskFull,
+            _ => Health::StorageFailed,
+        }
+    }
+}
+
+/// Requests whose clients wait at this server.
+#[derive(Default)]
+pub struct Waiters(Mutex<HashMap<RequestId, Vec<oneshot::Sender<Result<(), PoolError>>>>>);
+
+impl Waiters {
+    /// Waits for a request's reply to be certified.
+    pub fn wait(&self, id: RequestId) -> oneshot::Receiver<Result<(), PoolError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_request = waiting.entry(id).or_default();
+        of_request.retain(|waiter| !waiter.is_closed());
+        of_request.push(sender);
+        receiver
+    }
+    /// Drops what nobody waits for any more.
+    pub fn forget(&self, id: RequestId) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_request) = waiting.get_mut(&id) {
+            of_request.retain(|waiter| !waiter.is_closed());
+            if of_request.is_empty() {
+                waiting.remove(&id);
+            }
+        }
+    }
+    /// Wakes those whose requests were executed, or cannot wait.
+    pub fn wake(&self, replied: Vec<RequestId>, refused: Vec<(RequestId, PoolError)>) {
+        if replied.is_empty() && refused.is_empty() {
+            return;
+        }
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcomes = replied.into_iter().map(|id| (id, Ok(())));
+        for (id, outcome) in outcomes.chain(refused.into_iter().map(|(id, why)| (id, Err(why)))) {
+            for waiter in waiting.remove(&id).into_iter().flatten() {
+                // Whoever went away meanwhile is not told.
+                let _ = waiter.send(outcome);
+            }
+        }
+    }
+}
+
+/// Runs a server until `stop` completes, then shuts it down in order.
+pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let Loaded { config, manifest, cluster, folder, voter, opening, sealing, shares, tls } = loaded;
+    let id = config.server;
+    let _lock = lock(&folder)?;
+    warn_of_expiry(&tls)?;
+    let clients = listener(config.listen_clients, "clients").await?;
+    let servers = listener(config.listen_peers, "servers").await?;
+
+    let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, shares).await?;
+    let stored = storage.load().await?;
+    let voting = *voter.certificate();
+    let voting_key = voter.key().clone();
+    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening };
+    let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
+    let replica = replica.context("the database is damaged\n  move kds.db away: the server then fetches what it lacks from the others")?;
+    let status = replica.status();
+    tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
+
+    let shared = Arc::new(Shared {
+        id,
+        cluster,
+        published: watch::Sender::new(None),
+        waiters: Waiters::default(),
+        replica_status: ArcSwap::from_pointee(status),
+        peers_connected: AtomicUsize::new(0),
+        shares: storage.share_reader(),
+        health: AtomicU8::new(Health::Good as u8),
+        manifest: Arc::clone(&manifest),
+    });
+    let (inputs, inputs_received) = mpsc::channel(INPUTS);
+    let (effects, effects_received) = mpsc::channel(EFFECTS);
+    let links = peers::dial_all(&manifest, &tls, voting, &inputs, &shared)?;
+    let committer = tokio::spawn(committer::run(storage, effects_received, links, Arc::clone(&shared)));
+    let driver = tokio::spawn(driver::run(replica, inputs_received, effects, Arc::clone(&shared)));
+    let peer_tls = kds_certs::peer_server(&manifest, &tls)?;
+    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&manifest), inputs.clone()));
+    let announcing = tokio::spawn(announce(Arc::clone(&shared), voting, voting_key, sealing, inputs.clone()));
+    let (stop_http, http_stops) = watch::channel(false);
+    let https = kds_certs::https_server(&tls)?;
+    let app = http::router(Arc::clone(&shared), inputs.clone());
+    let http = tokio::spawn(http::serve(clients, https, app, http_stops));
+    tracing::info!(server = %id, clients = %config.listen_clients, peers = %config.listen_peers, "running");
+
+    stop.await;
+    tracing::info!("stopping: answering what is under way");
+    stop_http.send_replace(true);
+    let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
+    listening.abort();
+    announcing.abort();
+    // The driver ends; the committer writes what it left, and the database is closed.
+    driver.abort();
+    match tokio::time::timeout(Duration::from_secs(5), committer).await {
+        Ok(Ok(storage)) => storage.close().await,
+        Ok(Err(error)) => tracing::error!(%error, "the committer failed"),
+        Err(_) => tracing::warn!("the database did not take the last writes in time; they were promised to nobody"),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One process a folder: a second one would contradict the first.
+fn lock(folder: &std::path::Path) -> anyhow::Result<File> {
+    let path = folder.join("server.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.try_lock().map_err(|_| {
+        anyhow::anyhow!("another process runs this server already (it holds {})\n  stop it first", path.display())
+    })?;
+    Ok(file)
+}
+
+async fn listener(address: std::net::SocketAddr, whom: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen for {whom} on {address}\n  is the port taken? `init --base-port` chooses others")
+    })
+}
+
+fn warn_of_expiry(tls: &kds_certs::TlsIdentity) -> anyhow::Result<()> {
+    let seconds_left = kds_certs::not_after(tls.certificate())? - (driver::now().0 / 1000) as i64;
+    anyhow::ensure!(seconds_left > 0, "this server's TLS certificate (tls.pem) has expired: no one will connect to it");
+    let days_left = seconds_left / 86_400;
+    if days_left < kds_certs::WARN_DAYS {
+        tracing::warn!(days_left, "this server's TLS certificate expires soon");
+    }
+    Ok(())
+}
+
+/// Has this server's current keys put on record, so that clients can seal shares to it.
+async fn announce(
+    shared: Arc<Shared>,
+    voting: KeyCertificate,
+    voting_key: quorum::signing::SigningKey,
+    sealing: KeyCertificate,
+    inputs: mpsc::Sender<Input>,
+) {
+    let mut published = shared.published.subscribe();
+    loop {
+        if published.changed().await.is_err() {
+            return;
+        }
+        let announced = published.borrow_and_update().as_ref().map(|p| {
+            layout::server_keys(&p.snapshot, shared.id)
+                .is_some_and(|keys| keys.voting == voting && keys.sealing == sealing)
+        });
+        if announced == Some(false) {
+            let operation = Operation::AnnounceKeys { voting, sealing };
+            let expiry = driver::now().plus_ms(20_000);
+            let number = rand::rng().next_u64();
+            let request = SignedRequest::sign(&shared.cluster, &voting_key, number, expiry, operation);
+            if let Ok(request) = request.verify(&shared.cluster)
+                && inputs.send(Input::Request(request)).await.is_err()
+            {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -1,0 +1,248 @@
+//! The server's database: one SQLite file, written by one task.
+//!
+//! `synchronous=FULL` with a write-ahead log makes one fsync a commit; the committer puts whatever
+//! is in flight into one transaction (group commit). `secure_delete` overwrites what is deleted.
+
+use anyhow::{Context as _, bail};
+use quorum::ids::{ClusterId, Sequence, ServerId};
+use quorum::codec::{decode, encode};
+use quorum::ordering::{Stored, StoredSlot, StoredState, Write};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection as _, QueryBuilder, Row as _, SqlStr};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::share_box::ShareBox;
+
+/// The schema, step by step. Steps are never changed, only added.
+/// (`sqlx::migrate!` would do the same, and build SQLite a second time for the macro.)
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "server", include_str!("../../migrations/sqlite/0001_server.sql"))];
+
+fn migrator() -> Migrator {
+    let migration = |(version, name, sql): &(i64, &'static str, &'static str)| {
+        Migration::new(*version, (*name).into(), MigrationType::Simple, SqlStr::from_static(sql), false)
+    };
+    Migrator::with_migrations(MIGRATIONS.iter().map(migration).collect())
+}
+
+/// Entries written by one statement; SQLite allows 32,766 bound values.
+const ROWS_PER_STATEMENT: usize = 500;
+
+/// The connection that writes, and a pool for reading shares.
+pub struct Storage {
+    writer: SqliteConnection,
+    readers: SqlitePool,
+    shares: ShareBox,
+}
+
+/// How many shares a server has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShareCounts {
+    /// Secrets for which there is a slot.
+    pub secrets: u64,
+    /// Slots that hold a share.
+    pub shares: u64,
+}
+
+/// Reads shares, sealed at rest; cheap to clone.
+#[derive(Clone)]
+pub struct ShareReader {
+    readers: SqlitePool,
+    shares: ShareBox,
+}
+
+impl ShareReader {
+    /// This server's share of a secret, and its epoch.
+    pub async fn share(&self, index: u64) -> anyhow::Result<Option<(u64, zeroize::Zeroizing<[u8; 32]>)>> {
+        let row = sqlx::query("SELECT epoch, share FROM shares WHERE secret = ? AND share IS NOT NULL")
+            .bind(index as i64)
+            .fetch_optional(&self.readers)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let (epoch, sealed): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let share = self.shares.open(index, epoch as u64, &sealed).context("a stored share does not open")?;
+        Ok(Some((epoch as u64, share)))
+    }
+    /// How many there are.
+    pub async fn counts(&self) -> anyhow::Result<ShareCounts> {
+        let row = sqlx::query("SELECT count(*), count(share) FROM shares").fetch_one(&self.readers).await?;
+        let (secrets, shares): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(ShareCounts { secrets: secrets as u64, shares: shares as u64 })
+    }
+}
+
+impl Storage {
+    /// Opens or creates the database, brings its schema up to date, and makes sure that it is this
+    /// server's.
+    pub async fn open(path: &Path, cluster: &ClusterId, id: ServerId, shares: ShareBox) -> anyhow::Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .pragma("secure_delete", "on")
+            .pragma("wal_autocheckpoint", "4000");
+        let opened = async {
+            let mut writer = SqliteConnection::connect_with(&options).await?;
+            migrator().run_direct(None, &mut writer, false).await?;
+            let readers = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
+            anyhow::Ok((writer, readers))
+        };
+        let (writer, readers) = opened.await.with_context(|| format!("cannot open the database {}", path.display()))?;
+        let mut storage = Self { writer, readers, shares };
+        storage.check_owner(path, cluster, id).await?;
+        Ok(storage)
+    }
+
+    async fn check_owner(&mut self, path: &Path, cluster: &ClusterId, id: ServerId) -> anyhow::Result<()> {
+        let owner = encode(&(cluster, id));
+        match self.meta("owner").await? {
+            Some(known) if known == owner => Ok(()),
+            Some(_) => bail!(
+                "the database {} belongs to another server or another cluster\n  \
+                 start each server with its own config.toml, or move the file away",
+                path.display()
+            ),
+            None => {
+                sqlx::query("INSERT INTO meta (name, value) VALUES ('owner', ?)")
+                    .bind(owner)
+                    .execute(&mut self.writer)
+                    .await?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn meta(&mut self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let row = sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(&mut self.writer);
+        Ok(row.await?.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// What the replica starts from.
+    pub async fn load(&mut self) -> anyhow::Result<Stored> {
+        fn optional<T: serde::de::DeserializeOwned>(
+            row: &sqlx::sqlite::SqliteRow,
+            column: usize,
+        ) -> anyhow::Result<Option<T>> {
+            let bytes: Option<Vec<u8>> = row.try_get(column)?;
+            Ok(bytes.map(|bytes| decode(&bytes)).transpose().context("a row of the stored log is damaged")?)
+        }
+        let mut stored = Stored::default();
+        if let Some(checkpoint) = self.meta("checkpoint").await? {
+            let checkpoint = decode(&checkpoint).context("the stored checkpoint is damaged")?;
+            let rows = sqlx::query("SELECT key, value FROM leaves").fetch_all(&mut self.writer).await?;
+            let leaves = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+            let leaves = leaves.collect::<Result<_, sqlx::Error>>()?;
+            stored.state = Some(StoredState { checkpoint, leaves });
+        }
+        if let Some(certificate) = self.meta("certificate").await? {
+            stored.certificate = Some(decode(&certificate).context("the stored certificate is damaged")?);
+        }
+        let query = "SELECT sequence, accepted, accepted_batch, prepared, committed, committed_batch \
+                     FROM slots ORDER BY sequence";
+        for row in sqlx::query(query).fetch_all(&mut self.writer).await? {
+            let sequence: i64 = row.try_get(0)?;
+            let accepted = match (optional(&row, 1)?, optional(&row, 2)?) {
+                (Some(pre_prepare), Some(batch)) => Some((pre_prepare, batch)),
+                _ => None,
+            };
+            let committed = match optional(&row, 4)? {
+                Some(proof) => Some((proof, optional(&row, 5)?)),
+                None => None,
+            };
+            let prepared = optional(&row, 3)?;
+            stored.slots.push(StoredSlot { sequence: Sequence(sequence as u64), accepted, prepared, committed });
+        }
+        Ok(stored)
+    }
+
+    /// For handing out shares.
+    pub fn share_reader(&self) -> ShareReader {
+        ShareReader { readers: self.readers.clone(), shares: self.shares.clone() }
+    }
+
+    /// Makes writes durable, all or none.
+    pub async fn commit(&mut self, writes: &[&Write]) -> Result<(), sqlx::Error> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let shares = self.shares.clone();
+        let mut transaction = self.writer.begin().await?;
+        for write in writes {
+            apply(&mut transaction, write, &shares).await?;
+        }
+        transaction.commit().await
+    }
+
+    /// Closes the file cleanly.
+    pub async fn close(self) {
+        self.readers.close().await;
+        if let Err(error) = self.writer.close().await {
+            tracing::warn!(%error, "closing the database");
+        }
+    }
+}
+
+async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> Result<(), sqlx::Error> {
+    let query = match write {
+        Write::Accepted { pre_prepare, batch } => sqlx::query(
+            "INSERT INTO slots (sequence, accepted, accepted_batch) VALUES (?1, ?2, ?3) \
+             ON CONFLICT (sequence) DO UPDATE SET accepted = ?2, accepted_batch = ?3",
+        )
+        .bind(pre_prepare.body.0.sequence.0 as i64)
+        .bind(encode(pre_prepare))
+        .bind(encode(batch.as_ref())),
+        Write::Prepared { sequence, proof } => sqlx::query(
+            "INSERT INTO slots (sequence, prepared) VALUES (?1, ?2) ON CONFLICT (sequence) DO UPDATE SET prepared = ?2",
+        )
+        .bind(sequence.0 as i64)
+        .bind(encode(proof)),
+        Write::Committed { batch, proof } => sqlx::query(
+            "INSERT INTO slots (sequence, committed, committed_batch) VALUES (?1, ?2, ?3) \
+             ON CONFLICT (sequence) DO UPDATE SET committed = ?2, committed_batch = ?3",
+        )
+        .bind(proof.statement.0.sequence.0 as i64)
+        .bind(encode(proof))
+        .bind(batch.as_ref().map(|batch| encode(batch.as_ref()))),
+        Write::Certified(certificate) => {
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('certificate', ?)")
+                .bind(encode(certificate.as_ref()))
+        }
+        Write::State { checkpoint, leaves } => {
+            write_leaves(db, leaves).await?;
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('checkpoint', ?)").bind(encode(checkpoint))
+        }
+        Write::Share { index, epoch, share } => {
+            sqlx::query("INSERT OR REPLACE INTO shares (secret, epoch, share) VALUES (?, ?, ?)")
+                .bind(*index as i64)
+                .bind(epoch.0 as i64)
+                .bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
+        }
+        Write::EraseShare { index } => sqlx::query("DELETE FROM shares WHERE secret = ?").bind(*index as i64),
+        Write::Trim { through } => sqlx::query("DELETE FROM slots WHERE sequence <= ?").bind(through.0 as i64),
+    };
+    query.execute(db).await.map(drop)
+}
+
+async fn write_leaves(db: &mut SqliteConnection, leaves: &[quorum::state::Leaf]) -> Result<(), sqlx::Error> {
+    let (set, gone): (Vec<_>, Vec<_>) = leaves.iter().partition(|(_, value)| value.is_some());
+    for chunk in set.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::new("INSERT OR REPLACE INTO leaves (key, value) ");
+        query.push_values(chunk, |mut row, (key, value)| {
+            row.push_bind(key.as_slice()).push_bind(value.as_deref().unwrap_or_default());
+        });
+        query.build().execute(&mut *db).await?;
+    }
+    for chunk in gone.chunks(ROWS_PER_STATEMENT) {
+        let mut query = QueryBuilder::new("DELETE FROM leaves WHERE key IN (");
+        let mut keys = query.separated(", ");
+        chunk.iter().for_each(|(key, _)| {
+            keys.push_bind(key.as_slice());
+        });
+        query.push(")").build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
