@@ -1,0 +1,196 @@
+//! lookup, verify, list, history.
+
+use super::output::{access_json, certified_json, print_json, print_record, record_json};
+use super::{Failure, Session, duration, name, read_input};
+use clap::{Args, ValueEnum};
+use kds_client::{Consistency, ExitStatus, LookupOptions, keys, now};
+use quorum::answer::{PROOF_FORMAT, ProofFile, Verifier};
+use quorum::manifest::Manifest;
+use quorum::record::{Record, Status};
+use serde_json::json;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ConsistencyArg {
+    /// Rows of the grid: sees every completed write
+    Row,
+    /// q servers: also while a row lies
+    Quorum,
+    /// One server: never forged, at most --max-age old
+    Any,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Ssh,
+    Pem,
+    Age,
+    Raw,
+}
+
+#[derive(Args)]
+pub(super) struct LookupArgs {
+    /// The name
+    name: String,
+    /// How sure to be
+    #[arg(long, value_enum, default_value = "row")]
+    consistency: ConsistencyArg,
+    /// How old the cluster's certificate may be
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    max_age: Duration,
+    /// An earlier version
+    #[arg(long)]
+    version: Option<u64>,
+    /// Print the keys alone, in this format
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// Keep the proof in a file, for `verify`
+    #[arg(long, value_name = "FILE")]
+    proof: Option<PathBuf>,
+}
+
+pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), Failure> {
+    let name = name(&args.name)?;
+    let options = LookupOptions {
+        consistency: match args.consistency {
+            ConsistencyArg::Row => Consistency::Row,
+            ConsistencyArg::Quorum => Consistency::Quorum,
+            ConsistencyArg::Any => Consistency::Any,
+        },
+        max_age: Some(args.max_age),
+        version: args.version,
+    };
+    let found = session.client.lookup(&name, &options).await?;
+    for bad in &found.access.rejected {
+        eprintln!("warning: rejected the answer of server {}: {}", bad.server, bad.why);
+    }
+    if !found.complete {
+        eprintln!("note: the last change is committed but not yet visible to all row reads");
+    }
+    if let Some(path) = &args.proof {
+        let cluster = session.client.manifest().cluster_id().0;
+        let answer = found.answer.clone();
+        let file = ProofFile { format: PROOF_FORMAT, cluster, name: name.clone(), version: args.version, answer };
+        let text = serde_json::to_string_pretty(&file).map_err(Failure::other)?;
+        std::fs::write(path, text).map_err(|e| Failure::other(format!("cannot write {}: {e}", path.display())))?;
+    }
+    let Some(record) = &found.record else {
+        let what = args.version.map_or(String::new(), |version| format!("version {version} of "));
+        let text = format!("{what}{name} does not exist; its absence is proved by a certificate of the cluster");
+        return Err(Failure::new(ExitStatus::NotFound, text));
+    };
+    if session.json {
+        let mut document = record_json(record);
+        document["certified"] = certified_json(&found.answer.certificate);
+        document["access"] = access_json(&found.access);
+        document["complete"] = json!(found.complete);
+        print_json(&document);
+        return Ok(());
+    }
+    warn_if_unusable(record);
+    if args.format != Format::Text {
+        return print_keys(record, args.format);
+    }
+    print_record(record);
+    let certificate = &found.answer.certificate;
+    println!(
+        "  certified at {} by servers {:?}",
+        certificate.statement.time,
+        certificate.signers().map(|server| server.0).collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+fn warn_if_unusable(record: &Record) {
+    if let Status::Revoked { reason, .. } = &record.status {
+        eprintln!("warning: {} is REVOKED: {}", record.name, reason.escape_debug());
+    }
+    if record.entry.not_before.is_some_and(|from| now() < from) {
+        eprintln!("warning: {} is not valid yet", record.name);
+    }
+    if record.entry.not_after.is_some_and(|to| now() > to) {
+        eprintln!("warning: {} is no longer valid", record.name);
+    }
+}
+
+fn print_keys(record: &Record, format: Format) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for key in &record.entry.keys {
+        let bytes = match format {
+            Format::Ssh => keys::to_openssh(key, record.name.as_str()).map(String::into_bytes),
+            Format::Pem => keys::to_pem(key).map(String::into_bytes),
+            Format::Age => keys::to_age(key).map(String::into_bytes),
+            Format::Raw | Format::Text => Ok(key.key.0.clone()),
+        };
+        out.write_all(&bytes.map_err(Failure::other)?).map_err(Failure::other)?;
+    }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// The proof file
+    file: PathBuf,
+}
+
+pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool) -> Result<(), Failure> {
+    let bytes = read_input(&args.file)?;
+    let unverified = |why: String| Failure::new(ExitStatus::Unverified, format!("{}: {why}", args.file.display()));
+    let file: ProofFile =
+        serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {e}")))?;
+    let mut verifier = Verifier::new(Arc::clone(manifest));
+    let record = verifier.proof_file(&file).map_err(|e| unverified(e.to_string()))?;
+    let statement = file.answer.certificate.statement;
+    if as_json {
+        let record = record.as_ref().map(record_json);
+        let certified = certified_json(&file.answer.certificate);
+        print_json(&json!({ "name": file.name, "record": record, "certified": certified }));
+        return Ok(());
+    }
+    match &record {
+        Some(record) => print_record(record),
+        None => println!("{} does not exist", file.name),
+    }
+    println!("proved: so it was at {} (sequence {})", statement.time, statement.sequence);
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct ListArgs {
+    /// Only names that begin with this
+    #[arg(long, default_value = "")]
+    prefix: String,
+}
+
+pub(super) async fn list(session: &Session, args: &ListArgs) -> Result<(), Failure> {
+    let records = session.client.list(&args.prefix).await?;
+    if session.json {
+        print_json(&json!(records.iter().map(record_json).collect::<Vec<_>>()));
+        return Ok(());
+    }
+    for record in &records {
+        let revoked = if record.status == Status::Active { "" } else { "  REVOKED" };
+        println!("{}  version {}{revoked}", record.name, record.version);
+    }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct HistoryArgs {
+    /// The name
+    name: String,
+}
+
+pub(super) async fn history(session: &Session, args: &HistoryArgs) -> Result<(), Failure> {
+    let versions = session.client.history(&name(&args.name)?).await?;
+    if session.json {
+        print_json(&json!(versions.iter().map(record_json).collect::<Vec<_>>()));
+    } else {
+        versions.iter().for_each(print_record);
+    }
+    Ok(())
+}

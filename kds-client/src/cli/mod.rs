@@ -1,0 +1,194 @@
+//! The command line on top of the library.
+
+mod bench;
+mod import;
+mod lookup;
+mod output;
+mod secret;
+mod status;
+mod write;
+
+use clap::{Parser, Subcommand};
+use kds_client::keystore::{self, Passphrase, SecretKind};
+use kds_client::{Client, ClientError, ExitStatus, Options, manifest_file};
+use quorum::manifest::Manifest;
+use quorum::record::Name;
+use quorum::signing::SigningKey;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Client of the key-distribution service: whose key is this, and keep this secret for me.
+///
+/// Every answer is verified against the cluster's manifest: no single server is trusted.
+///
+/// Exit status: 0 done, 1 other errors, 2 usage, 3 not found (proved), 4 not verifiable,
+/// 5 not enough servers, 6 refused, 7 conflict.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    /// The cluster's manifest
+    #[arg(long, global = true, env = "KDS_MANIFEST", default_value = "kds-dev/manifest.toml", value_name = "FILE")]
+    manifest: PathBuf,
+    /// Your signing key [default: admin.key beside the manifest]
+    #[arg(long, global = true, env = "KDS_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Ask for the passphrase of the key file (otherwise KDS_PASSPHRASE, if it is encrypted)
+    #[arg(long, global = true)]
+    passphrase: bool,
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long an operation may take, such as 500ms, 10s or 1m
+    #[arg(long, global = true, default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look a name up: its verified keys
+    Lookup(lookup::LookupArgs),
+    /// Check a proof file offline, against the manifest alone
+    Verify(lookup::VerifyArgs),
+    /// List names
+    List(lookup::ListArgs),
+    /// All versions of a name
+    History(lookup::HistoryArgs),
+    /// Register a name, as an administrator
+    Register(write::RegisterArgs),
+    /// Replace a name's keys, as its owner or an administrator
+    Rotate(write::RotateArgs),
+    /// Withdraw a name's keys, as its owner or an administrator
+    Revoke(write::RevokeArgs),
+    /// Register many names from JSON lines or CSV
+    Import(import::ImportArgs),
+    /// Make a signing key; FILE.pub is its public half
+    Keygen(write::KeygenArgs),
+    /// Deposit, recover and delete secrets
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
+    /// How every server is doing
+    Status,
+    /// Measure throughput and latency
+    Bench(bench::BenchArgs),
+}
+
+/// Why the program ends, with its exit status.
+#[derive(Debug)]
+pub struct Failure {
+    text: String,
+    /// For scripts.
+    pub status: ExitStatus,
+}
+
+impl Failure {
+    fn new(status: ExitStatus, text: impl Into<String>) -> Self {
+        Self { text: text.into(), status }
+    }
+    fn usage(text: impl Into<String>) -> Self {
+        Self::new(ExitStatus::Usage, text)
+    }
+    fn other(error: impl std::fmt::Display) -> Self {
+        Self::new(ExitStatus::Other, error.to_string())
+    }
+}
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::new(error.exit_status(), error.to_string())
+    }
+}
+
+/// What commands share.
+pub(crate) struct Session {
+    client: Client,
+    key_path: PathBuf,
+    ask_passphrase: bool,
+    json: bool,
+}
+
+impl Session {
+    fn key(&self) -> Result<SigningKey, Failure> {
+        let passphrase = match self.ask_passphrase {
+            true => Some(Passphrase::ask("Passphrase of the key: ").map_err(Failure::other)?),
+            false => Passphrase::from_environment(),
+        };
+        let key = keystore::read_signing_key(&self.key_path, SecretKind::SigningKey, passphrase.as_ref());
+        key.map_err(|error| {
+            Failure::other(format!("{error}\n  name your key with --key or KDS_KEY; `kds-client keygen` makes one"))
+        })
+    }
+}
+
+/// Runs one command.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::Keygen(args) = &cli.command {
+        return write::keygen(args, cli.passphrase, cli.json);
+    }
+    let manifest = manifest_file::read(&cli.manifest).map_err(Failure::other)?;
+    if let Command::Verify(args) = &cli.command {
+        return lookup::verify(args, &manifest, cli.json);
+    }
+    let key_path = cli.key.clone().unwrap_or_else(|| beside(&cli.manifest, "admin.key"));
+    let session = Session {
+        client: connect(&manifest, cli.timeout)?,
+        key_path,
+        ask_passphrase: cli.passphrase,
+        json: cli.json,
+    };
+    match cli.command {
+        Command::Lookup(args) => lookup::lookup(&session, &args).await,
+        Command::List(args) => lookup::list(&session, &args).await,
+        Command::History(args) => lookup::history(&session, &args).await,
+        Command::Register(args) => write::register(&session, &args).await,
+        Command::Rotate(args) => write::rotate(&session, &args).await,
+        Command::Revoke(args) => write::revoke(&session, &args).await,
+        Command::Import(args) => import::import(&session, &args).await,
+        Command::Secret(command) => secret::run(&session, &command).await,
+        Command::Status => status::status(&session).await,
+        Command::Bench(args) => bench::bench(&session, &args).await,
+        Command::Keygen(_) | Command::Verify(_) => Ok(()),
+    }
+}
+
+fn connect(manifest: &Arc<Manifest>, timeout: Duration) -> Result<Client, Failure> {
+    Ok(Client::new(Arc::clone(manifest), Options { timeout, ..Options::default() })?)
+}
+
+fn beside(path: &Path, name: &str) -> PathBuf {
+    path.parent().map_or_else(|| name.into(), |folder| folder.join(name))
+}
+
+/// `500ms`, `10s`, `2m`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "not a duration such as 500ms, 10s or 1m".to_owned())?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        unit => Err(format!("unknown unit {unit:?}; use ms, s or m")),
+    }
+}
+
+/// A name as an argument: refused with its own words, as wrong input rather than wrong usage.
+fn name(text: &str) -> Result<Name, Failure> {
+    Name::new(text).map_err(|error| Failure::new(ExitStatus::Refused, format!("{text:?}: {error}")))
+}
+
+/// A file's bytes, or standard input for `-`.
+fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read as _;
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).map_err(Failure::other)?;
+        return Ok(bytes);
+    }
+    std::fs::read(path).map_err(|error| Failure::other(format!("cannot read {}: {error}", path.display())))
+}

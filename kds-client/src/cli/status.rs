@@ -1,0 +1,85 @@
+//! status: how every server is doing, by its own word.
+
+use super::output::print_json;
+use super::{Failure, Session};
+use kds_client::api::ServerStatus;
+use kds_client::{ExitStatus, now};
+use quorum::ServerId;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+pub(super) async fn status(session: &Session) -> Result<(), Failure> {
+    let manifest = session.client.manifest();
+    let mut tasks = JoinSet::new();
+    for server in manifest.grid().servers() {
+        let client = session.client.clone();
+        tasks.spawn(async move {
+            let patience = std::time::Duration::from_secs(3);
+            let answer = tokio::time::timeout(patience, client.server_status(server)).await;
+            (server, answer.unwrap_or_else(|_| Err("no answer in time".into())))
+        });
+    }
+    let mut servers: Vec<(ServerId, Result<ServerStatus, String>)> = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        servers.push(done.map_err(Failure::other)?);
+    }
+    servers.sort_by_key(|(server, _)| *server);
+    let t = manifest.thresholds;
+    let reachable: Vec<_> = servers.iter().filter_map(|(_, status)| status.as_ref().ok()).collect();
+    // The cluster's view and epoch are what q servers have reached: a liar's word alone moves nothing.
+    let reached = |value: &dyn Fn(&ServerStatus) -> u64| {
+        let mut values: Vec<_> = reachable.iter().map(|status| value(status)).collect();
+        values.sort_unstable_by(|a, b| b.cmp(a));
+        values.get(t.q() - 1).or(values.last()).copied().unwrap_or(0)
+    };
+    let view = reached(&|status| status.view.0);
+    if session.json {
+        let documents: Vec<_> = servers.iter().map(|(server, status)| document(session, *server, status)).collect();
+        print_json(&json!({
+            "cluster": manifest.cluster_id(),
+            "n": t.servers, "f": t.faulty, "q": t.quorum, "b": t.masked, "k": t.threshold,
+            "epoch": reached(&|status| status.epoch.0),
+            "last_refresh_seconds": Value::Null,
+            "view": view,
+            "primary": quorum::View(view).primary(t.n()),
+            "servers": documents,
+            "time": now(),
+        }));
+    } else {
+        println!("cluster {}", manifest.cluster_id());
+        println!("n = {}, f = {}, q = {}, b = {}, k = {}", t.servers, t.faulty, t.quorum, t.masked, t.threshold);
+        println!("server  row col  view  executed  certified  complete  secrets  shares  peers");
+        for (server, status) in &servers {
+            match status {
+                Ok(s) => println!(
+                    "{:>6}  {:>3} {:>3}  {:>4}  {:>8}  {:>9}  {:>8}  {:>7}  {:>6}  {:>5}{}",
+                    s.id, s.row, s.column, s.view, s.sequence, s.certified, s.complete, s.secrets, s.shares,
+                    s.peers_connected, if s.recovering { "  catching up" } else { "" }
+                ),
+                Err(why) => println!("{server:>6}  unreachable: {why}"),
+            }
+        }
+    }
+    if reachable.len() < t.q() {
+        let text = format!("only {} of {} servers answer; {} are needed", reachable.len(), t.servers, t.quorum);
+        return Err(Failure::new(ExitStatus::Unavailable, text));
+    }
+    Ok(())
+}
+
+fn document(session: &Session, server: ServerId, status: &Result<ServerStatus, String>) -> Value {
+    let grid = session.client.manifest().grid();
+    match status {
+        Ok(status) => {
+            let mut document = json!(status);
+            document["reachable"] = json!(true);
+            // Where a server stands is the manifest's to say, not its own.
+            document["id"] = json!(server);
+            document
+        }
+        Err(why) => json!({
+            "id": server, "row": grid.row_of(server), "column": grid.column_of(server),
+            "reachable": false, "why": why,
+        }),
+    }
+}
