@@ -158,7 +158,7 @@ impl Search<'_> {
 
     fn is_complete(&self) -> bool {
         let Some((best, ..)) = &self.best else { return false };
-        let answered: ServerSet = self.good.keys().copied().collect();
+        let answered = self.agreeing(*best);
         let newest = self.good.values().copied().max().unwrap_or(0);
         // Every answer is in, none claims more than is proved.
         let enough = match self.options.consistency {
@@ -169,9 +169,17 @@ impl Search<'_> {
         enough && *best >= newest
     }
 
+    /// The servers whose answer is the one that will be returned. One that answers with an older
+    /// version may be behind or lying: it does not count.
+    fn agreeing(&self, version: u64) -> ServerSet {
+        self.good.iter().filter(|(_, answered)| **answered == version).map(|(server, _)| *server).collect()
+    }
+
     /// Asks the next group; false if there is none left.
     fn ask_next(&mut self) -> bool {
-        let Some(group) = self.groups.pop_front() else { return false };
+        let Some(mut group) = self.groups.pop_front() else { return false };
+        // Whoever comes first gives the whole answer: that load is spread too.
+        group.shuffle(&mut rand::rng());
         for server in group {
             if !self.good.contains_key(&server) && self.waiting.insert(server) {
                 let full = !self.full_asked;
@@ -310,7 +318,11 @@ impl Search<'_> {
 
     async fn finish(mut self) -> Result<Lookup, ClientError> {
         let Some((version, record, answer)) = self.best.take() else { return Err(self.failed()) };
-        let answered: ServerSet = self.good.keys().copied().collect();
+        let answered = self.agreeing(version);
+        for (server, older) in self.good.iter().filter(|(_, answered)| **answered != version) {
+            let why = format!("it answers with version {older}, and version {version} is proved: behind, or lying");
+            self.rejected.push(Misbehaviour { server: *server, why });
+        }
         let grid = self.client.inner.manifest.grid();
         let rows: Vec<_> =
             (0..grid.side()).filter(|row| grid.row(*row).all(|server| answered.contains(server))).collect();

@@ -1,1 +1,217 @@
-//! x
+//! Real clusters for tests: `kds-server` processes in a temporary folder, on free ports, and
+//! servers that lie.
+
+pub mod liar;
+
+use anyhow::{Context as _, bail, ensure};
+use kds_client::keystore::{self, SecretKind};
+use kds_client::{Client, Options, manifest_file};
+use quorum::bytes::Blob;
+use quorum::manifest::Manifest;
+use quorum::record::{Entry, KeyMaterial, Name};
+use quorum::signing::SigningKey;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A program of this workspace, as built for these tests.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a file");
+    let folder = test.parent().and_then(Path::parent).expect("tests stand in target/PROFILE/deps");
+    let program = folder.join(name);
+    assert!(program.exists(), "{} is not built: run `cargo build` first", program.display());
+    program
+}
+
+/// A cluster of server processes; stopped and removed when dropped.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    children: Vec<Option<Child>>,
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// A client with short timeouts.
+    pub client: Client,
+    /// The administrator's key.
+    pub administrator: SigningKey,
+}
+
+impl Cluster {
+    /// Makes and starts a cluster, and waits until every server is ready.
+    pub async fn start(servers: usize) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let made = Command::new(program("kds-server"))
+            .args(["init", "--servers", &servers.to_string(), "--dir"])
+            .arg(folder.path())
+            .output()?;
+        ensure!(made.status.success(), "init failed: {}", String::from_utf8_lossy(&made.stderr));
+        let manifest = manifest_file::read(&folder.path().join("manifest.toml"))?;
+        let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+        let client = Client::new(Arc::clone(&manifest), options)?;
+        let administrator =
+            keystore::read_signing_key(&folder.path().join("admin.key"), SecretKind::SigningKey, None)?;
+        let children = (0..servers).map(|_| None).collect();
+        let mut cluster = Self { folder, children, manifest, client, administrator };
+        for server in 0..servers {
+            cluster.run(server)?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+    /// A client that has seen nothing yet.
+    pub fn fresh_client(&self) -> Client {
+        let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+        Client::new(Arc::clone(&self.manifest), options).expect("the manifest was good before")
+    }
+    /// The cluster's folder.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+    /// A server's folder.
+    pub fn server_dir(&self, server: usize) -> PathBuf {
+        self.dir().join(format!("server-{server}"))
+    }
+    /// Starts a server's process.
+    pub fn run(&mut self, server: usize) -> anyhow::Result<()> {
+        let folder = self.server_dir(server);
+        let log = std::fs::File::options().create(true).append(true).open(folder.join("server.log"))?;
+        let child = Command::new(program("kds-server"))
+            .arg("run")
+            .arg("--config")
+            .arg(folder.join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.children[server] = Some(child);
+        Ok(())
+    }
+    /// kill −9.
+    pub fn kill(&mut self, server: usize) {
+        if let Some(mut child) = self.children[server].take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+    /// SIGTERM, and waits for the end; its exit status must be 0.
+    pub fn terminate(&mut self, server: usize) -> anyhow::Result<()> {
+        let Some(mut child) = self.children[server].take() else { bail!("server {server} does not run") };
+        Command::new("kill").arg(child.id().to_string()).status()?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                ensure!(status.success(), "server {server} ended with {status}");
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        bail!("server {server} does not stop");
+    }
+    /// Whether a server's process is alive.
+    pub fn is_running(&mut self, server: usize) -> bool {
+        self.children[server].as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+    /// Waits until every running server has a fresh certificate.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for server in (0..self.children.len()).filter(|server| self.children[*server].is_some()) {
+            let link = self.client.link(quorum::ServerId(server as u8)).context("no such server")?;
+            while !matches!(link.send("GET", "/readyz", vec![]).await, Ok((200, _))) {
+                ensure!(Instant::now() < deadline, "server {server} is not ready:\n{}", self.log(server));
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        }
+        Ok(())
+    }
+    /// Waits until every running server has executed as much as the furthest one had.
+    pub async fn level(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let running: Vec<_> = (0..self.children.len()).filter(|i| self.children[*i].is_some()).collect();
+        let mut target = None;
+        loop {
+            let mut certified = Vec::new();
+            for server in &running {
+                let status = self.client.server_status(quorum::ServerId(*server as u8)).await;
+                certified.push(status.map_err(anyhow::Error::msg)?.certified);
+            }
+            let goal = *target.get_or_insert(certified.iter().copied().max().unwrap_or_default());
+            if certified.iter().all(|sequence| *sequence >= goal) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "servers do not catch up: {certified:?} of {goal}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    /// What a server logged.
+    pub fn log(&self, server: usize) -> String {
+        std::fs::read_to_string(self.server_dir(server).join("server.log")).unwrap_or_default()
+    }
+    /// Runs `kds-client` on this cluster.
+    pub fn cli(&self, args: &[&str]) -> Output {
+        self.cli_with(args, &[], "")
+    }
+    /// Runs `kds-client` with an environment and standard input.
+    pub fn cli_with(&self, args: &[&str], environment: &[(&str, &str)], input: &str) -> Output {
+        use std::io::Write as _;
+        let mut child = Command::new(program("kds-client"))
+            .args(args)
+            .env("KDS_MANIFEST", self.dir().join("manifest.toml"))
+            .envs(environment.iter().copied())
+            .current_dir(self.dir())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kds-client starts");
+        // A program that does not read its input has ended already.
+        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+        child.wait_with_output().expect("kds-client ends")
+    }
+    /// Registers an age key under a name, as the administrator.
+    pub async fn register(&self, name: &str, byte: u8) -> anyhow::Result<kds_client::Written> {
+        Ok(self.client.register(&self.administrator, Name::new(name)?, entry(byte, None)).await?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for server in 0..self.children.len() {
+            self.kill(server);
+        }
+        if std::thread::panicking() {
+            for server in 0..self.children.len() {
+                let log = self.log(server);
+                let tail: Vec<_> = log.lines().rev().take(8).collect();
+                eprintln!("--- server {server} ---");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+/// A record's contents with one age key.
+pub fn entry(byte: u8, owner: Option<&SigningKey>) -> Entry {
+    Entry {
+        keys: vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![byte; 32]) }],
+        owner: owner.map(SigningKey::public),
+        owner_only: false,
+        not_before: None,
+        not_after: None,
+        metadata: BTreeMap::new(),
+    }
+}
+
+/// The exit status of a finished program.
+pub fn status(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+/// Standard output as text.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

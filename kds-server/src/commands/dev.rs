@@ -77,7 +77,8 @@ fn introduce(manifest: &Manifest, dir: &Path) {
     println!("  kds-client lookup alice");
     println!("  echo 'attack at dawn' | kds-client secret put plan --in -");
     println!("  kds-client secret get plan");
-    println!("  kill -9 $(cat {}/server-5/server.pid)    # and look up again", dir.display());
+    let last = manifest.servers.len() - 1;
+    println!("  kill -9 $(cat {}/server-{last}/server.pid)    # and look up again", dir.display());
     println!("Ctrl-C stops all servers.");
 }
 

@@ -1,0 +1,83 @@
+//! The command line of the server: what it writes, and what it refuses.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn server(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kds-server")).args(args).output().expect("kds-server starts")
+}
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn plan_prints_the_designs_table_and_refuses_the_impossible() {
+    let plan = server(&["plan", "--servers", "49", "--masked", "2", "--threshold", "4", "--json"]);
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!((&plan["f"], &plan["q"], &plan["rows"], &plan["columns"]), (&16.into(), &33.into(), &1.into(), &3.into()));
+    assert!(plan["warnings"][0].as_str().unwrap().contains("secrecy"));
+    for (args, says) in [
+        (&["plan", "--servers", "10"][..], "square"),
+        (&["plan", "--servers", "9", "--masked", "2"], "cannot mask 2"),
+        (&["plan", "--servers", "25", "--threshold", "9"], "C(n, k−2)"),
+    ] {
+        let refused = server(args);
+        assert!(!refused.status.success());
+        assert!(text(&refused.stderr).contains(says), "{}", text(&refused.stderr));
+    }
+    assert_eq!(server(&["plan"]).status.code(), Some(2));
+}
+
+#[test]
+fn init_writes_private_files_and_never_overwrites() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("c");
+    let dir = dir.to_str().unwrap();
+    let made = server(&["init", "--servers", "4", "--dir", dir, "--base-port", "7000"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    for private in ["admin.key", "server-0/identity.key", "server-3/tls.key", "server-3/config.toml"] {
+        let mode = std::fs::metadata(Path::new(dir).join(private)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{private}");
+    }
+    let manifest = std::fs::read_to_string(Path::new(dir).join("manifest.toml")).unwrap();
+    assert!(manifest.contains("https://127.0.0.1:7006") && manifest.contains("127.0.0.1:7007"));
+    let again = server(&["init", "--servers", "4", "--dir", dir]);
+    assert!(!again.status.success());
+    assert!(text(&again.stderr).contains("exists already"));
+}
+
+#[test]
+fn run_says_what_to_do_about_wrong_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    assert!(server(&["init", "--servers", "4", "--dir", dir]).status.success());
+    let path = |name: &str| folder.path().join(name);
+    let run = |says: &str| {
+        let refused = server(&["run", "--config", path("server-0/config.toml").to_str().unwrap()]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused.stderr).contains(says), "wanted {says:?}, got {}", text(&refused.stderr));
+    };
+    // Another server's identity.
+    let (own, other) = (path("server-0/identity.key"), path("server-1/identity.key"));
+    std::fs::rename(&own, path("kept")).unwrap();
+    std::fs::copy(&other, &own).unwrap();
+    run("is not the key that the manifest names");
+    std::fs::rename(path("kept"), &own).unwrap();
+    // A file that others can read.
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o644)).unwrap();
+    run("chmod 600");
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // A manifest that was changed.
+    let manifest = std::fs::read_to_string(path("manifest.toml")).unwrap();
+    std::fs::write(path("manifest.toml"), manifest.replace("epoch_seconds = 30", "epoch_seconds = 31")).unwrap();
+    run("it was changed");
+    std::fs::write(path("manifest.toml"), manifest.replace("quorum = 3", "quorum = 2")).unwrap();
+    run("thresholds contradict");
+    std::fs::write(path("manifest.toml"), &manifest).unwrap();
+    std::fs::write(path("server-0/kds.db"), b"this is no database, but long enough to be looked at").unwrap();
+    run("cannot open the database");
+    let missing = server(&["run", "--config", path("none").to_str().unwrap()]);
+    assert!(text(&missing.stderr).contains("kds-server init"));
+}
