@@ -165,7 +165,10 @@ struct Pins {
 impl Pins {
     fn of(manifest: &Manifest, only: Option<ServerId>) -> Arc<Self> {
         let wanted = manifest.servers.iter().filter(|entry| only.is_none_or(|only| only == entry.id));
-        Arc::new(Self { pinned: wanted.map(|entry| entry.certificate.clone()).collect(), provider: provider() })
+        Arc::new(Self {
+            pinned: wanted.map(|entry| entry.certificate.clone()).collect(),
+            provider: provider(),
+        })
     }
     fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
         if !self.pinned.iter().any(|pinned| **pinned == **certificate) {
@@ -187,7 +190,12 @@ macro_rules! signature_checks {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            verify_tls12_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
         }
         fn verify_tls13_signature(
             &self,
@@ -195,7 +203,12 @@ macro_rules! signature_checks {
             certificate: &CertificateDer<'_>,
             signature: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+            verify_tls13_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
         }
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
             self.provider.signature_verification_algorithms.supported_schemes()
@@ -246,7 +259,8 @@ mod tests {
         assert!(pins.check(&one.certificate.as_slice().into(), now).is_ok());
         // Same name, same hosts, other key.
         assert!(pins.check(&two.certificate.as_slice().into(), now).is_err());
-        let late = pins.check(&one.certificate.as_slice().into(), at(not_after(&one.certificate).unwrap() as u64 + 1));
+        let late = pins
+            .check(&one.certificate.as_slice().into(), at(not_after(&one.certificate).unwrap() as u64 + 1));
         assert_eq!(late, Err(Error::InvalidCertificate(CertificateError::Expired)));
     }
 
@@ -256,7 +270,10 @@ mod tests {
         let identity = TlsIdentity::from_pem(own.certificate_pem.as_bytes(), own.key_pem.as_bytes()).unwrap();
         assert_eq!(identity.certificate(), own.certificate);
         assert!(https_server(&identity).is_ok());
-        assert!(matches!(TlsIdentity::from_pem(b"x", b"y"), Err(CertsError::Pem { what: "certificate", .. })));
+        assert!(matches!(
+            TlsIdentity::from_pem(b"x", b"y"),
+            Err(CertsError::Pem { what: "certificate", .. })
+        ));
         assert!(matches!(not_after(b"garbage"), Err(CertsError::NotX509)));
     }
 }

@@ -120,7 +120,8 @@ impl Client {
         for server in self.shuffled() {
             let patience = self.inner.options.hedge.max(Duration::from_secs(2));
             let until = deadline.min(Instant::now() + patience);
-            let answer = tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
+            let answer =
+                tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
             match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
                 Ok(answer) => match check(&mut self.verifier(), &answer) {
                     Ok(good) => return Ok(good),

@@ -13,7 +13,9 @@ use x509_parser::prelude::FromDer as _;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFormatError {
     /// None of the formats.
-    #[error("not a public key: expected OpenSSH, PEM (public key or certificate), an age recipient, or a keygen .pub file")]
+    #[error(
+        "not a public key: expected OpenSSH, PEM (public key or certificate), an age recipient, or a keygen .pub file"
+    )]
     Unknown,
     /// A private key!
     #[error("this is a PRIVATE key; it was not used, and must not be given to anyone: name the public one")]
@@ -64,7 +66,8 @@ pub fn parse(bytes: &[u8]) -> Result<KeyMaterial, KeyFormatError> {
         KeyMaterial { algorithm: "age-x25519".into(), key: Blob(data) }
     } else if let Some(rest) = text.strip_prefix(KEYGEN_PREFIX) {
         let field = rest.split_whitespace().next().unwrap_or_default();
-        let key = PublicKey::from_base64(field).ok_or_else(|| broken("keygen")("not base64 of 32 bytes".into()))?;
+        let key =
+            PublicKey::from_base64(field).ok_or_else(|| broken("keygen")("not base64 of 32 bytes".into()))?;
         KeyMaterial { algorithm: "ed25519".into(), key: Blob(key.0.to_vec()) }
     } else {
         parse_openssh(text)?
@@ -106,7 +109,8 @@ fn parse_pem(text: &str) -> Result<KeyMaterial, KeyFormatError> {
 
 /// Parses key material in full: what the state machine deliberately leaves to the edges.
 pub fn check(material: &KeyMaterial) -> Result<(), KeyFormatError> {
-    let trailing = |rest: &[u8]| if rest.is_empty() { Ok(()) } else { Err("bytes follow the key".to_owned()) };
+    let trailing =
+        |rest: &[u8]| if rest.is_empty() { Ok(()) } else { Err("bytes follow the key".to_owned()) };
     match material.algorithm.as_str() {
         "x509" => x509_parser::certificate::X509Certificate::from_der(&material.key)
             .map_err(|e| e.to_string())
@@ -210,7 +214,9 @@ mod tests {
 
     #[test]
     fn private_keys_are_refused_loudly() {
-        for text in ["-----BEGIN OPENSSH PRIVATE KEY-----\nx", "-----BEGIN PRIVATE KEY-----", "AGE-SECRET-KEY-1X"] {
+        for text in
+            ["-----BEGIN OPENSSH PRIVATE KEY-----\nx", "-----BEGIN PRIVATE KEY-----", "AGE-SECRET-KEY-1X"]
+        {
             assert_eq!(parse(text.as_bytes()), Err(KeyFormatError::Private));
         }
     }
@@ -229,7 +235,8 @@ mod tests {
     #[test]
     fn fingerprints_are_those_of_ssh_keygen() {
         // From `ssh-keygen -lf` over this key.
-        let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl github.com";
+        let line =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl github.com";
         let material = parse(line.as_bytes()).unwrap();
         assert_eq!(fingerprint(&material), "SHA256:+DiY3wvvV6TuJJhbpZisF/zLDA0zPMSvHdkr4UvCOqU");
         assert_eq!(to_openssh(&material, "github.com").unwrap().trim(), line);

@@ -101,7 +101,10 @@ pub struct Passphrase(Zeroizing<String>);
 impl Passphrase {
     /// From KDS_PASSPHRASE, if it is set and not empty.
     pub fn from_environment() -> Option<Self> {
-        std::env::var("KDS_PASSPHRASE").ok().filter(|text| !text.is_empty()).map(|text| Self(Zeroizing::new(text)))
+        std::env::var("KDS_PASSPHRASE")
+            .ok()
+            .filter(|text| !text.is_empty())
+            .map(|text| Self(Zeroizing::new(text)))
     }
     /// Asks on the terminal.
     pub fn ask(prompt: &str) -> std::io::Result<Self> {
@@ -239,9 +242,12 @@ pub fn read_signing_key(
     passphrase: Option<&Passphrase>,
 ) -> Result<SigningKey, KeystoreError> {
     let secret = read(path, kind, passphrase)?;
-    let seed = <[u8; 32]>::try_from(secret.as_slice()).map(Zeroizing::new).map_err(|_| {
-        KeystoreError::Contents { path: path.display().to_string(), kind, why: "its key has the wrong size".into() }
-    })?;
+    let seed =
+        <[u8; 32]>::try_from(secret.as_slice()).map(Zeroizing::new).map_err(|_| KeystoreError::Contents {
+            path: path.display().to_string(),
+            kind,
+            why: "its key has the wrong size".into(),
+        })?;
     Ok(SigningKey::from_seed(&seed))
 }
 
@@ -270,7 +276,10 @@ mod tests {
         let refused = |path: &Path, kind, passphrase: Option<&Passphrase>| {
             read_signing_key(path, kind, passphrase).unwrap_err()
         };
-        assert!(matches!(refused(&closed, SecretKind::SigningKey, None), KeystoreError::NeedsPassphrase { .. }));
+        assert!(matches!(
+            refused(&closed, SecretKind::SigningKey, None),
+            KeystoreError::NeedsPassphrase { .. }
+        ));
         let other = Passphrase::new("wrong");
         let wrong = refused(&closed, SecretKind::SigningKey, Some(&other));
         assert!(matches!(wrong, KeystoreError::WrongPassphrase { .. }));

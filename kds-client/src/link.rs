@@ -63,7 +63,12 @@ impl Link {
         let body = serde_json::to_vec(body).map_err(|e| LinkError::Nonsense(e.to_string()))?;
         self.call(Method::POST, path, body.into()).await
     }
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, LinkError> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, LinkError> {
         let (status, body) = self.raw(method, path, body).await?;
         if status.is_success() {
             return serde_json::from_slice(&body)
@@ -71,7 +76,9 @@ impl Link {
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(LinkError::Problem(Box::new(problem))),
-            Err(_) => Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document"))),
+            Err(_) => {
+                Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document")))
+            }
         }
     }
     /// Sends bytes and gives back status and body; for tools and tests.
@@ -90,7 +97,8 @@ impl Link {
         let answer = self.http.request(request).await.map_err(|e| LinkError::Silent(describe(&e)))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body = body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
+        let body =
+            body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
         Ok((status, body.to_bytes()))
     }
 }

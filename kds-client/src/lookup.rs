@@ -220,7 +220,8 @@ impl Search<'_> {
             // Somebody claims a newer version than anyone proved: he is to prove it.
             if self.tasks.is_empty() {
                 let proved = self.best.as_ref().map(|(version, ..)| *version);
-                let newest = self.good.iter().filter(|(_, version)| proved.is_none_or(|best| best < **version));
+                let newest =
+                    self.good.iter().filter(|(_, version)| proved.is_none_or(|best| best < **version));
                 if let Some((server, _)) = newest.max_by_key(|(_, version)| **version) {
                     let server = *server;
                     self.good.remove(&server);
@@ -275,7 +276,10 @@ impl Search<'_> {
                         self.silent.push(server);
                     }
                     LinkError::Problem(problem) => {
-                        self.rejected.push(Misbehaviour { server, why: format!("{}: {}", problem.title, problem.detail) });
+                        self.rejected.push(Misbehaviour {
+                            server,
+                            why: format!("{}: {}", problem.title, problem.detail),
+                        });
                     }
                 }
                 self.ask_next();
@@ -320,7 +324,8 @@ impl Search<'_> {
         let Some((version, record, answer)) = self.best.take() else { return Err(self.failed()) };
         let answered = self.agreeing(version);
         for (server, older) in self.good.iter().filter(|(_, answered)| **answered != version) {
-            let why = format!("it answers with version {older}, and version {version} is proved: behind, or lying");
+            let why =
+                format!("it answers with version {older}, and version {version} is proved: behind, or lying");
             self.rejected.push(Misbehaviour { server: *server, why });
         }
         let grid = self.client.inner.manifest.grid();

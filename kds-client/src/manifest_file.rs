@@ -9,7 +9,9 @@ use std::sync::Arc;
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestFileError {
     /// Reading it.
-    #[error("cannot read the manifest {path}: {why}\n  name it with --manifest or KDS_MANIFEST; `kds-server dev` makes one in kds-dev/")]
+    #[error(
+        "cannot read the manifest {path}: {why}\n  name it with --manifest or KDS_MANIFEST; `kds-server dev` makes one in kds-dev/"
+    )]
     Read {
         /// The file.
         path: String,
@@ -37,7 +39,9 @@ pub fn read(path: &Path) -> Result<Arc<Manifest>, ManifestFileError> {
 fn parse(text: &str) -> Result<Manifest, String> {
     let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
     let stated = match table.remove("cluster") {
-        Some(toml::Value::String(id)) => Hash::from_base64(&id).ok_or("its cluster id is not base64 of 32 bytes")?,
+        Some(toml::Value::String(id)) => {
+            Hash::from_base64(&id).ok_or("its cluster id is not base64 of 32 bytes")?
+        }
         _ => return Err("it states no cluster id".into()),
     };
     let manifest: Manifest = table.try_into().map_err(|e: toml::de::Error| e.to_string())?;

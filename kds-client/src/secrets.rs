@@ -11,15 +11,19 @@ use quorum::ids::{Epoch, ServerId};
 use quorum::record::Name;
 use quorum::request::{Deposit, Done, Operation, Reader, Refusal};
 use quorum::sealing::{HandOutContext, OpeningKey, ShareContext, decrypt_material, encrypt_material};
-use quorum::shamir::{ReconstructError, ServerShare, deal, reconstruct};
+use quorum::shamir::{ReconstructError, Reconstructed, ServerShare, deal, reconstruct};
 use quorum::signing::SigningKey;
 use quorum::state::{Releases, Secret, ServerKeys, data_key_commitment};
 use rand::Rng as _;
+use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 /// How often a deposit is sealed again because its epoch passed meanwhile.
 const RESEALS: usize = 5;
+/// How long a reader waits for further shares to find out whose were wrong.
+const BLAME_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A secret that is deposited.
 #[derive(Debug)]
@@ -130,8 +134,31 @@ impl Client {
         Ok((sequence, deposit))
     }
 
-    /// The servers' current sealing keys, from a certified answer no older than `max_age`.
+    /// The servers' current sealing keys, from a certified answer no older than `max_age`. Waits for
+    /// q of them: with fewer, a deposit could be lost when f servers fail.
     async fn sealing_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
+        let deadline = self.deadline();
+        loop {
+            let (epoch, keys) = self.announced_keys().await?;
+            let (have, need) = (keys.iter().flatten().count(), self.inner.manifest.thresholds.q());
+            if have >= need {
+                return Ok((epoch, keys));
+            }
+            if Instant::now() >= deadline {
+                let needed = format!("only {have} servers have announced a sealing key, {need} are needed");
+                return Err(ClientError::Unavailable {
+                    needed,
+                    answered: vec![],
+                    silent: vec![],
+                    rejected: vec![],
+                });
+            }
+            // A cluster that has just started announces them within a second or two.
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn announced_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
         let max_age_ms = self.inner.options.max_age.as_millis() as u64;
         let check = |verifier: &mut Verifier, answer: &PageAnswer| {
             let keys = verifier.server_keys(answer)?;
@@ -144,14 +171,7 @@ impl Client {
             let keys = announced.iter().find(of)?;
             (keys.sealing.statement.epoch == epoch).then_some(keys.sealing.statement.key)
         };
-        let keys: Vec<_> = self.inner.manifest.grid().servers().map(key_of).collect();
-        // With fewer than q keys a deposit could become unrecoverable when f servers fail.
-        let (have, need) = (keys.iter().flatten().count(), self.inner.manifest.thresholds.q());
-        if have < need {
-            let why = format!("only {have} servers have announced a sealing key yet, {need} are needed: try again");
-            return Err(ClientError::Unavailable { needed: why, answered: vec![], silent: vec![], rejected: vec![] });
-        }
-        Ok((epoch, keys))
+        Ok((epoch, self.inner.manifest.grid().servers().map(key_of).collect()))
     }
 
     /// A secret's metadata and the record of its releases; none if its absence was proved.
@@ -182,8 +202,9 @@ impl Client {
         let gathering = Gathering { client: self, secret: &secret, release, epoch, ephemeral: &ephemeral };
         let (data_key, ciphertext, answered, wrong) = gathering.run().await?;
         let cluster = self.inner.manifest.cluster_id();
-        let material = decrypt_material(&cluster, name, &data_key, &ciphertext)
-            .map_err(|_| ClientError::Secret("the ciphertext does not open: its depositor dealt it wrong".into()))?;
+        let material = decrypt_material(&cluster, name, &data_key, &ciphertext).map_err(|_| {
+            ClientError::Secret("the ciphertext does not open: its depositor dealt it wrong".into())
+        })?;
         Ok(Recovered { material, secret, answered, wrong })
     }
 
@@ -229,7 +250,7 @@ impl Gathering<'_> {
                 loop {
                     match link.post::<_, ShareAnswer>("/v1/shares", &question).await {
                         Err(LinkError::Problem(problem)) if matches!(problem.status, 404 | 503) => {
-                            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+                            sleep(Duration::from_millis(30)).await;
                         }
                         answer => return (server, answer),
                     }
@@ -238,9 +259,10 @@ impl Gathering<'_> {
         }
         let (mut shares, mut silent, mut wrong) = (Vec::new(), Vec::new(), Vec::<Misbehaviour>::new());
         let mut ciphertext = None;
-        let mut data_key = None;
+        let (mut data_key, mut blame_until) = (None, None);
         loop {
-            let next = tokio::time::timeout_at(deadline, tasks.join_next()).await;
+            let until = blame_until.map_or(deadline, |until| until.min(deadline));
+            let next = tokio::time::timeout_at(until, tasks.join_next()).await;
             let Ok(Some(Ok((server, answer)))) = next else { break };
             match answer.map_err(|e| e.to_string()).and_then(|answer| self.check(server, answer)) {
                 Ok((share, text)) => {
@@ -253,22 +275,30 @@ impl Gathering<'_> {
                 Err(why) => wrong.push(Misbehaviour { server, why }),
             }
             let cluster = manifest.cluster_id();
-            if data_key.is_none() && shares.len() >= k {
+            let settled = data_key.as_ref().is_some_and(|found: &Reconstructed| !found.undecided);
+            if !settled && shares.len() >= k {
                 match reconstruct(&cluster, &self.secret.commitment, k, f, &shares, &mut rand::rng()) {
                     Ok(found) => data_key = Some(found),
                     Err(ReconstructError::TooFew { .. } | ReconstructError::NoneFits { .. }) => {}
                 }
             }
-            if let (Some(found), Some(text)) = (&data_key, &ciphertext) {
-                let blamed = found.wrong.iter().map(|server| Misbehaviour {
-                    server: *server,
-                    why: "its share does not fit the key that was committed to".into(),
-                });
-                wrong.extend(blamed);
-                let answered = shares.iter().map(|share| share.server);
-                let answered = answered.filter(|server| !found.wrong.contains(server)).collect();
-                return Ok((found.data_key.clone(), Blob::clone(text), answered, wrong));
+            if let (Some(found), Some(_)) = (&data_key, &ciphertext) {
+                if !found.undecided {
+                    break;
+                }
+                // Somebody lies: a few more shares tell who, if they come soon.
+                blame_until.get_or_insert_with(|| Instant::now() + BLAME_PATIENCE);
             }
+        }
+        if let (Some(found), Some(text)) = (&data_key, &ciphertext) {
+            let blamed = found.wrong.iter().map(|server| Misbehaviour {
+                server: *server,
+                why: "its share does not fit the key that was committed to".into(),
+            });
+            wrong.extend(blamed);
+            let answered = shares.iter().map(|share| share.server);
+            let answered = answered.filter(|server| !found.wrong.contains(server)).collect();
+            return Ok((found.data_key.clone(), Blob::clone(text), answered, wrong));
         }
         let answered: Vec<_> = shares.iter().map(|share| share.server).collect();
         if answered.len() >= k {
@@ -283,8 +313,15 @@ impl Gathering<'_> {
     }
 
     /// Is it about this release, does its share open, is its ciphertext the one deposited?
-    fn check(&self, server: ServerId, answer: ShareAnswer) -> Result<(Option<ServerShare>, Option<Blob>), String> {
-        if answer.server != server || answer.index != self.secret.index || answer.release.release != self.release {
+    fn check(
+        &self,
+        server: ServerId,
+        answer: ShareAnswer,
+    ) -> Result<(Option<ServerShare>, Option<Blob>), String> {
+        if answer.server != server
+            || answer.index != self.secret.index
+            || answer.release.release != self.release
+        {
             return Err("its share is of something else".into());
         }
         let ciphertext = match answer.ciphertext {

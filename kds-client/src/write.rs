@@ -79,7 +79,8 @@ impl Client {
             let until = deadline.min(Instant::now() + PATIENCE);
             let link = &self.inner.links[server.index()];
             let answer = tokio::time::timeout_at(until, link.post("/v1/requests", request)).await;
-            let receipt = match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
+            let receipt = match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into())))
+            {
                 Ok(receipt) => receipt,
                 Err(LinkError::Problem(problem)) => match *problem {
                     Problem { receipt: Some(receipt), .. } => *receipt,
@@ -156,4 +157,3 @@ fn refused(problems: &[Problem]) -> ClientError {
     let detail = format!("{}: {}", first.title, first.detail);
     ClientError::RefusedByServers { servers: problems.len(), detail, status }
 }
-

@@ -3,14 +3,23 @@
 use std::process::{Command, Output};
 
 fn client(args: &[&str], folder: &std::path::Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kds-client")).args(args).current_dir(folder).output().expect("kds-client starts")
+    Command::new(env!("CARGO_BIN_EXE_kds-client"))
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .expect("kds-client starts")
 }
 
 #[test]
 fn wrong_usage_is_status_2_and_missing_files_say_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
-    for args in [&["lookup"][..], &["nonsense"], &["lookup", "a", "--consistency", "strong"], &["--timeout", "1y", "list"]] {
+    for args in [
+        &["lookup"][..],
+        &["nonsense"],
+        &["lookup", "a", "--consistency", "strong"],
+        &["--timeout", "1y", "list"],
+    ] {
         assert_eq!(client(args, dir).status.code(), Some(2), "{args:?}");
     }
     let missing = client(&["lookup", "a"], dir);
@@ -27,8 +36,11 @@ fn keygen_makes_a_private_key_and_its_public_half_once() {
     assert_eq!(client(&["keygen", "--out", "k"], dir).status.code(), Some(0));
     let public = std::fs::read(dir.join("k.pub")).unwrap();
     let parsed = kds_client::keys::parse(&public).unwrap();
-    let private =
-        kds_client::keystore::read_signing_key(&dir.join("k"), kds_client::keystore::SecretKind::SigningKey, None);
+    let private = kds_client::keystore::read_signing_key(
+        &dir.join("k"),
+        kds_client::keystore::SecretKind::SigningKey,
+        None,
+    );
     assert_eq!(kds_client::keys::signing_public_key(&parsed).unwrap(), private.unwrap().public());
     let again = client(&["keygen", "--out", "k"], dir);
     assert_eq!(again.status.code(), Some(1));

@@ -46,7 +46,8 @@ async fn commit(storage: &mut Storage, batches: &[WriteBatch], shared: &Shared) 
                 return true;
             }
             Err(error) => {
-                let full = error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL);
+                let full =
+                    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL);
                 if full {
                     tracing::error!(%error, "the disk is full: this server orders nothing until there is room");
                     shared.set_health(Health::DiskFull);

@@ -72,7 +72,8 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read {}\n  `kds-server init` writes one for every server", path.display())
     })?;
-    let config: Config = toml::from_str(&text).with_context(|| format!("{} is not a server's config", path.display()))?;
+    let config: Config =
+        toml::from_str(&text).with_context(|| format!("{} is not a server's config", path.display()))?;
     ensure!(config.database == "sqlite", "database {:?} is not supported; use \"sqlite\"", config.database);
     let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
     let manifest = manifest_file::read(&folder.join(&config.manifest))?;
@@ -80,7 +81,8 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     let id = config.server;
     let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
 
-    let identity = keystore::read_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, passphrase)?;
+    let identity =
+        keystore::read_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, passphrase)?;
     ensure!(
         identity.public() == entry.identity,
         "{} is not the key that the manifest names for server {id}\n  \
@@ -90,15 +92,22 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
     let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase)?;
     let tls = TlsIdentity::from_pem(&certificate, &key)?;
-    ensure!(tls.certificate() == &*entry.certificate, "tls.pem is not the certificate that the manifest pins");
+    ensure!(
+        tls.certificate() == &*entry.certificate,
+        "tls.pem is not the certificate that the manifest pins"
+    );
 
     let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
     let voting = SigningKey::from_seed(&voting);
     let statement = |purpose, key| KeyStatement { server: id, purpose, epoch: Epoch(0), serial: 0, key };
-    let certificate = KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Voting, voting.public()));
-    let voter = Voter::new(cluster, voting, certificate).context("the voting key and its certificate do not fit")?;
-    let opening = OpeningKey::derive(&*own_seed(&folder.join(SEALING_KEY), SecretKind::SealingKey, passphrase)?);
-    let sealing = KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Sealing, opening.public()));
+    let certificate =
+        KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Voting, voting.public()));
+    let voter =
+        Voter::new(cluster, voting, certificate).context("the voting key and its certificate do not fit")?;
+    let opening =
+        OpeningKey::derive(&*own_seed(&folder.join(SEALING_KEY), SecretKind::SealingKey, passphrase)?);
+    let sealing =
+        KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Sealing, opening.public()));
     let storage = own_seed(&folder.join(STORAGE_KEY), SecretKind::SealingKey, passphrase)?;
     Ok(Loaded {
         manifest,
@@ -114,7 +123,11 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
 }
 
 /// A key that the server makes for itself at its first start and keeps.
-fn own_seed(path: &Path, kind: SecretKind, passphrase: Option<&Passphrase>) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+fn own_seed(
+    path: &Path,
+    kind: SecretKind,
+    passphrase: Option<&Passphrase>,
+) -> anyhow::Result<Zeroizing<[u8; 32]>> {
     let mut seed = Zeroizing::new([0; 32]);
     if path.exists() {
         let stored = keystore::read(path, kind, passphrase)?;

@@ -122,7 +122,9 @@ impl Dialler {
                         Err(error) => tracing::info!(peer = %self.peer, %error, "link down"),
                     }
                 }
-                Err(error) => tracing::debug!(peer = %self.peer, error = %format!("{error:#}"), "cannot connect"),
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, error = %format!("{error:#}"), "cannot connect")
+                }
             }
             tokio::select! {
                 () = sleep(wait) => {}
@@ -219,7 +221,7 @@ pub async fn listen(
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => {
                     // Said often enough to be seen, not so often as to fill the disk.
-                    if strangers.fetch_add(1, Ordering::Relaxed) % 100 == 0 {
+                    if strangers.fetch_add(1, Ordering::Relaxed).is_multiple_of(100) {
                         tracing::warn!(%address, %error, "refused a peer connection (every 100th is logged)");
                     }
                     return;

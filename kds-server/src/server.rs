@@ -75,7 +75,9 @@ impl Shared {
 
 /// Requests whose clients wait at this server.
 #[derive(Default)]
-pub struct Waiters(Mutex<HashMap<RequestId, Vec<oneshot::Sender<Result<(), PoolError>>>>>);
+pub struct Waiters(Mutex<HashMap<RequestId, Vec<Waiter>>>);
+
+type Waiter = oneshot::Sender<Result<(), PoolError>>;
 
 impl Waiters {
     /// Waits for a request's reply to be certified.
@@ -128,7 +130,9 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let voting_key = voter.key().clone();
     let identity = Identity { manifest: Arc::clone(&manifest), voter, opening };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
-    let replica = replica.context("the database is damaged\n  move kds.db away: the server then fetches what it lacks from the others")?;
+    let replica = replica.context(
+        "the database is damaged\n  move kds.db away: the server then fetches what it lacks from the others",
+    )?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
 
@@ -168,7 +172,9 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     match tokio::time::timeout(Duration::from_secs(5), committer).await {
         Ok(Ok(storage)) => storage.close().await,
         Ok(Err(error)) => tracing::error!(%error, "the committer failed"),
-        Err(_) => tracing::warn!("the database did not take the last writes in time; they were promised to nobody"),
+        Err(_) => {
+            tracing::warn!("the database did not take the last writes in time; they were promised to nobody")
+        }
     }
     tracing::info!("stopped");
     Ok(())
@@ -179,20 +185,28 @@ fn lock(folder: &std::path::Path) -> anyhow::Result<File> {
     let path = folder.join("server.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     file.try_lock().map_err(|_| {
-        anyhow::anyhow!("another process runs this server already (it holds {})\n  stop it first", path.display())
+        anyhow::anyhow!(
+            "another process runs this server already (it holds {})\n  stop it first",
+            path.display()
+        )
     })?;
     Ok(file)
 }
 
 async fn listener(address: std::net::SocketAddr, whom: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen for {whom} on {address}\n  is the port taken? `init --base-port` chooses others")
+        format!(
+            "cannot listen for {whom} on {address}\n  is the port taken? `init --base-port` chooses others"
+        )
     })
 }
 
 fn warn_of_expiry(tls: &kds_certs::TlsIdentity) -> anyhow::Result<()> {
     let seconds_left = kds_certs::not_after(tls.certificate())? - (driver::now().0 / 1000) as i64;
-    anyhow::ensure!(seconds_left > 0, "this server's TLS certificate (tls.pem) has expired: no one will connect to it");
+    anyhow::ensure!(
+        seconds_left > 0,
+        "this server's TLS certificate (tls.pem) has expired: no one will connect to it"
+    );
     let days_left = seconds_left / 86_400;
     if days_left < kds_certs::WARN_DAYS {
         tracing::warn!(days_left, "this server's TLS certificate expires soon");

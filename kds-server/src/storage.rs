@@ -4,11 +4,14 @@
 //! is in flight into one transaction (group commit). `secure_delete` overwrites what is deleted.
 
 use anyhow::{Context as _, bail};
-use quorum::ids::{ClusterId, Sequence, ServerId};
 use quorum::codec::{decode, encode};
+use quorum::ids::{ClusterId, Sequence, ServerId};
 use quorum::ordering::{Stored, StoredSlot, StoredState, Write};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
+};
 use sqlx::{Connection as _, QueryBuilder, Row as _, SqlStr};
 use std::path::Path;
 use std::time::Duration;
@@ -76,7 +79,12 @@ impl ShareReader {
 impl Storage {
     /// Opens or creates the database, brings its schema up to date, and makes sure that it is this
     /// server's.
-    pub async fn open(path: &Path, cluster: &ClusterId, id: ServerId, shares: ShareBox) -> anyhow::Result<Self> {
+    pub async fn open(
+        path: &Path,
+        cluster: &ClusterId,
+        id: ServerId,
+        shares: ShareBox,
+    ) -> anyhow::Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -91,7 +99,8 @@ impl Storage {
             let readers = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
             anyhow::Ok((writer, readers))
         };
-        let (writer, readers) = opened.await.with_context(|| format!("cannot open the database {}", path.display()))?;
+        let (writer, readers) =
+            opened.await.with_context(|| format!("cannot open the database {}", path.display()))?;
         let mut storage = Self { writer, readers, shares };
         storage.check_owner(path, cluster, id).await?;
         Ok(storage)
@@ -117,7 +126,8 @@ impl Storage {
     }
 
     async fn meta(&mut self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        let row = sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(&mut self.writer);
+        let row =
+            sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_optional(&mut self.writer);
         Ok(row.await?.map(|row| row.try_get(0)).transpose()?)
     }
 
@@ -128,7 +138,7 @@ impl Storage {
             column: usize,
         ) -> anyhow::Result<Option<T>> {
             let bytes: Option<Vec<u8>> = row.try_get(column)?;
-            Ok(bytes.map(|bytes| decode(&bytes)).transpose().context("a row of the stored log is damaged")?)
+            bytes.map(|bytes| decode(&bytes)).transpose().context("a row of the stored log is damaged")
         }
         let mut stored = Stored::default();
         if let Some(checkpoint) = self.meta("checkpoint").await? {
@@ -154,7 +164,12 @@ impl Storage {
                 None => None,
             };
             let prepared = optional(&row, 3)?;
-            stored.slots.push(StoredSlot { sequence: Sequence(sequence as u64), accepted, prepared, committed });
+            stored.slots.push(StoredSlot {
+                sequence: Sequence(sequence as u64),
+                accepted,
+                prepared,
+                committed,
+            });
         }
         Ok(stored)
     }

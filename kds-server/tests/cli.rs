@@ -14,7 +14,10 @@ fn text(bytes: &[u8]) -> String {
 fn plan_prints_the_designs_table_and_refuses_the_impossible() {
     let plan = server(&["plan", "--servers", "49", "--masked", "2", "--threshold", "4", "--json"]);
     let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
-    assert_eq!((&plan["f"], &plan["q"], &plan["rows"], &plan["columns"]), (&16.into(), &33.into(), &1.into(), &3.into()));
+    assert_eq!(
+        (&plan["f"], &plan["q"], &plan["rows"], &plan["columns"]),
+        (&16.into(), &33.into(), &1.into(), &3.into())
+    );
     assert!(plan["warnings"][0].as_str().unwrap().contains("secrecy"));
     for (args, says) in [
         (&["plan", "--servers", "10"][..], "square"),
@@ -71,7 +74,8 @@ fn run_says_what_to_do_about_wrong_files() {
     std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).unwrap();
     // A manifest that was changed.
     let manifest = std::fs::read_to_string(path("manifest.toml")).unwrap();
-    std::fs::write(path("manifest.toml"), manifest.replace("epoch_seconds = 30", "epoch_seconds = 31")).unwrap();
+    std::fs::write(path("manifest.toml"), manifest.replace("epoch_seconds = 30", "epoch_seconds = 31"))
+        .unwrap();
     run("it was changed");
     std::fs::write(path("manifest.toml"), manifest.replace("quorum = 3", "quorum = 2")).unwrap();
     run("thresholds contradict");

@@ -118,14 +118,14 @@ impl<T> Default for VoteBook<T> {
 impl<T: Tagged + Copy + PartialEq> VoteBook<T> {
     /// Keeps a server's vote; its first one counts. A second, different one is returned: evidence
     /// of equivocation.
-    pub fn add(&mut self, vote: Verified<T>) -> Result<bool, Verified<T>> {
+    pub fn add(&mut self, vote: Verified<T>) -> Result<bool, Box<Verified<T>>> {
         match self.votes.get(&vote.server()) {
             None => {
                 self.votes.insert(vote.server(), vote);
                 Ok(true)
             }
             Some(first) if first.body() == vote.body() => Ok(false),
-            Some(_) => Err(vote),
+            Some(_) => Err(Box::new(vote)),
         }
     }
     /// How many servers voted for this statement.

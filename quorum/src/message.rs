@@ -72,7 +72,7 @@ impl CheckedBatch {
     pub fn from_own_log(cluster: &ClusterId, batch: Batch) -> Self {
         let time = batch.time;
         let digest = digest(cluster, &batch);
-        let requests = batch.requests.into_iter().map(|request| request.from_own_log(cluster)).collect();
+        let requests = batch.requests.into_iter().map(|request| request.trusted(cluster)).collect();
         Self { time, requests, digest }
     }
     /// What votes are about.
@@ -161,7 +161,7 @@ pub enum PeerMessage {
     /// The sender's voting key.
     Keys(KeyCertificate),
     /// A client's request.
-    Forward(SignedRequest),
+    Forward(Box<SignedRequest>),
     /// A proposal and its batch.
     PrePrepare(Signed<PrePrepare>, Arc<Batch>),
     /// See [`Prepare`].

@@ -131,7 +131,7 @@ impl SignedRequest {
         Self { signature: key.sign(cluster, &request), request }
     }
     /// A request that was checked before this server wrote it to its log.
-    pub(crate) fn from_own_log(self, cluster: &ClusterId) -> VerifiedRequest {
+    pub(crate) fn trusted(self, cluster: &ClusterId) -> VerifiedRequest {
         VerifiedRequest { digest: digest(cluster, &self.request), signed: self }
     }
     /// Checks the signature.

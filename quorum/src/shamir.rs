@@ -53,8 +53,10 @@ pub struct Reconstructed {
     /// The key.
     pub data_key: Zeroizing<[u8; 32]>,
     /// The servers whose shares do not lie on its polynomial: wrong, by malice or damage. Empty
-    /// too when there are not enough shares to tell (see [`reconstruct`]).
+    /// while it is undecided who they are.
     pub wrong: Vec<ServerId>,
+    /// Some shares are wrong, and more are needed to tell which (see [`reconstruct`]).
+    pub undecided: bool,
 }
 
 /// Why no data key came out.
@@ -117,13 +119,13 @@ pub fn reconstruct<R: CryptoRng>(
                 shares.iter().filter(|share| !fits(share)).map(|share| share.server).collect();
             let certain = wrong.is_empty() || got - wrong.len() + 1 >= needed + faulty;
             if certain {
-                return Ok(Reconstructed { data_key, wrong });
+                return Ok(Reconstructed { data_key, wrong, undecided: false });
             }
             // With so few shares no polynomial can be certain: the key is all there is to find.
             if got + 1 < needed + faulty {
-                return Ok(Reconstructed { data_key, wrong: Vec::new() });
+                return Ok(Reconstructed { data_key, wrong: Vec::new(), undecided: true });
             }
-            found.get_or_insert(Reconstructed { data_key, wrong: Vec::new() });
+            found.get_or_insert(Reconstructed { data_key, wrong: Vec::new(), undecided: true });
         }
         if !next_subset(&mut subset, got) {
             break;

@@ -11,8 +11,8 @@ use hyper_util::rt::TokioIo;
 use kds_certs::TlsIdentity;
 use kds_client::Link;
 use kds_client::keystore::{self, SecretKind};
-use quorum::manifest::Manifest;
 use quorum::ServerId;
+use quorum::manifest::Manifest;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::path::Path;
@@ -75,7 +75,11 @@ async fn bind(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.context("the liar's port stays in use")
 }
 
-async fn answer(request: Request<Incoming>, link: Link, lie: Arc<Lie>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    link: Link,
+    lie: Arc<Lie>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let method = request.method().to_string();
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let body = request.into_body().collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();

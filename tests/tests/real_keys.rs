@@ -22,7 +22,9 @@ async fn the_ca_bundle_and_ssh_keys_come_back_byte_for_byte() {
     }
     assert!(expected.len() > 50, "a real bundle has many certificates, this has {}", expected.len());
 
-    for (kind, bits) in [("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "3072")] {
+    for (kind, bits) in
+        [("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "3072")]
+    {
         let path = cluster.dir().join(format!("{kind}{bits}"));
         let made = Command::new("ssh-keygen")
             .args(["-q", "-t", kind, "-b", bits, "-N", "", "-C", "c", "-f"])
@@ -45,7 +47,11 @@ async fn the_ca_bundle_and_ssh_keys_come_back_byte_for_byte() {
     assert!(stdout(&imported).contains(&format!("imported {0} of {0} names", expected.len())));
 
     for (name, text, fingerprint) in &expected {
-        let found = cluster.client.lookup(&Name::new(name.clone()).unwrap(), &LookupOptions::default()).await.unwrap();
+        let found = cluster
+            .client
+            .lookup(&Name::new(name.clone()).unwrap(), &LookupOptions::default())
+            .await
+            .unwrap();
         let record = found.record.unwrap_or_else(|| panic!("{name} is missing"));
         let key = &record.entry.keys[0];
         assert_eq!(keys::parse(text.as_bytes()).unwrap(), *key, "{name}");

@@ -18,7 +18,8 @@ impl Load {
     fn start(cluster: &Cluster, label: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let writers = (0..8).map(|writer| {
-            let (client, key, stop) = (cluster.client.clone(), cluster.administrator.clone(), Arc::clone(&stop));
+            let (client, key, stop) =
+                (cluster.client.clone(), cluster.administrator.clone(), Arc::clone(&stop));
             let label = label.to_owned();
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
@@ -133,7 +134,15 @@ async fn what_is_committed_but_not_complete_is_said_to_be_so() {
     cluster.kill(5);
     cluster.kill(8);
     let written = cluster.register("one-column", 1).await.unwrap();
-    assert!(written.complete || cluster.client.lookup(&Name::new("one-column").unwrap(), &LookupOptions::default()).await.unwrap().complete);
+    assert!(
+        written.complete
+            || cluster
+                .client
+                .lookup(&Name::new("one-column").unwrap(), &LookupOptions::default())
+                .await
+                .unwrap()
+                .complete
+    );
     cluster.run(5).unwrap();
     cluster.ready().await.unwrap();
     cluster.level().await.unwrap();

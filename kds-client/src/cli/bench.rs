@@ -75,7 +75,10 @@ impl Bench {
             What::Lookup => {
                 let i = rand::rng().random_range(0..self.names);
                 let found = self.client.lookup(&self.name(i)?, &LookupOptions::default()).await?;
-                found.record.map(drop).ok_or_else(|| ClientError::Local("a registered name is missing".into()))
+                found
+                    .record
+                    .map(drop)
+                    .ok_or_else(|| ClientError::Local("a registered name is missing".into()))
             }
             What::Secret => {
                 self.client.put_secret(&self.key, &self.name(i)?, b"bench", &[], false, false).await.map(drop)
@@ -167,7 +170,15 @@ pub(super) async fn bench(session: &Session, args: &BenchArgs) -> Result<(), Fai
     } else {
         println!(
             "{:?}: {} in {seconds:.1} s = {per_second:.0}/s with {} clients at n = {}; ms: p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.1}; errors: {}",
-            args.what, latencies_us.len(), args.clients, t.servers, at(0.5), at(0.9), at(0.99), at(1.0), errors.len()
+            args.what,
+            latencies_us.len(),
+            args.clients,
+            t.servers,
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(1.0),
+            errors.len()
         );
     }
     Ok(())

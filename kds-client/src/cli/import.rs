@@ -46,7 +46,10 @@ impl Line {
     fn parse(self) -> Result<(Name, Entry), String> {
         let name = Name::new(self.name).map_err(|e| e.to_string())?;
         let texts = self.public_key.iter().chain(&self.public_keys);
-        let keys = texts.map(|text| keys::parse(text.as_bytes())).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+        let keys = texts
+            .map(|text| keys::parse(text.as_bytes()))
+            .collect::<Result<_, _>>()
+            .map_err(|e| e.to_string())?;
         let owner = self.owner.filter(|text| !text.is_empty()).map(|text| {
             let material = keys::parse(text.as_bytes()).map_err(|e| e.to_string())?;
             keys::signing_public_key(&material).map_err(|e| e.to_string())

@@ -74,13 +74,16 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
     if let Some(path) = &args.proof {
         let cluster = session.client.manifest().cluster_id().0;
         let answer = found.answer.clone();
-        let file = ProofFile { format: PROOF_FORMAT, cluster, name: name.clone(), version: args.version, answer };
+        let file =
+            ProofFile { format: PROOF_FORMAT, cluster, name: name.clone(), version: args.version, answer };
         let text = serde_json::to_string_pretty(&file).map_err(Failure::other)?;
-        std::fs::write(path, text).map_err(|e| Failure::other(format!("cannot write {}: {e}", path.display())))?;
+        std::fs::write(path, text)
+            .map_err(|e| Failure::other(format!("cannot write {}: {e}", path.display())))?;
     }
     let Some(record) = &found.record else {
         let what = args.version.map_or(String::new(), |version| format!("version {version} of "));
-        let text = format!("{what}{name} does not exist; its absence is proved by a certificate of the cluster");
+        let text =
+            format!("{what}{name} does not exist; its absence is proved by a certificate of the cluster");
         return Err(Failure::new(ExitStatus::NotFound, text));
     };
     if session.json {
@@ -139,7 +142,8 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool) -> Result<(), Failure> {
     let bytes = read_input(&args.file)?;
-    let unverified = |why: String| Failure::new(ExitStatus::Unverified, format!("{}: {why}", args.file.display()));
+    let unverified =
+        |why: String| Failure::new(ExitStatus::Unverified, format!("{}: {why}", args.file.display()));
     let file: ProofFile =
         serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {e}")))?;
     let mut verifier = Verifier::new(Arc::clone(manifest));

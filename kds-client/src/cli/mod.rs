@@ -28,7 +28,13 @@ use std::time::Duration;
 #[command(version, max_term_width = 100)]
 pub struct Cli {
     /// The cluster's manifest
-    #[arg(long, global = true, env = "KDS_MANIFEST", default_value = "kds-dev/manifest.toml", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "KDS_MANIFEST",
+        default_value = "kds-dev/manifest.toml",
+        value_name = "FILE"
+    )]
     manifest: PathBuf,
     /// Your signing key [default: admin.key beside the manifest]
     #[arg(long, global = true, env = "KDS_KEY", value_name = "FILE")]
@@ -121,7 +127,9 @@ impl Session {
         };
         let key = keystore::read_signing_key(&self.key_path, SecretKind::SigningKey, passphrase.as_ref());
         key.map_err(|error| {
-            Failure::other(format!("{error}\n  name your key with --key or KDS_KEY; `kds-client keygen` makes one"))
+            Failure::other(format!(
+                "{error}\n  name your key with --key or KDS_KEY; `kds-client keygen` makes one"
+            ))
         })
     }
 }

@@ -71,7 +71,8 @@ pub(super) async fn run(session: &Session, command: &SecretCommand) -> Result<()
             let readers = readers.iter().map(|text| reader(text)).collect::<Result<Vec<_>, _>>()?;
             let key = session.key()?;
             let material = Zeroizing::new(read_input(input)?);
-            let put = session.client.put_secret(&key, &name, &material, &readers, *replace, *no_read_back).await?;
+            let put =
+                session.client.put_secret(&key, &name, &material, &readers, *replace, *no_read_back).await?;
             if session.json {
                 print_json(&json!({
                     "name": name, "index": put.index, "sequence": put.written.sequence,
@@ -118,10 +119,12 @@ async fn list(session: &Session) -> Result<(), Failure> {
     if session.json {
         let documents: Vec<_> = secrets
             .iter()
-            .map(|s| json!({
-                "name": s.name, "owner": s.owner, "readers": s.readers, "bytes": s.ciphertext_bytes,
-                "deposited": { "sequence": s.deposited.sequence, "time": s.deposited.time },
-            }))
+            .map(|s| {
+                json!({
+                    "name": s.name, "owner": s.owner, "readers": s.readers, "bytes": s.ciphertext_bytes,
+                    "deposited": { "sequence": s.deposited.sequence, "time": s.deposited.time },
+                })
+            })
             .collect();
         print_json(&json!(documents));
     } else {

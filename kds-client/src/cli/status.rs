@@ -34,7 +34,8 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     };
     let view = reached(&|status| status.view.0);
     if session.json {
-        let documents: Vec<_> = servers.iter().map(|(server, status)| document(session, *server, status)).collect();
+        let documents: Vec<_> =
+            servers.iter().map(|(server, status)| document(session, *server, status)).collect();
         print_json(&json!({
             "cluster": manifest.cluster_id(),
             "n": t.servers, "f": t.faulty, "q": t.quorum, "b": t.masked, "k": t.threshold,
@@ -47,21 +48,34 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
         }));
     } else {
         println!("cluster {}", manifest.cluster_id());
-        println!("n = {}, f = {}, q = {}, b = {}, k = {}", t.servers, t.faulty, t.quorum, t.masked, t.threshold);
+        println!(
+            "n = {}, f = {}, q = {}, b = {}, k = {}",
+            t.servers, t.faulty, t.quorum, t.masked, t.threshold
+        );
         println!("server  row col  view  executed  certified  complete  secrets  shares  peers");
         for (server, status) in &servers {
             match status {
                 Ok(s) => println!(
                     "{:>6}  {:>3} {:>3}  {:>4}  {:>8}  {:>9}  {:>8}  {:>7}  {:>6}  {:>5}{}",
-                    s.id, s.row, s.column, s.view, s.sequence, s.certified, s.complete, s.secrets, s.shares,
-                    s.peers_connected, if s.recovering { "  catching up" } else { "" }
+                    s.id,
+                    s.row,
+                    s.column,
+                    s.view,
+                    s.sequence,
+                    s.certified,
+                    s.complete,
+                    s.secrets,
+                    s.shares,
+                    s.peers_connected,
+                    if s.recovering { "  catching up" } else { "" }
                 ),
                 Err(why) => println!("{server:>6}  unreachable: {why}"),
             }
         }
     }
     if reachable.len() < t.q() {
-        let text = format!("only {} of {} servers answer; {} are needed", reachable.len(), t.servers, t.quorum);
+        let text =
+            format!("only {} of {} servers answer; {} are needed", reachable.len(), t.servers, t.quorum);
         return Err(Failure::new(ExitStatus::Unavailable, text));
     }
     Ok(())

@@ -170,7 +170,9 @@ pub(super) fn keygen(args: &KeygenArgs, ask: bool, as_json: bool) -> Result<(), 
     std::fs::write(&public_path, keys::keygen_line(&key.public()))
         .map_err(|e| Failure::other(format!("cannot write {}: {e}", public_path.to_string_lossy())))?;
     if as_json {
-        print_json(&json!({ "public": key.public(), "file": args.out, "public_file": public_path.to_string_lossy() }));
+        print_json(
+            &json!({ "public": key.public(), "file": args.out, "public_file": public_path.to_string_lossy() }),
+        );
     } else {
         println!("wrote {} and {}", args.out.display(), public_path.to_string_lossy());
     }

@@ -60,12 +60,19 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     // Servers of the last column, never the primary: rows of others stay whole for reads, and the
     // other columns for writes. As many as may fail at once.
     let side = usize::from(thresholds.side);
-    let victims: Vec<usize> =
-        (0..thresholds.n()).rev().filter(|i| i % side == side - 1).take(thresholds.f().min(side - 1)).collect();
+    let victims: Vec<usize> = (0..thresholds.n())
+        .rev()
+        .filter(|i| i % side == side - 1)
+        .take(thresholds.f().min(side - 1))
+        .collect();
     for victim in &victims {
         processes.kill(*victim)?;
     }
-    println!("\nkill -9 of server(s) {victims:?}: {} of {} are left\n", thresholds.n() - victims.len(), thresholds.n());
+    println!(
+        "\nkill -9 of server(s) {victims:?}: {} of {} are left\n",
+        thresholds.n() - victims.len(),
+        thresholds.n()
+    );
 
     demo.check("first").await?;
     demo.everything("second").await?;
@@ -109,13 +116,20 @@ impl Demo {
         let x509 = keys::parse(certificate.certificate_pem.as_bytes())?;
         for (who, key, owner) in [("alice", &ssh, Some(&owner)), ("service", &x509, None)] {
             let name = Name::new(format!("{who}@{round}"))?;
-            let written = self.client.register(&self.administrator, name.clone(), entry(vec![key.clone()], owner)).await?;
+            let written = self
+                .client
+                .register(&self.administrator, name.clone(), entry(vec![key.clone()], owner))
+                .await?;
             let seen = if written.complete { "complete on the grid" } else { "committed" };
             self.say(&format!("registered {name} ({}, {}): {seen}", key.algorithm, keys::fingerprint(key)));
             let found = self.client.lookup(&name, &LookupOptions::default()).await?;
             let record = found.record.context("a registered name is found")?;
             ensure!(record.entry.keys == [key.clone()], "the key came back changed");
-            self.say(&format!("looked it up: {:?} answered, {} signatures", ids(&found.access.answered), found.answer.certificate.votes.len()));
+            self.say(&format!(
+                "looked it up: {:?} answered, {} signatures",
+                ids(&found.access.answered),
+                found.answer.certificate.votes.len()
+            ));
         }
 
         let alice = Name::new(format!("alice@{round}"))?;
@@ -130,7 +144,8 @@ impl Demo {
         ensure!(refused.is_err_and(|error| error.exit_status() == ExitStatus::Refused));
         self.say("a stranger's attempt to replace it was refused");
 
-        let absent = self.client.lookup(&Name::new(format!("nobody@{round}"))?, &LookupOptions::default()).await?;
+        let absent =
+            self.client.lookup(&Name::new(format!("nobody@{round}"))?, &LookupOptions::default()).await?;
         ensure!(absent.record.is_none());
         self.say("a name that does not exist: its absence was proved");
 
@@ -138,7 +153,11 @@ impl Demo {
         let reader = Reader::Name(alice);
         self.client.put_secret(&self.administrator, &secret, SECRET, &[reader], false, false).await?;
         let t = self.client.manifest().thresholds;
-        self.say(&format!("deposited a secret: any {} servers give it back, {} learn nothing", t.threshold, t.threshold - 1));
+        self.say(&format!(
+            "deposited a secret: any {} servers give it back, {} learn nothing",
+            t.threshold,
+            t.threshold - 1
+        ));
         let back = self.client.get_secret(&owner, &secret).await?;
         ensure!(*back.material == SECRET, "the secret came back changed");
         self.say(&format!("its reader recovered it with shares of {:?}", ids(&back.answered)));

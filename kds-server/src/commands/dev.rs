@@ -87,9 +87,18 @@ pub fn picture(manifest: &Manifest) -> String {
     let t = manifest.thresholds;
     let address = |url: &str| url.trim_start_matches("https://").to_owned();
     let width = manifest.servers.iter().map(|s| address(&s.url).len() + 4).max().unwrap_or(0).max(16);
-    let mut lines = vec![format!("cluster {} — {} servers, f = {}, q = {}, b = {}, k = {}", manifest.cluster_id(), t.servers, t.faulty, t.quorum, t.masked, t.threshold)];
+    let mut lines = vec![format!(
+        "cluster {} — {} servers, f = {}, q = {}, b = {}, k = {}",
+        manifest.cluster_id(),
+        t.servers,
+        t.faulty,
+        t.quorum,
+        t.masked,
+        t.threshold
+    )];
     for row in manifest.servers.chunks(usize::from(t.side)) {
-        let cells: Vec<_> = row.iter().map(|s| format!("{:>3} {:<w$}", s.id, address(&s.url), w = width - 4)).collect();
+        let cells: Vec<_> =
+            row.iter().map(|s| format!("{:>3} {:<w$}", s.id, address(&s.url), w = width - 4)).collect();
         lines.push(format!("  [{} ]", cells.join(" |")));
     }
     lines.join("\n") + "\n"

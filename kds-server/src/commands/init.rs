@@ -42,7 +42,11 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: &Args) -> anyhow::Result<()> {
-    ensure!(args.database == "sqlite", "database {:?} is not supported in this version; use sqlite", args.database);
+    ensure!(
+        args.database == "sqlite",
+        "database {:?} is not supported in this version; use sqlite",
+        args.database
+    );
     let thresholds = Thresholds::plan(args.servers, args.masked, args.threshold)?;
     let cluster = NewCluster {
         thresholds,
@@ -54,7 +58,10 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     let manifest = cluster.write()?;
     println!("cluster {}", manifest.cluster_id());
     println!("wrote {}", args.dir.join("manifest.toml").display());
-    println!("start each server with: kds-server run --config {}", args.dir.join("server-N/config.toml").display());
+    println!(
+        "start each server with: kds-server run --config {}",
+        args.dir.join("server-N/config.toml").display()
+    );
     Ok(())
 }
 
@@ -87,14 +94,24 @@ impl NewCluster<'_> {
         fs::create_dir_all(self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
 
         let administrator = keystore::generate();
-        keystore::write_signing_key(&administrator_path, SecretKind::SigningKey, &administrator, passphrase.as_ref())?;
+        keystore::write_signing_key(
+            &administrator_path,
+            SecretKind::SigningKey,
+            &administrator,
+            passphrase.as_ref(),
+        )?;
         let grid = quorum::grid::Grid::new(self.thresholds);
         let year = i32::from(jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year());
         let mut servers = Vec::new();
         for (id, (folder, (clients, peers))) in grid.servers().zip(folders.iter().zip(&addresses)) {
             private_folder(folder)?;
             let identity = keystore::generate();
-            keystore::write_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, &identity, passphrase.as_ref())?;
+            keystore::write_signing_key(
+                &folder.join(IDENTITY_KEY),
+                SecretKind::IdentityKey,
+                &identity,
+                passphrase.as_ref(),
+            )?;
             let hosts = [self.host.to_string(), "localhost".into()];
             let own = kds_certs::generate(&format!("kds server {id}"), &hosts, year)?;
             let key = own.key_pem.as_bytes();
@@ -149,5 +166,8 @@ impl NewCluster<'_> {
 
 fn private_folder(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().mode(0o700).create(path).with_context(|| format!("cannot create {}", path.display()))
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot create {}", path.display()))
 }

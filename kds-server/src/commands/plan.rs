@@ -78,7 +78,10 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     println!("f = {:<4} faulty servers that ordering survives, lying or silent", plan.f);
     println!("q = {:<4} servers that decide, and signatures of a certificate", plan.q);
     println!("b = {:<4} lying servers that a read of rows masks", plan.b);
-    println!("r×c = {}×{}: a read covers {} row(s), a complete write {} column(s)", plan.rows, plan.columns, plan.rows, plan.columns);
+    println!(
+        "r×c = {}×{}: a read covers {} row(s), a complete write {} column(s)",
+        plan.rows, plan.columns, plan.rows, plan.columns
+    );
     println!("k = {:<4} servers that reconstruct a secret; {} learn nothing", plan.k, plan.k - 1);
     println!("    {:<4} seed sets that a refresh agrees on", plan.seed_sets);
     println!("    {:<4} servers touched by a read", plan.servers_per_read);

@@ -62,7 +62,10 @@ impl Processes {
                     bail!("server {i} ended with {status}; its last words:\n{}", self.last_words(i));
                 }
                 if Instant::now() >= deadline {
-                    bail!("server {i} is not ready after {patience:?}; its last words:\n{}", self.last_words(i));
+                    bail!(
+                        "server {i} is not ready after {patience:?}; its last words:\n{}",
+                        self.last_words(i)
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

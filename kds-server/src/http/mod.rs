@@ -79,7 +79,9 @@ pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
         .fallback(|| async { ApiError::new(ProblemKind::NoRoute, "see the README for the routes") })
-        .method_not_allowed_fallback(|| async { ApiError::new(ProblemKind::Method, "this route has other methods") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(ProblemKind::Method, "this route has other methods")
+        })
         .layer(middleware::from_fn(limit_time))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a handler panicked: please report this");
@@ -109,14 +111,16 @@ impl<T: DeserializeOwned> axum::extract::FromRequest<App> for Body<T> {
         let limit = quorum::limits::MAX_REQUEST_BYTES;
         let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
             use std::error::Error as _;
-            let too_large = error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            let too_large =
+                error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
             if too_large {
                 ApiError::new(ProblemKind::TooLarge, format!("a body has at most {limit} bytes"))
             } else {
                 ApiError::new(ProblemKind::Malformed, "the body broke off")
             }
         })?;
-        let parsed = serde_json::from_slice(&bytes).map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?;
+        let parsed = serde_json::from_slice(&bytes)
+            .map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?;
         Ok(Self(parsed))
     }
 }
@@ -147,7 +151,12 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for Params<T> {
 type AppState = State<App>;
 
 /// Accepts clients until told to stop, then lets requests under way finish.
-pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, app: Router, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    app: Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = Arc::new(GracefulShutdown::new());
@@ -163,7 +172,10 @@ pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, app: Router
             let _ = tcp.set_nodelay(true);
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else { return };
             let mut builder = hyper::server::conn::http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEADER_BYTES);
             let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
             // Whatever ends a connection is its client's affair.
             let _ = watcher.watch(connection).await;

@@ -51,9 +51,15 @@ pub(super) async fn lookup(
     Err(ApiError::new(ProblemKind::NotFound, detail).with_answer(answer))
 }
 
-pub(super) async fn bulk(State(app): AppState, Body(question): Body<BulkQuestion>) -> Result<Response, ApiError> {
+pub(super) async fn bulk(
+    State(app): AppState,
+    Body(question): Body<BulkQuestion>,
+) -> Result<Response, ApiError> {
     if question.names.len() > MAX_LOOKUP_NAMES {
-        return Err(ApiError::new(ProblemKind::TooLarge, format!("at most {MAX_LOOKUP_NAMES} names at once")));
+        return Err(ApiError::new(
+            ProblemKind::TooLarge,
+            format!("at most {MAX_LOOKUP_NAMES} names at once"),
+        ));
     }
     let published = app.published()?;
     let records = question.names.iter();
@@ -96,7 +102,10 @@ fn page(published: &Published, from: &[u8], to: &[u8], limit: usize) -> PageAnsw
     PageAnswer { range, certificate: Arc::clone(&published.certificate) }
 }
 
-pub(super) async fn list(State(app): AppState, Params(params): Params<ListParams>) -> Result<Response, ApiError> {
+pub(super) async fn list(
+    State(app): AppState,
+    Params(params): Params<ListParams>,
+) -> Result<Response, ApiError> {
     Ok(json(&params.page(&*app.published()?, layout::NAMES)))
 }
 

@@ -21,7 +21,10 @@ const ORDERING_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a receipt waits to be complete.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(400);
 
-pub(super) async fn submit(State(app): AppState, Body(signed): Body<SignedRequest>) -> Result<Response, ApiError> {
+pub(super) async fn submit(
+    State(app): AppState,
+    Body(signed): Body<SignedRequest>,
+) -> Result<Response, ApiError> {
     let cluster = app.shared.cluster;
     let request = signed.verify(&cluster).map_err(|_| {
         ApiError::new(
@@ -40,7 +43,10 @@ pub(super) async fn submit(State(app): AppState, Body(signed): Body<SignedReques
     let waiter = app.shared.waiters.wait(id);
     if app.inputs.try_send(Input::Request(request)).is_err() {
         app.shared.waiters.forget(id);
-        return Err(ApiError::new(ProblemKind::TooMany, "this server has too much to do: try again, or another one"));
+        return Err(ApiError::new(
+            ProblemKind::TooMany,
+            "this server has too much to do: try again, or another one",
+        ));
     }
     let outcome = timeout(ORDERING_TIMEOUT, waiter).await;
     app.shared.waiters.forget(id);
@@ -50,14 +56,17 @@ pub(super) async fn submit(State(app): AppState, Body(signed): Body<SignedReques
         Ok(Err(_)) => Err(ApiError::new(ProblemKind::NotReady, "this server is stopping: try another one")),
         Err(_) => Err(ApiError::new(
             ProblemKind::NotReady,
-            format!("not ordered in time; at most {MAX_CLIENT_ENTRIES} requests of one key are remembered at once"),
+            format!(
+                "not ordered in time; at most {MAX_CLIENT_ENTRIES} requests of one key are remembered at once"
+            ),
         )),
     }
 }
 
 /// The certified reply, with the statements that make it complete if they come in time.
 async fn receipt(app: &App, id: RequestId) -> Result<(Receipt, Reply), ApiError> {
-    let gone = || ApiError::new(ProblemKind::NotReady, "the reply is no longer kept: its request has expired");
+    let gone =
+        || ApiError::new(ProblemKind::NotReady, "the reply is no longer kept: its request has expired");
     let mut watching = app.shared.published.subscribe();
     let deadline = Instant::now() + COMPLETION_TIMEOUT;
     loop {
@@ -85,9 +94,10 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
         Outcome::Refused(refusal) => refusal,
     };
     let kind = match refusal {
-        Refusal::NameTaken { .. } | Refusal::VersionConflict { .. } | Refusal::SecretTaken { .. } | Refusal::Revoked => {
-            ProblemKind::Conflict
-        }
+        Refusal::NameTaken { .. }
+        | Refusal::VersionConflict { .. }
+        | Refusal::SecretTaken { .. }
+        | Refusal::Revoked => ProblemKind::Conflict,
         Refusal::EpochPassed { .. } => ProblemKind::EpochPassed,
         Refusal::NoSuchName | Refusal::NoSuchSecret => ProblemKind::NotFound,
         Refusal::NotAllowed => ProblemKind::NotAllowed,
@@ -110,7 +120,8 @@ fn check_keys(request: &Request) -> Result<(), ApiError> {
     let (Operation::Register { entry, .. } | Operation::Rotate { entry, .. }) = &request.operation else {
         return Ok(());
     };
-    let check = |key| keys::check(key).map_err(|error| ApiError::new(ProblemKind::Invalid, error.to_string()));
+    let check =
+        |key| keys::check(key).map_err(|error| ApiError::new(ProblemKind::Invalid, error.to_string()));
     // An unknown algorithm is refused in order, with a receipt.
     let known = |algorithm: &str| quorum::record::ALGORITHMS.iter().any(|(name, ..)| *name == algorithm);
     entry.keys.iter().filter(|key| known(&key.algorithm)).try_for_each(check)

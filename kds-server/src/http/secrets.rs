@@ -11,32 +11,45 @@ use quorum::sealing::HandOutContext;
 use quorum::state::{Releases, Secret, layout};
 use std::sync::Arc;
 
-pub(super) async fn list(State(app): AppState, Params(params): Params<ListParams>) -> Result<Response, ApiError> {
+pub(super) async fn list(
+    State(app): AppState,
+    Params(params): Params<ListParams>,
+) -> Result<Response, ApiError> {
     Ok(json(&params.page(&*app.published()?, layout::SECRETS)))
 }
 
 pub(super) async fn metadata(State(app): AppState, NamePath(name): NamePath) -> Result<Response, ApiError> {
     let published = app.published()?;
     let secret = Proved::<Secret>::look_up(&published.snapshot, &layout::secret_key(&name));
-    let releases = secret.value.as_ref().map(|secret| {
-        Proved::<Releases>::look_up(&published.snapshot, &layout::releases_key(secret.index))
-    });
+    let releases = secret
+        .value
+        .as_ref()
+        .map(|secret| Proved::<Releases>::look_up(&published.snapshot, &layout::releases_key(secret.index)));
     Ok(json(&SecretAnswer { secret, releases, certificate: Arc::clone(&published.certificate) }))
 }
 
 /// The release is what authorises: it was ordered, names the reader, and fixes the key that the
 /// share is sealed to. So whoever asks gets nothing that only that reader can open (design §6).
-pub(super) async fn share(State(app): AppState, Body(question): Body<ShareQuestion>) -> Result<Response, ApiError> {
+pub(super) async fn share(
+    State(app): AppState,
+    Body(question): Body<ShareQuestion>,
+) -> Result<Response, ApiError> {
     let published = app.published()?;
     let not_yet = || {
-        ApiError::new(ProblemKind::NotFound, "this server knows of no such release: it may be behind, or the release too old")
+        ApiError::new(
+            ProblemKind::NotFound,
+            "this server knows of no such release: it may be behind, or the release too old",
+        )
     };
     let secret = layout::secret(&published.snapshot, &question.secret).ok_or_else(not_yet)?;
     let releases = layout::releases(&published.snapshot, secret.index).ok_or_else(not_yet)?;
     let release = releases.last.into_iter().find(|release| release.release == question.release);
     let release = release.ok_or_else(not_yet)?;
     if release.epoch != published.certificate.statement.epoch {
-        return Err(ApiError::new(ProblemKind::EpochPassed, "the release was for an epoch that has passed: ask again"));
+        return Err(ApiError::new(
+            ProblemKind::EpochPassed,
+            "the release was for an epoch that has passed: ask again",
+        ));
     }
     // Checked again at hand-out: she may have been removed since.
     if !secret.may_be_read_by(&published.snapshot, &release.to.client) {

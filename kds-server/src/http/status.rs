@@ -48,7 +48,9 @@ pub(super) async fn healthz() -> &'static str {
 pub(super) async fn readyz(State(app): AppState) -> Result<&'static str, ApiError> {
     let why = match app.shared.health() {
         Health::DiskFull => Some("the disk is full".to_owned()),
-        Health::StorageFailed => Some("the database cannot be written: this server has stopped voting".to_owned()),
+        Health::StorageFailed => {
+            Some("the database cannot be written: this server has stopped voting".to_owned())
+        }
         Health::Good if app.shared.replica_status.load().diverged => {
             Some("this server's state is not the certified one: it has stopped voting".to_owned())
         }
@@ -75,6 +77,7 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
     metrics::gauge!("kds_peers_connected").set(app.shared.peers_connected.load(Ordering::Relaxed) as f64);
     match &app.metrics {
         Some(handle) => ([("content-type", "text/plain; version=0.0.4")], handle.render()).into_response(),
-        None => ApiError::new(ProblemKind::NotReady, "another server of this process has the metrics").into_response(),
+        None => ApiError::new(ProblemKind::NotReady, "another server of this process has the metrics")
+            .into_response(),
     }
 }

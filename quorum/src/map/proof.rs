@@ -68,8 +68,8 @@ impl Proof {
     /// Checks the path of `key` against a root.
     pub fn verify(&self, hasher: &Hasher, root: &Hash, key: &[u8]) -> Result<Found, ProofError> {
         let positions = self.steps.iter().map(|step| step.bit);
-        if !positions.clone().is_sorted_by(|a, b| a < b)
-            || positions.last().is_some_and(|bit| usize::from(bit / 9) > MAX_MAP_KEY_BYTES)
+        if !positions.is_sorted_by(|a, b| a < b)
+            || self.steps.last().is_some_and(|step| usize::from(step.bit / 9) > MAX_MAP_KEY_BYTES)
         {
             return Err(ProofError::Malformed);
         }

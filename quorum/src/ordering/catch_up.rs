@@ -85,7 +85,7 @@ impl Replica {
             waiting.forwarded = Some(now);
             let target = if to_all { Target::All } else { Target::One(primary) };
             if target != Target::One(self.id) {
-                self.pending.send(target, PeerMessage::Forward(waiting.request.signed().clone()));
+                self.pending.send(target, PeerMessage::Forward(Box::new(waiting.request.signed().clone())));
             }
         }
     }

@@ -25,7 +25,7 @@ impl Replica {
         let signed = request.signed().clone();
         match self.pool.add(now, request) {
             Ok(true) if self.primary() != self.id => {
-                self.pending.send(Target::One(self.primary()), PeerMessage::Forward(signed));
+                self.pending.send(Target::One(self.primary()), PeerMessage::Forward(Box::new(signed)));
             }
             Ok(_) => {}
             Err(why) => self.pending.refuse(id, why),
