@@ -261,7 +261,7 @@ impl Gathering<'_> {
         let mut ciphertext = None;
         let (mut data_key, mut blame_until) = (None, None);
         loop {
-            let until = blame_until.map_or(deadline, |until| until.min(deadline));
+            let until = blame_until.map_or(deadline, |until: Instant| until.min(deadline));
             let next = tokio::time::timeout_at(until, tasks.join_next()).await;
             let Ok(Some(Ok((server, answer)))) = next else { break };
             match answer.map_err(|e| e.to_string()).and_then(|answer| self.check(server, answer)) {
