@@ -59,29 +59,35 @@ impl Client {
 
     /// All versions of a name, oldest first. Complete: versions are numbered without gaps.
     pub async fn history(&self, name: &Name) -> Result<Vec<Record>, ClientError> {
-        let (from, end) = (layout::history_prefix(name), layout::prefix_end(&layout::history_prefix(name)));
-        let path = format!("/v1/records/{}/history", segment(name));
+        let end = layout::prefix_end(&layout::history_prefix(name));
         let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        let check = |verifier: &mut Verifier, answer: &HistoryAnswer| {
-            let current = verifier.record(&answer.current, name, None)?;
-            let (mut versions, until) = verifier.page::<Record>(&answer.earlier, &from, &end)?;
-            Verifier::fresh(&answer.current.certificate, crate::now(), max_age_ms)?;
-            Verifier::fresh(&answer.earlier.certificate, crate::now(), max_age_ms)?;
-            // The last ones come with the current version; what lies before is on further pages.
-            versions.extend(current);
-            let gapless = versions.iter().zip(1..).all(|(record, version)| record.version == version);
-            if !gapless && until.is_none() {
-                return Err(AnswerError::OtherQuestion);
+        let mut versions: Vec<Record> = Vec::new();
+        loop {
+            let next = versions.last().map_or(1, |record| record.version + 1);
+            let from = layout::history_key(name, next);
+            let path = format!("/v1/records/{}/history?from={next}", segment(name));
+            let check = |verifier: &mut Verifier, answer: &HistoryAnswer| {
+                let current = verifier.record(&answer.current, name, None)?;
+                let (mut page, until) = verifier.page::<Record>(&answer.earlier, &from, &end)?;
+                Verifier::fresh(&answer.current.certificate, crate::now(), max_age_ms)?;
+                Verifier::fresh(&answer.earlier.certificate, crate::now(), max_age_ms)?;
+                let more = until.is_some();
+                // The current version follows the last of the earlier ones.
+                page.extend(current.filter(|_| !more));
+                let gapless = page.iter().zip(next..).all(|(record, version)| record.version == version);
+                if gapless { Ok((page, more)) } else { Err(AnswerError::OtherQuestion) }
+            };
+            let (page, more) = self.first_good(&path, check).await?;
+            let progressed = !page.is_empty();
+            versions.extend(page);
+            match versions.last() {
+                None => return Err(ClientError::NotFound { what: format!("the name {name}") }),
+                Some(last) if !more || !progressed => {
+                    self.remember(name, last.version);
+                    return Ok(versions);
+                }
+                Some(_) => {}
             }
-            Ok(versions)
-        };
-        let versions = self.first_good(&path, check).await?;
-        match versions.last() {
-            Some(last) => {
-                self.remember(name, last.version);
-                Ok(versions)
-            }
-            None => Err(ClientError::NotFound { what: format!("the name {name}") }),
         }
     }
 }

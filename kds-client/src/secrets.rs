@@ -208,10 +208,17 @@ impl Client {
         Ok(Recovered { material, secret, answered, wrong })
     }
 
-    /// Metadata of the secret with this index, from a server that has the release executed.
+    /// Metadata of the secret with this index. It is certified, since its release is; a server that
+    /// is behind may not have it yet.
     async fn secret_at(&self, name: &Name, index: u64) -> Result<Option<(Secret, Releases)>, ClientError> {
-        let found = self.secret(name).await?;
-        Ok(found.filter(|(secret, _)| secret.index == index))
+        let deadline = self.deadline().min(Instant::now() + Duration::from_secs(3));
+        loop {
+            let found = self.secret(name).await?.filter(|(secret, _)| secret.index >= index);
+            if found.is_some() || Instant::now() >= deadline {
+                return Ok(found.filter(|(secret, _)| secret.index == index));
+            }
+            sleep(Duration::from_millis(30)).await;
+        }
     }
 
     /// Deletes a secret, as its owner.

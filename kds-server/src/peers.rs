@@ -30,6 +30,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 const QUEUE: usize = 2_048;
 /// Frames written before a flush.
 const FRAMES_TOGETHER: usize = 64;
+/// Handshakes under way at a time.
+const HANDSHAKES: usize = 64;
+/// Links that one peer may have to this server: the current one, and those that it replaces.
+const LINKS_PER_PEER: usize = 4;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A healthy peer says something every second.
@@ -197,12 +201,14 @@ pub async fn listen(
     inputs: mpsc::Sender<Input>,
 ) {
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    // Twice what a full cluster needs, so that links can be renewed; strangers get no further than
-    // the handshake.
-    let places = Arc::new(Semaphore::new(manifest.servers.len() * 2 + 16));
+    // Strangers get no further than the handshake, and those are bounded by themselves, so that
+    // they take no place from a server.
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let links: Arc<Vec<_>> =
+        Arc::new(manifest.servers.iter().map(|_| Arc::new(Semaphore::new(LINKS_PER_PEER))).collect());
     let strangers = Arc::new(AtomicUsize::new(0));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
         let (tcp, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -213,9 +219,8 @@ pub async fn listen(
             }
         };
         let (acceptor, manifest, inputs) = (acceptor.clone(), Arc::clone(&manifest), inputs.clone());
-        let strangers = Arc::clone(&strangers);
+        let (strangers, links) = (Arc::clone(&strangers), Arc::clone(&links));
         tokio::spawn(async move {
-            let _place = place;
             let _ = tcp.set_nodelay(true);
             let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
                 Ok(Ok(stream)) => stream,
@@ -230,6 +235,11 @@ pub async fn listen(
             };
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let Some(peer) = certificate.and_then(|c| kds_certs::server_of(&manifest, c)) else { return };
+            drop(handshake);
+            let Ok(_link) = Arc::clone(&links[peer.index()]).try_acquire_owned() else {
+                tracing::warn!(%peer, "refused one more link");
+                return;
+            };
             if let Err(error) = receive(stream, peer, manifest, inputs).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }

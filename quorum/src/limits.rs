@@ -50,6 +50,9 @@ pub const MAX_PENDING: usize = 16 * 1024;
 pub const WINDOW: u64 = 256;
 /// Batches that the primary keeps in flight.
 pub const PIPELINE: u64 = 4;
+/// Batches beyond the last executed one that a backup accepts proposals for: what a lying primary
+/// can make it store, at a megabyte each.
+pub const PROPOSALS_AHEAD: u64 = 8 * PIPELINE;
 /// Executed batches that stay in memory and on disk for servers that fell behind.
 pub const LOG_TAIL_BATCHES: u64 = 4096;
 /// Bytes of executed batches that stay in memory and on disk for servers that fell behind.
@@ -74,6 +77,8 @@ pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
 
 /// Records that one page of a listing may hold.
 pub const MAX_PAGE: usize = 1_000;
+/// Bytes of the entries that one page may hold; one entry always fits.
+pub const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Names that one bulk lookup may ask for.
 pub const MAX_LOOKUP_NAMES: usize = 256;
 /// Nodes on one path of the authenticated map that a verifier follows: a bit position is

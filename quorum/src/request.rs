@@ -161,6 +161,14 @@ impl VerifiedRequest {
     pub fn digest(&self) -> Hash {
         self.digest
     }
+    /// Whose turn it takes while it waits: the client's, or for a server's announcement the
+    /// server's, which could otherwise be as many clients as it likes.
+    pub fn queue(&self) -> PublicKey {
+        match &self.signed.request.operation {
+            Operation::AnnounceKeys { voting, .. } => PublicKey([voting.statement.server.0; 32]),
+            _ => self.signed.request.client,
+        }
+    }
     /// What the client table knows it by.
     pub fn id(&self) -> RequestId {
         RequestId { client: self.signed.request.client, sequence: self.signed.request.sequence }

@@ -30,8 +30,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 4_096;
+/// Connections at a time: below the 1,024 file descriptors that a process commonly gets, with room
+/// for peers and the database.
+const MAX_CONNECTIONS: usize = 768;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for a request's head, and stay idle between requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use axum::response::Response;
 use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, ProblemKind};
 use quorum::answer::{PageAnswer, Proved, RecordAnswer};
 use quorum::ids::Sequence;
-use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE};
+use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
 use quorum::ordering::Published;
 use quorum::record::Record;
 use quorum::state::layout;
@@ -62,8 +62,15 @@ pub(super) async fn bulk(
         ));
     }
     let published = app.published()?;
-    let records = question.names.iter();
-    let records = records.map(|name| Proved::<Record>::look_up(&published.snapshot, &layout::name_key(name)));
+    let keys: Vec<_> = question.names.iter().map(layout::name_key).collect();
+    let bytes: usize =
+        keys.iter().filter_map(|key| published.snapshot.get(key)).map(|value| value.len()).sum();
+    if bytes > MAX_PAGE_BYTES {
+        let detail =
+            format!("these records have {bytes} bytes together, and {MAX_PAGE_BYTES} are answered at once");
+        return Err(ApiError::new(ProblemKind::TooLarge, detail));
+    }
+    let records = keys.iter().map(|key| Proved::<Record>::look_up(&published.snapshot, key));
     Ok(json(&BulkAnswer {
         records: records.collect(),
         certificate: Arc::clone(&published.certificate),
@@ -109,12 +116,24 @@ pub(super) async fn list(
     Ok(json(&params.page(&*app.published()?, layout::NAMES)))
 }
 
-pub(super) async fn history(State(app): AppState, NamePath(name): NamePath) -> Result<Response, ApiError> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HistoryParams {
+    /// Versions before this one are not listed.
+    from: Option<u64>,
+}
+
+pub(super) async fn history(
+    State(app): AppState,
+    NamePath(name): NamePath,
+    Params(params): Params<HistoryParams>,
+) -> Result<Response, ApiError> {
     let published = app.published()?;
     let prefix = layout::history_prefix(&name);
     let current =
         RecordAnswer::look_up(&published.snapshot, &published.certificate, complete(&published), &name, None);
-    let earlier = page(&published, &prefix, &layout::prefix_end(&prefix), MAX_PAGE);
+    let from = layout::history_key(&name, params.from.unwrap_or(0));
+    let earlier = page(&published, &from, &layout::prefix_end(&prefix), MAX_PAGE);
     Ok(json(&HistoryAnswer { current, earlier }))
 }
 

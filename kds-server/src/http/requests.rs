@@ -13,11 +13,14 @@ use quorum::request::{Operation, Outcome, Refusal, Reply, Request, RequestId, Si
 use quorum::state::{NotAdmitted, admit, layout};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a request may take to be ordered and certified before its client is told to try
 /// elsewhere. It may still execute: the client's retry gets the stored reply.
 const ORDERING_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a request of an unknown key waits for the key to become known.
+const ADMISSION_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a receipt waits to be complete.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -33,16 +36,17 @@ pub(super) async fn submit(
         )
     })?;
     check_keys(request.request())?;
-    let published = app.published()?;
-    let now = published.certificate.statement.time;
-    let known = layout::reply(&published.snapshot, request.id()).is_some();
-    if !known {
-        admit(&published.snapshot, &app.shared.manifest, now, request.request()).map_err(not_admitted)?;
-    }
     let id = request.id();
+    admitted(&app, request.request(), id).await?;
     let waiter = app.shared.waiters.wait(id);
-    if app.inputs.try_send(Input::Request(request)).is_err() {
+    if let Err(refused) = app.inputs.try_send(Input::Request(request)) {
         app.shared.waiters.forget(id);
+        if matches!(refused, TrySendError::Closed(_)) {
+            return Err(ApiError::new(
+                ProblemKind::NotReady,
+                "this server has stopped ordering: try another one",
+            ));
+        }
         return Err(ApiError::new(
             ProblemKind::TooMany,
             "this server has too much to do: try again, or another one",
@@ -60,6 +64,27 @@ pub(super) async fn submit(
                 "not ordered in time; at most {MAX_CLIENT_ENTRIES} requests of one key are remembered at once"
             ),
         )),
+    }
+}
+
+/// Refuses what could not execute. A key that became known a moment ago may not be here yet, so an
+/// unknown one gets a little time.
+async fn admitted(app: &App, request: &Request, id: RequestId) -> Result<(), ApiError> {
+    let mut watching = app.shared.published.subscribe();
+    let deadline = Instant::now() + ADMISSION_TIMEOUT;
+    loop {
+        watching.mark_unchanged();
+        let published = app.published()?;
+        if layout::reply(&published.snapshot, id).is_some() {
+            return Ok(());
+        }
+        let now = published.certificate.statement.time;
+        match admit(&published.snapshot, &app.shared.manifest, now, request) {
+            Ok(()) => return Ok(()),
+            Err(NotAdmitted::UnknownKey)
+                if matches!(timeout_at(deadline, watching.changed()).await, Ok(Ok(()))) => {}
+            Err(why) => return Err(not_admitted(why)),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use super::{Hasher, Kind, Node, Snapshot};
 use crate::bytes::{Blob, Hash};
 use crate::codec::sha256;
-use crate::limits::MAX_MAP_KEY_BYTES;
+use crate::limits::{MAX_MAP_KEY_BYTES, MAX_PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -67,12 +67,17 @@ pub enum RangeProofError {
 }
 
 impl Snapshot {
-    /// A page of at most `limit` entries with keys in `from..to`.
+    /// A page of at most `limit` entries and [`MAX_PAGE_BYTES`], with keys in `from..to`.
     pub fn prove_range(&self, from: &[u8], to: &[u8], limit: usize) -> RangeProof {
         let mut items = Vec::new();
         let Some(root) = &self.root else { return RangeProof { items } };
-        let mut inside = self.iter_from(from).take_while(|(key, _)| *key < to);
-        let last_inside = inside.by_ref().take(limit).last().map(|(key, _)| key);
+        let mut bytes = 0;
+        let inside = self.iter_from(from).take(limit).take_while(|(key, value)| {
+            let first = bytes == 0;
+            bytes += key.len() + value.len() + 1;
+            *key < to && (first || bytes <= MAX_PAGE_BYTES)
+        });
+        let last_inside = inside.last().map(|(key, _)| key);
         let before = predecessor(root, from);
         let after = match last_inside {
             Some(last) => self.iter_from(last).nth(1),

@@ -54,7 +54,7 @@ impl RequestPool {
         match self.waiting.get(&id) {
             Some(known) if known.request.digest() == request.digest() => Ok(()),
             Some(_) => Err(PoolError::NumberInUse),
-            None if self.per_client.get(&id.client).is_some_and(|n| *n >= MAX_PENDING_PER_CLIENT) => {
+            None if self.per_client.get(&request.queue()).is_some_and(|n| *n >= MAX_PENDING_PER_CLIENT) => {
                 Err(PoolError::ClientFull)
             }
             None if self.waiting.len() >= MAX_PENDING => Err(PoolError::Full),
@@ -68,12 +68,13 @@ impl RequestPool {
         if self.waiting.contains_key(&id) {
             return Ok(false);
         }
-        *self.per_client.entry(id.client).or_default() += 1;
+        let client = request.queue();
+        *self.per_client.entry(client).or_default() += 1;
         self.arrivals += 1;
         let bytes = crate::codec::encode(request.signed()).len();
-        let queue = self.queues.entry(id.client).or_default();
+        let queue = self.queues.entry(client).or_default();
         if queue.is_empty() {
-            self.turn.push_back(id.client);
+            self.turn.push_back(client);
         }
         queue.insert(self.arrivals, id);
         let queued = Some(self.arrivals);
@@ -115,19 +116,20 @@ impl RequestPool {
     /// Forgets a request that was executed or can no longer be.
     pub(super) fn remove(&mut self, id: RequestId) {
         let Some(waiting) = self.waiting.remove(&id) else { return };
-        if let Some(count) = self.per_client.get_mut(&id.client) {
+        let client = waiting.request.queue();
+        if let Some(count) = self.per_client.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
-                self.per_client.remove(&id.client);
+                self.per_client.remove(&client);
             }
         }
         if let Some(place) = waiting.queued
-            && let Some(queue) = self.queues.get_mut(&id.client)
+            && let Some(queue) = self.queues.get_mut(&client)
         {
             queue.remove(&place);
             if queue.is_empty() {
-                self.queues.remove(&id.client);
-                self.turn.retain(|client| *client != id.client);
+                self.queues.remove(&client);
+                self.turn.retain(|other| *other != client);
             }
         }
     }

@@ -3,7 +3,9 @@
 use super::effects::{Accusation, Target, Write};
 use super::{Replica, log};
 use crate::ids::{Sequence, Timestamp};
-use crate::limits::{CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, PIPELINE, WINDOW};
+use crate::limits::{
+    CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, PIPELINE, PROPOSALS_AHEAD, WINDOW,
+};
 use crate::message::{CheckedBatch, PeerMessage, PrePrepare, Prepare};
 use crate::request::VerifiedRequest;
 use crate::signing::Verified;
@@ -87,6 +89,9 @@ impl Replica {
             || server == self.id
             || !self.in_window(slot.sequence)
         {
+            return;
+        }
+        if slot.sequence.0 > self.executed().0 + PROPOSALS_AHEAD {
             return;
         }
         let known = self.log.get(&slot.sequence).and_then(|entry| entry.slot());

@@ -1,6 +1,6 @@
 //! What servers say about themselves: their current voting and sealing keys (design §7).
 
-use super::{State, layout};
+use super::{Lookup, State, layout};
 use crate::bytes::PublicKey;
 use crate::ids::Timestamp;
 use crate::limits::ANNOUNCE_INTERVAL_MS;
@@ -23,14 +23,18 @@ pub struct ServerKeys {
 }
 
 /// Whether this is a server's announcement of the key that signed it, with certificates of the
-/// server's identity key: then it may be ordered although the key is not known yet.
-pub(super) fn announces_itself(manifest: &Manifest, request: &Request) -> bool {
-    match &request.operation {
-        Operation::AnnounceKeys { voting, sealing } => {
-            certified(manifest, &request.client, voting, sealing).is_some()
-        }
-        _ => false,
-    }
+/// server's identity key: then it may be ordered although the key is not known yet. A server gets
+/// one through in an interval, since it can certify as many keys as it likes.
+pub(super) fn announces_itself(
+    state: &impl Lookup,
+    manifest: &Manifest,
+    now: Timestamp,
+    request: &Request,
+) -> bool {
+    let Operation::AnnounceKeys { voting, sealing } = &request.operation else { return false };
+    let due = layout::server_keys(state, voting.statement.server)
+        .is_none_or(|known| now.since_ms(known.announced) >= ANNOUNCE_INTERVAL_MS);
+    due && certified(manifest, &request.client, voting, sealing).is_some()
 }
 
 fn certified(
@@ -61,16 +65,6 @@ impl State {
         }
         let server = voting.statement.server;
         let announced = self.time;
-        if let Some(known) = layout::server_keys(&self.map, server) {
-            let same = known.voting == *voting && known.sealing == *sealing;
-            if same {
-                return Ok(Done::Announced);
-            }
-            // Bounds what a lying server can make the others store.
-            if announced.since_ms(known.announced) < ANNOUNCE_INTERVAL_MS {
-                return Err(Refusal::TooOften);
-            }
-        }
         self.put(layout::server_key(server), &ServerKeys { voting: *voting, sealing: *sealing, announced });
         Ok(Done::Announced)
     }

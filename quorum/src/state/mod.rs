@@ -313,7 +313,7 @@ pub fn admit(
     let known = state.value(&layout::administrator(client)).is_some()
         || state.value(&layout::known_key(client)).is_some()
         || names_reader(state, request)
-        || membership::announces_itself(manifest, request);
+        || membership::announces_itself(state, manifest, now, request);
     if known { Ok(()) } else { Err(NotAdmitted::UnknownKey) }
 }
 
