@@ -22,6 +22,8 @@ use zeroize::Zeroizing;
 
 /// How often a deposit is sealed again because its epoch passed meanwhile.
 const RESEALS: usize = 5;
+/// How long a depositor waits for the last servers of a starting cluster to announce their keys.
+const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a reader waits for further shares to find out whose were wrong.
 const BLAME_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -134,14 +136,16 @@ impl Client {
         Ok((sequence, deposit))
     }
 
-    /// The servers' current sealing keys, from a certified answer no older than `max_age`. Waits for
-    /// q of them: with fewer, a deposit could be lost when f servers fail.
+    /// The servers' current sealing keys, from a certified answer no older than `max_age`. Waits a
+    /// little for all of them, since a server without a key gets no share, and longer for q: with
+    /// fewer a deposit could be lost when f servers fail.
     async fn sealing_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
         let deadline = self.deadline();
+        let patience = deadline.min(Instant::now() + ANNOUNCEMENT_PATIENCE);
         loop {
             let (epoch, keys) = self.announced_keys().await?;
             let (have, need) = (keys.iter().flatten().count(), self.inner.manifest.thresholds.q());
-            if have >= need {
+            if have == keys.len() || (have >= need && Instant::now() >= patience) {
                 return Ok((epoch, keys));
             }
             if Instant::now() >= deadline {

@@ -3,6 +3,8 @@
 //! Each figure stands beside a baseline measured in the same run, one strict Ed25519 verification,
 //! since absolute times on shared machines prove little.
 
+#![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a benchmark measures time")]
+
 use quorum::answer::{RecordAnswer, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::certificate::{Certificate, Checkpoint, VoteBook};
