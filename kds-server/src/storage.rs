@@ -6,7 +6,7 @@
 use anyhow::{Context as _, bail};
 use quorum::codec::{decode, encode};
 use quorum::ids::{ClusterId, Sequence, ServerId};
-use quorum::ordering::{Stored, StoredSlot, StoredState, Write};
+use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
@@ -151,7 +151,11 @@ impl Storage {
         if let Some(certificate) = self.meta("certificate").await? {
             stored.certificate = Some(decode(&certificate).context("the stored certificate is damaged")?);
         }
-        let query = "SELECT sequence, accepted, accepted_batch, prepared, committed, committed_batch \
+        if let Some(view) = self.meta("view").await? {
+            let (view, new_view) = decode(&view).context("the stored view is damaged")?;
+            stored.view = Some(StoredView { view, new_view });
+        }
+        let query = "SELECT sequence, accepted, accepted_batch, prepared, prepared_batch, committed, committed_batch \
                      FROM slots ORDER BY sequence";
         for row in sqlx::query(query).fetch_all(&mut self.writer).await? {
             let sequence: i64 = row.try_get(0)?;
@@ -159,11 +163,15 @@ impl Storage {
                 (Some(pre_prepare), Some(batch)) => Some((pre_prepare, batch)),
                 _ => None,
             };
-            let committed = match optional(&row, 4)? {
-                Some(proof) => Some((proof, optional(&row, 5)?)),
+            let with_batch = |proof, batch| anyhow::Ok((proof, optional(&row, batch)?));
+            let prepared = match optional(&row, 3)? {
+                Some(proof) => Some(with_batch(proof, 4)?),
                 None => None,
             };
-            let prepared = optional(&row, 3)?;
+            let committed = match optional(&row, 5)? {
+                Some(proof) => Some((proof, optional(&row, 6)?)),
+                None => None,
+            };
             stored.slots.push(StoredSlot {
                 sequence: Sequence(sequence as u64),
                 accepted,
@@ -205,13 +213,15 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
     let query = match write {
         Write::Accepted { pre_prepare, batch } => sqlx::query(
             "INSERT INTO slots (sequence, accepted, accepted_batch) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (sequence) DO UPDATE SET accepted = ?2, accepted_batch = ?3",
+             ON CONFLICT (sequence) DO UPDATE SET accepted = ?2, accepted_batch = ?3, prepared_batch = \
+             CASE WHEN prepared IS NULL THEN NULL ELSE coalesce(prepared_batch, accepted_batch) END",
         )
         .bind(pre_prepare.body.0.sequence.0 as i64)
         .bind(encode(pre_prepare))
         .bind(encode(batch.as_ref())),
         Write::Prepared { sequence, proof } => sqlx::query(
-            "INSERT INTO slots (sequence, prepared) VALUES (?1, ?2) ON CONFLICT (sequence) DO UPDATE SET prepared = ?2",
+            "INSERT INTO slots (sequence, prepared) VALUES (?1, ?2) ON CONFLICT (sequence) \
+             DO UPDATE SET prepared = ?2, prepared_batch = NULL",
         )
         .bind(sequence.0 as i64)
         .bind(encode(proof)),
@@ -222,6 +232,9 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
         .bind(proof.statement.0.sequence.0 as i64)
         .bind(encode(proof))
         .bind(batch.as_ref().map(|batch| encode(batch.as_ref()))),
+        Write::View { view, new_view } => {
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('view', ?)").bind(encode(&(view, new_view)))
+        }
         Write::Certified(certificate) => {
             sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('certificate', ?)")
                 .bind(encode(certificate.as_ref()))

@@ -7,12 +7,14 @@ CREATE TABLE meta (
     value BLOB NOT NULL
 ) WITHOUT ROWID;
 
--- The ordering log: what was accepted, prepared and committed at each sequence number.
+-- The ordering log: what was accepted, prepared and committed at each sequence number. A batch stands
+-- beside its votes only where it is not the accepted one.
 CREATE TABLE slots (
     sequence        INTEGER PRIMARY KEY NOT NULL,
     accepted        BLOB,
     accepted_batch  BLOB,
     prepared        BLOB,
+    prepared_batch  BLOB,
     committed       BLOB,
     committed_batch BLOB
 );

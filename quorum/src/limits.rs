@@ -66,6 +66,16 @@ pub const KEYS_PER_SERVER: usize = 2;
 
 /// How far a first proposal's time may lie from a backup's clock (design §3's δ), in milliseconds.
 pub const CLOCK_BOUND_MS: u64 = 1_000;
+/// How long a backup waits for its primary before it suspects it, in milliseconds; doubles with
+/// every view change that leads to nothing, and is back once batches are executed again.
+pub const VIEW_CHANGE_TIMEOUT_MS: u64 = 2_000;
+/// Where doubling ends, in milliseconds.
+pub const VIEW_CHANGE_TIMEOUT_MAX_MS: u64 = 60_000;
+/// How long one request may wait while others are executed, in milliseconds: longer than a full
+/// queue takes, so that load is not mistaken for censorship.
+pub const CENSORSHIP_TIMEOUT_MS: u64 = 20_000;
+/// How long a suspicion counts, in milliseconds; it is said again while it lasts.
+pub const SUSPICION_LIFETIME_MS: u64 = 2_000;
 /// How often an idle primary orders an empty batch, in milliseconds.
 pub const HEARTBEAT_MS: u64 = 1_000;
 /// How long a replica waits for progress before it repeats what it sent, in milliseconds.

@@ -5,12 +5,16 @@
 //! | `Keys` | any → any, first on a link | the voting key, certified by the identity | design §7 |
 //! | `Forward` | gateway → primary, then all | a client's request to order | PBFT §4.1 |
 //! | `PrePrepare` | primary → backups | this batch at this sequence number in this view | PBFT §4.2 |
-//! | `Prepare` | backup → all | I accepted that pre-prepare | PBFT §4.2 |
+//! | `Prepare` | any → all | I accepted, or made, that pre-prepare | PBFT §4.2 |
 //! | `Commit` | any → all | q servers prepared it; I will execute it | PBFT §4.2 |
 //! | `Checkpoint` | any → all | what executing up to here led to | PBFT §4.3, design §5 |
 //! | `Certificate` | any → one that is behind | q checkpoint votes | PBFT §4.3 |
 //! | `Held` | any → all | executed, certified and durable up to here | design §2 |
-//! | `Status` | any → all, when progress stalls | how far I am: send what I lack | PBFT §5.2 (retransmission) |
+//! | `Suspect` | backup → all | the primary does not do its work; promises nothing | PBFT §4.4 |
+//! | `ViewChange` | any → all | I left earlier views; this is what I prepared | PBFT §4.4 |
+//! | `NewView` | new primary → all | q view changes: the view begins | PBFT §4.4 |
+//! | `Fetch`, `Fetched` | new primary ↔ any | a batch that the new view needs | PBFT §4.4 |
+//! | `Status` | any → some, when progress stalls | how far I am: send what I lack | PBFT §5.2 (retransmission) |
 //! | `Committed` | any → one that is behind | a batch and q commit votes for it | PBFT §4.6 |
 //!
 //! What comes from a peer is a [`PeerMessage`]; [`PeerMessage::check`] verifies every signature in
@@ -19,8 +23,8 @@
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
-use crate::ids::{ClusterId, Sequence, ServerId, Timestamp, View};
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
+use crate::ids::{ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, WINDOW};
 use crate::request::{SignedRequest, VerifiedRequest};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified};
 use serde::{Deserialize, Serialize};
@@ -141,11 +145,95 @@ phase!(
     Commit, "kds.commit"
 );
 
+/// "The primary of this view does not do its work." Promises nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspect {
+    /// The view whose primary is suspected.
+    pub view: View,
+}
+impl Tagged for Suspect {
+    const TAG: &'static str = "kds.suspect";
+}
+
+/// "I take part in no view before this one, and this is what I have prepared" (PBFT §4.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewChange {
+    /// The view that is to begin.
+    pub view: View,
+    /// The sender's last certificate; none before the first.
+    pub stable: Option<Certificate>,
+    /// For each sequence number after it at which the sender prepared a batch: the votes of the
+    /// highest view in which it did.
+    pub prepared: Vec<QuorumProof<Prepare>>,
+}
+impl Tagged for ViewChange {
+    const TAG: &'static str = "kds.view-change";
+}
+
+impl ViewChange {
+    /// Checks every certificate and proof in it.
+    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
+        let low = match &self.stable {
+            None => 0,
+            Some(stable) => {
+                stable.verify(keyring)?;
+                stable.statement.sequence.0
+            }
+        };
+        let mut previous = low;
+        for proof in &self.prepared {
+            let slot = proof.statement.0;
+            // In order, each place once, between the watermarks, from an earlier view.
+            if slot.sequence.0 <= previous || slot.sequence.0 > low + WINDOW || slot.view >= self.view {
+                return Err(MessageError::BadViewChange);
+            }
+            previous = slot.sequence.0;
+            proof.verify(keyring)?;
+        }
+        Ok(())
+    }
+}
+
+/// q view changes: the view begins, with what they call for (PBFT §4.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewView {
+    /// The view that begins.
+    pub view: View,
+    /// View changes of q servers, with the certificates of the keys that signed them.
+    pub view_changes: Vec<(Signed<ViewChange>, KeyCertificate)>,
+}
+impl Tagged for NewView {
+    const TAG: &'static str = "kds.new-view";
+}
+
+impl NewView {
+    /// Checks that q different servers changed to this view, with everything they say.
+    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
+        let thresholds = keyring.manifest().thresholds;
+        if self.view_changes.len() != thresholds.q() {
+            return Err(MessageError::BadNewView);
+        }
+        let mut servers = ServerSet::default();
+        for (change, key) in &self.view_changes {
+            let known = keyring.manifest().server(change.server).is_some();
+            if !known || !servers.insert(change.server) || change.body.view != self.view {
+                return Err(MessageError::BadNewView);
+            }
+            keyring.add(*key)?;
+            keyring.verify(change.server, &change.body, &change.signature)?;
+            change.body.check(keyring)?;
+        }
+        Ok(())
+    }
+}
+
 /// How far a replica is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Its view.
     pub view: View,
+    /// Whether that view has begun for it.
+    pub active: bool,
     /// The last batch it executed.
     pub executed: Sequence,
     /// The last batch it has a certificate for.
@@ -178,6 +266,16 @@ pub enum PeerMessage {
     Status(Signed<Status>),
     /// A committed batch for a server that is behind.
     Committed(QuorumProof<Commit>, Arc<Batch>),
+    /// See [`Suspect`].
+    Suspect(Signed<Suspect>),
+    /// See [`ViewChange`].
+    ViewChange(Signed<ViewChange>),
+    /// See [`NewView`]; also passed on by others than its author. The key is the author's.
+    NewView(Box<Signed<NewView>>, KeyCertificate),
+    /// A batch with this digest is wanted.
+    Fetch(Hash),
+    /// The batch that was wanted.
+    Fetched(Arc<Batch>),
 }
 
 /// A message whose every signature holds. Made only by [`PeerMessage::check`].
@@ -203,6 +301,16 @@ pub enum CheckedMessage {
     Status(Verified<Status>),
     /// A batch with q commit votes.
     Committed(QuorumProof<Commit>, CheckedBatch),
+    /// See [`Suspect`].
+    Suspect(Verified<Suspect>),
+    /// See [`ViewChange`].
+    ViewChange(Verified<ViewChange>),
+    /// The view's primary shows q view changes.
+    NewView(Verified<NewView>),
+    /// A batch is wanted.
+    Fetch(Hash),
+    /// A batch whose requests are signed; its digest tells whether it is wanted.
+    Fetched(CheckedBatch),
 }
 
 /// Why a peer's message is refused. The sender is to blame: a correct server checks before it
@@ -227,6 +335,12 @@ pub enum MessageError {
     /// A certificate.
     #[error(transparent)]
     Quorum(#[from] QuorumError),
+    /// A view change whose parts do not fit together.
+    #[error("a view change is malformed")]
+    BadViewChange,
+    /// A new view without q different view changes, or not from its primary.
+    #[error("a new view is not justified by view changes of q servers")]
+    BadNewView,
 }
 
 impl PeerMessage {
@@ -269,6 +383,26 @@ impl PeerMessage {
             Self::Checkpoint(signed) => CheckedMessage::Checkpoint(authored(signed, from, keyring)?),
             Self::Held(signed) => CheckedMessage::Held(authored(signed, from, keyring)?),
             Self::Status(signed) => CheckedMessage::Status(authored(signed, from, keyring)?),
+            Self::Suspect(signed) => CheckedMessage::Suspect(authored(signed, from, keyring)?),
+            Self::ViewChange(signed) => {
+                let change = authored(signed, from, keyring)?;
+                change.body().check(keyring)?;
+                CheckedMessage::ViewChange(change)
+            }
+            Self::NewView(signed, key) => {
+                let primary = signed.body.view.primary(keyring.manifest().thresholds.n());
+                if signed.server != primary {
+                    return Err(MessageError::BadNewView);
+                }
+                keyring.add(key)?;
+                let new_view = keyring.check(*signed)?;
+                new_view.body().check(keyring)?;
+                CheckedMessage::NewView(new_view)
+            }
+            Self::Fetch(digest) => CheckedMessage::Fetch(digest),
+            Self::Fetched(batch) => {
+                CheckedMessage::Fetched(CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?)
+            }
             Self::Certificate(certificate) => {
                 certificate.verify(keyring)?;
                 CheckedMessage::Certificate(certificate)

@@ -272,6 +272,13 @@ impl<T> Verified<T> {
     pub fn vote(&self) -> (Vote, KeyCertificate) {
         (Vote { server: self.signed.server, signature: self.signed.signature }, self.key)
     }
+    /// With the certificate of its key, to write to disk or to pass on.
+    pub fn stored(&self) -> (Signed<T>, KeyCertificate)
+    where
+        T: Clone,
+    {
+        (self.signed.clone(), self.key)
+    }
     /// The certificate of the key that it verified under.
     pub fn key(&self) -> &KeyCertificate {
         &self.key

@@ -163,3 +163,32 @@ async fn what_is_committed_but_not_complete_is_said_to_be_so() {
     let found = cluster.fresh_client().lookup(&name, &LookupOptions::default()).await.unwrap();
     assert!(found.complete);
 }
+
+/// The primary dies under load: the others replace it and go on; it comes back and catches up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_primary_is_replaced() {
+    let mut cluster = Cluster::start(4).await.unwrap();
+    let load = Load::start(&cluster, "before-and-after");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    cluster.kill(0);
+    tokio::time::sleep(Duration::from_millis(6_000)).await;
+    let acknowledged = load.finish().await;
+    cluster.register("without-the-first-primary", 1).await.unwrap();
+    let status = cluster.client.server_status(ServerId(1)).await.unwrap();
+    assert!(status.view.0 >= 1, "the view did not change");
+    expect_all(&cluster, &acknowledged, Consistency::Row).await;
+    assert!(acknowledged.iter().any(|name| name.as_str().len() > 5));
+
+    // The next one too, once the first is back.
+    cluster.run(0).unwrap();
+    cluster.ready().await.unwrap();
+    cluster.level().await.unwrap();
+    let view = cluster.client.server_status(ServerId(2)).await.unwrap().view;
+    let primary = view.primary(4).index();
+    cluster.kill(primary);
+    cluster.register("without-the-second-primary", 1).await.unwrap();
+    cluster.run(primary).unwrap();
+    cluster.ready().await.unwrap();
+    cluster.level().await.unwrap();
+    expect_all(&cluster, &acknowledged, Consistency::Row).await;
+}

@@ -2,15 +2,21 @@
 
 use super::Replica;
 use super::effects::{Accusation, Write};
-use crate::ids::Sequence;
+use crate::ids::{Sequence, View};
 use crate::message::{Commit, PeerMessage, Prepare};
 use crate::signing::Verified;
+use std::sync::Arc;
 
 impl Replica {
+    /// Votes count in the view that this replica takes part in.
+    fn votes_count(&mut self, view: View) -> bool {
+        self.changing.later_view_seen |= view > self.view;
+        view == self.view && self.changing.active
+    }
+
     pub(super) fn on_prepare(&mut self, vote: Verified<Prepare>) {
         let (slot, server) = (vote.body().0, vote.server());
-        // The primary's pre-prepare is its vote; a prepare of its own would count it twice.
-        if slot.view != self.view || server == self.primary() || !self.in_window(slot.sequence) {
+        if !self.votes_count(slot.view) || !self.in_window(slot.sequence) {
             return;
         }
         if self.log.entry(slot.sequence).or_default().prepares.add(vote).is_err() {
@@ -25,7 +31,7 @@ impl Replica {
 
     pub(super) fn on_commit(&mut self, vote: Verified<Commit>) {
         let (slot, server) = (vote.body().0, vote.server());
-        if slot.view != self.view || !self.in_window(slot.sequence) {
+        if !self.votes_count(slot.view) || !self.in_window(slot.sequence) {
             return;
         }
         if self.log.entry(slot.sequence).or_default().commits.add(vote).is_err() {
@@ -43,10 +49,15 @@ impl Replica {
         let quorum = self.quorum();
         let Some(entry) = self.log.get_mut(&sequence) else { return };
         if entry.own_commit.is_none()
-            && let (Some(slot), Some(proof)) = (entry.slot(), entry.prepared(quorum))
+            && let (Some(slot), Some(proof), Some(batch)) = (
+                entry.slot(),
+                entry.prepared_now(quorum),
+                entry.proposal().map(|(_, batch)| Arc::clone(batch)),
+            )
         {
             // What a commit promises: this batch is prepared here. A new view must find it, so the
             // proof is durable before the commit leaves (PBFT §4.4).
+            entry.prepared = Some((proof.clone(), batch));
             self.pending.write(Write::Prepared { sequence, proof });
             let vote = self.voter.sign(Commit(slot));
             self.pending.send_all(&vote, PeerMessage::Commit);
@@ -56,7 +67,7 @@ impl Replica {
         // q commits prove by themselves that the batch is ordered: two quorums share an honest
         // server, which commits to one batch at a sequence number.
         if entry.committed.is_none()
-            && let (Some(proof), true) = (entry.committed_now(quorum), entry.wire.is_some())
+            && let (Some(proof), true) = (entry.committed_now(quorum), entry.proposal().is_some())
         {
             self.pending.write(Write::Committed { batch: None, proof: proof.clone() });
             entry.committed = Some(proof);

@@ -40,13 +40,16 @@ impl Replica {
         self.progress.certified = self.certified();
         let outstanding = self.log.last_key_value().is_some_and(|(last, _)| *last > self.certified())
             || self.executed() > self.certified()
-            || self.target > self.certified();
+            || self.target > self.certified()
+            || self.changing.later_view_seen
+            || !self.changing.active;
         if !stalled || !outstanding {
             return;
         }
-        let primary = self.primary() == self.id;
-        for (_, entry) in self.log.range(self.certified().next()..).take(REPEATED_SLOTS) {
-            if let (true, Some(proposal), Some(batch)) = (primary, &entry.pre_prepare, &entry.wire) {
+        let primary = self.primary() == self.id && self.changing.active;
+        let votes = if self.changing.active { REPEATED_SLOTS } else { 0 };
+        for (_, entry) in self.log.range(self.certified().next()..).take(votes) {
+            if let (true, Some((proposal, batch))) = (primary, entry.proposal()) {
                 let message = PeerMessage::PrePrepare(proposal.clone(), Arc::clone(batch));
                 self.pending.send(Target::All, message);
             }
@@ -91,7 +94,9 @@ impl Replica {
     }
 
     fn send_status(&mut self, peer: ServerId) {
-        let status = Status { view: self.view, executed: self.executed(), certified: self.certified() };
+        let active = self.changing.active;
+        let status =
+            Status { view: self.view, active, executed: self.executed(), certified: self.certified() };
         let status = self.voter.sign(status);
         self.pending.send(Target::One(peer), PeerMessage::Status(status.signed().clone()));
     }
@@ -107,6 +112,10 @@ impl Replica {
     /// Somebody says how far it is: help, if this replica is further.
     pub(super) fn on_status(&mut self, now: Timestamp, status: &Verified<Status>) {
         let (peer, status) = (status.server(), *status.body());
+        let behind = status.view < self.view || (status.view == self.view && !status.active);
+        if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {
+            self.send_new_view(Target::One(peer), &new_view);
+        }
         let help = status.executed < self.executed() || status.certified < self.certified();
         if !help {
             return;
@@ -122,8 +131,9 @@ impl Replica {
         let first = status.executed.next();
         let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
         for (_, entry) in self.log.range(first..=last) {
-            if let (Some(proof), Some(batch)) = (&entry.committed, &entry.wire) {
-                let message = PeerMessage::Committed(proof.clone(), Arc::clone(batch));
+            let Some(proof) = &entry.committed else { continue };
+            if let Some(batch) = entry.wire_with(&proof.statement.0.digest) {
+                let message = PeerMessage::Committed(proof.clone(), batch);
                 self.pending.send(Target::One(peer), message);
             }
         }

@@ -118,8 +118,14 @@ impl Replica {
     /// A retry of a request that executed: its client is answered now, or when it is certified.
     pub(super) fn announce_reply(&mut self, id: RequestId) {
         let uncertified = self.own_checkpoints.values().any(|own| own.replied.contains(&id));
-        if !uncertified {
-            self.pending.replied([id]);
+        if uncertified {
+            return;
+        }
+        match self.own_checkpoints.last_entry() {
+            // After a restart the reply is there, and the certificate to show it under is not yet.
+            Some(mut last) if self.certified_snapshot.is_none() => last.get_mut().replied.push(id),
+            _ if self.certified_snapshot.is_none() => {}
+            _ => self.pending.replied([id]),
         }
     }
 

@@ -8,10 +8,10 @@
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::ids::{Epoch, Sequence, ServerId, View};
 use crate::map::Snapshot;
-use crate::message::{Batch, Commit, PeerMessage, PrePrepare, Prepare};
+use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
 use crate::ordering::PoolError;
 use crate::request::RequestId;
-use crate::signing::{Signed, Verified};
+use crate::signing::{KeyCertificate, Signed, Verified};
 use crate::state::Leaf;
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 /// Something to make durable.
 #[derive(Debug)]
 pub enum Write {
-    /// A proposal made or agreed to: never another one at this place in this view.
+    /// A proposal made or agreed to: never another one at this place in this view. A batch that was
+    /// prepared here in an earlier view is kept beside it.
     Accepted {
         /// The primary's signature on it.
         pre_prepare: Signed<PrePrepare>,
@@ -39,6 +40,13 @@ pub enum Write {
         batch: Option<Arc<Batch>>,
         /// q votes for it.
         proof: QuorumProof<Commit>,
+    },
+    /// The view: votes in earlier ones are never made again. With how it began, once it has.
+    View {
+        /// The view.
+        view: View,
+        /// Its new-view message and the certificate of the key that signed it.
+        new_view: Option<(Signed<NewView>, KeyCertificate)>,
     },
     /// The latest certificate.
     Certified(Arc<Certificate>),

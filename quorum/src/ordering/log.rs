@@ -1,6 +1,7 @@
 //! The message log: for each sequence number the proposal, the votes, and what they prove
 //! (PBFT §4.2).
 
+use crate::bytes::Hash;
 use crate::certificate::{QuorumProof, VoteBook};
 use crate::ids::{Sequence, View};
 use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare, Slot};
@@ -14,13 +15,17 @@ pub(super) struct LogEntry {
     pub(super) pre_prepare: Option<Signed<PrePrepare>>,
     /// Its batch, or the one that q commits name.
     pub(super) batch: Option<CheckedBatch>,
-    /// The same as it travels and is stored.
-    pub(super) wire: Option<Arc<Batch>>,
+    /// A batch as it travels and is stored, with its digest: the committed one once there is one,
+    /// otherwise the accepted one.
+    wire: Option<(Hash, Arc<Batch>)>,
     pub(super) prepares: VoteBook<Prepare>,
     pub(super) commits: VoteBook<Commit>,
     /// This replica's own votes, to send again.
     pub(super) own_prepare: Option<Verified<Prepare>>,
     pub(super) own_commit: Option<Verified<Commit>>,
+    /// The votes of the highest view in which a batch was prepared here, and that batch: what a view
+    /// change has to show.
+    pub(super) prepared: Option<(QuorumProof<Prepare>, Arc<Batch>)>,
     /// q commits: ordered for good.
     pub(super) committed: Option<QuorumProof<Commit>>,
 }
@@ -31,13 +36,44 @@ impl LogEntry {
         self.pre_prepare.as_ref().map(|proposal| proposal.body.0)
     }
     pub(super) fn set_batch(&mut self, batch: CheckedBatch, wire: Arc<Batch>) {
+        self.wire = Some((batch.digest(), wire));
         self.batch = Some(batch);
-        self.wire = Some(wire);
     }
-    /// Prepared: the pre-prepare and q−1 matching prepares of different backups (PBFT §4.2 for
-    /// general n: with the primary's, q servers vouch for it).
-    pub(super) fn prepared(&self, quorum: usize) -> Option<QuorumProof<Prepare>> {
-        self.prepares.proof(&Prepare(self.slot()?), quorum - 1)
+    /// Keeps a batch that was executed before a restart.
+    pub(super) fn set_executed(&mut self, digest: Hash, wire: Arc<Batch>) {
+        self.strip();
+        self.wire = Some((digest, wire));
+    }
+    /// The accepted proposal with its batch.
+    pub(super) fn proposal(&self) -> Option<(&Signed<PrePrepare>, &Arc<Batch>)> {
+        let proposal = self.pre_prepare.as_ref()?;
+        let (digest, batch) = self.wire.as_ref()?;
+        (proposal.body.0.digest == *digest).then_some((proposal, batch))
+    }
+    /// Prepared: q matching prepares. PBFT §4.2 counts the pre-prepare as the primary's; here the
+    /// primary makes one too, so that q votes of one kind are the whole proof.
+    pub(super) fn prepared_now(&self, quorum: usize) -> Option<QuorumProof<Prepare>> {
+        self.prepares.proof(&Prepare(self.slot()?), quorum)
+    }
+    /// Votes count in their view only.
+    pub(super) fn leave_view(&mut self) {
+        self.pre_prepare = None;
+        self.prepares = VoteBook::default();
+        self.commits = VoteBook::default();
+        self.own_prepare = None;
+        self.own_commit = None;
+        if self.committed.is_none() {
+            self.batch = None;
+            self.wire = None;
+        }
+    }
+    /// The batch with this digest, if this entry has it.
+    pub(super) fn wire_with(&self, digest: &Hash) -> Option<Arc<Batch>> {
+        let prepared = self.prepared.as_ref().filter(|(proof, _)| proof.statement.0.digest == *digest);
+        if let Some((_, batch)) = prepared {
+            return Some(Arc::clone(batch));
+        }
+        self.wire.as_ref().filter(|(known, _)| known == digest).map(|(_, batch)| Arc::clone(batch))
     }
     /// The commit proof, once q servers promise to execute one batch, and it is here.
     pub(super) fn committed_now(&self, quorum: usize) -> Option<QuorumProof<Commit>> {
@@ -51,7 +87,7 @@ impl LogEntry {
         let requests = self
             .wire
             .as_ref()
-            .map_or(0, |batch| batch.requests.iter().map(|request| 512 + request_bytes(request)).sum());
+            .map_or(0, |(_, batch)| batch.requests.iter().map(|request| 512 + request_bytes(request)).sum());
         256 + requests + self.committed.as_ref().map_or(0, |proof| proof.votes.len() * 256)
     }
 }

@@ -11,11 +11,10 @@
 //! | `agree` | prepare and commit | PBFT §4.2 |
 //! | `execute` | execution in order, checkpoint votes | PBFT §4.2, §4.3 |
 //! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
+//! | `view_change` | replacing a primary that does not do its work | PBFT §4.4 |
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
 //! | `restore` | starting again from what is durable | design §3 |
 //!
-//! The view is carried, checked and stored everywhere; changing it is not implemented yet, so a
-//! cluster whose primary is gone waits for it.
 
 mod agree;
 mod catch_up;
@@ -26,10 +25,12 @@ mod log;
 mod pool;
 mod propose;
 mod restore;
+mod view_change;
 
 pub use effects::{Accusation, Durable, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch};
 pub use pool::PoolError;
-pub use restore::{Stored, StoredSlot, StoredState};
+pub use restore::{Stored, StoredSlot, StoredState, StoredView};
+pub use view_change::Plan;
 
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
@@ -46,6 +47,7 @@ use log::LogEntry;
 use pool::RequestPool;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use view_change::Changing;
 
 /// Who a replica is.
 pub struct Identity {
@@ -105,6 +107,9 @@ pub struct Replica {
     /// The highest sequence number that somebody showed to be certified.
     target: Sequence,
     progress: catch_up::Progress,
+    changing: Changing,
+    /// When the current view began here.
+    entered: Timestamp,
     diverged: bool,
     pending: Pending,
 }
@@ -114,6 +119,8 @@ pub struct Replica {
 pub struct ReplicaStatus {
     /// Its view.
     pub view: View,
+    /// Whether that view has begun.
+    pub active: bool,
     /// The last batch executed.
     pub executed: Sequence,
     /// The last batch certified.
@@ -139,6 +146,7 @@ impl Replica {
             // Whatever it says now could be wrong: silence is the lesser fault.
             return;
         }
+        let before = self.executed();
         match input {
             Input::Request(request) => self.on_request(now, request),
             Input::Message(from, message) => self.on_message(now, from, message),
@@ -146,6 +154,9 @@ impl Replica {
             Input::Tick => self.on_tick(now),
         }
         self.propose(now);
+        if self.executed() > before {
+            self.note_progress(now);
+        }
     }
 
     /// The effects since the last call: commit the writes, then release the messages.
@@ -166,6 +177,11 @@ impl Replica {
             CheckedMessage::Held(held) => self.on_held(held),
             CheckedMessage::Status(status) => self.on_status(now, &status),
             CheckedMessage::Committed(proof, batch) => self.on_committed(from, proof, batch),
+            CheckedMessage::Suspect(suspect) => self.on_suspect(now, &suspect),
+            CheckedMessage::ViewChange(change) => self.on_view_change(now, change),
+            CheckedMessage::NewView(new_view) => self.on_new_view(now, new_view),
+            CheckedMessage::Fetch(digest) => self.on_fetch(from, digest),
+            CheckedMessage::Fetched(batch) => self.on_fetched(now, batch),
         }
     }
 
@@ -174,6 +190,7 @@ impl Replica {
         if now.since_ms(self.progress.last_tick) >= RETRANSMIT_MS {
             self.progress.last_tick = now;
             self.retransmit(now);
+            self.watch_primary(now);
         }
     }
 
@@ -185,6 +202,7 @@ impl Replica {
     pub fn status(&self) -> ReplicaStatus {
         ReplicaStatus {
             view: self.view,
+            active: self.changing.active,
             executed: self.state.sequence(),
             certified: self.certified(),
             target: self.target,

@@ -133,6 +133,24 @@ impl RequestPool {
             }
         }
     }
+    /// When the request that waits longest came.
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.waiting.values().map(|waiting| waiting.received).min()
+    }
+    /// Puts everything back into the queues: what a former primary proposed may be lost.
+    pub(super) fn requeue(&mut self) {
+        let lost = self.waiting.iter_mut().filter(|(_, waiting)| waiting.queued.is_none());
+        for (id, waiting) in lost {
+            self.arrivals += 1;
+            waiting.queued = Some(self.arrivals);
+            let client = waiting.request.queue();
+            let queue = self.queues.entry(client).or_default();
+            if queue.is_empty() {
+                self.turn.push_back(client);
+            }
+            queue.insert(self.arrivals, *id);
+        }
+    }
     /// Forgets what has expired.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let expired: Vec<_> = self

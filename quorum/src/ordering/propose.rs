@@ -50,7 +50,7 @@ impl Replica {
     /// As primary: proposes what waits, while the pipeline has room; with nothing waiting, an
     /// empty batch once a second keeps certificates fresh.
     pub(super) fn propose(&mut self, now: Timestamp) {
-        if self.primary() != self.id || self.diverged {
+        if self.primary() != self.id || self.diverged || !self.changing.active {
             return;
         }
         loop {
@@ -84,7 +84,9 @@ impl Replica {
     ) {
         let slot = proposal.body().0;
         let server = proposal.server();
+        self.changing.later_view_seen |= slot.view > self.view;
         if slot.view != self.view
+            || !self.changing.active
             || server != self.primary()
             || server == self.id
             || !self.in_window(slot.sequence)
@@ -106,7 +108,12 @@ impl Replica {
         // A time that lies back is harmless: execution never lets agreed time go backwards, and an
         // old certificate is the client's to refuse. It occurs when a primary repeats a proposal
         // from before an outage, which must not be stuck (docs/decisions/0006-agreed-time.md).
-        if batch.time().since_ms(now) > CLOCK_BOUND_MS {
+        // Nor is a time refused that view changes have carried over (design §3).
+        if !self.fits_plan(slot.sequence, slot.digest) {
+            return;
+        }
+        let carried = self.changing.expected(slot.sequence).is_some();
+        if !carried && batch.time().since_ms(now) > CLOCK_BOUND_MS {
             let why = "its time is more than a second ahead of this server's clock";
             self.pending.accuse(Accusation::BadProposal { server, sequence: slot.sequence, why });
             return;
@@ -115,7 +122,7 @@ impl Replica {
     }
 
     /// Binds this replica to a proposal: written before any vote for it leaves.
-    fn accept(&mut self, sequence: Sequence, proposal: Verified<PrePrepare>, batch: CheckedBatch) {
+    pub(super) fn accept(&mut self, sequence: Sequence, proposal: Verified<PrePrepare>, batch: CheckedBatch) {
         let slot = proposal.body().0;
         let wire = Arc::new(batch.to_batch());
         let proposal = proposal.signed().clone();
@@ -126,13 +133,12 @@ impl Replica {
         }
         if proposal.server == self.id {
             self.pending.send(Target::All, PeerMessage::PrePrepare(proposal.clone(), wire));
-        } else {
-            let vote = self.voter.sign(Prepare(slot));
-            self.pending.send_all(&vote, PeerMessage::Prepare);
-            // Its own first vote: nothing can contradict it.
-            let _ = entry.prepares.add(vote.clone());
-            entry.own_prepare = Some(vote);
         }
+        let vote = self.voter.sign(Prepare(slot));
+        self.pending.send_all(&vote, PeerMessage::Prepare);
+        // Its own first vote: nothing can contradict it.
+        let _ = entry.prepares.add(vote.clone());
+        entry.own_prepare = Some(vote);
         entry.pre_prepare = Some(proposal);
         self.advance(sequence);
     }

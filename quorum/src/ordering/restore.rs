@@ -8,11 +8,12 @@ use super::catch_up::Progress;
 use super::effects::Pending;
 use super::log::LogEntry;
 use super::pool::RequestPool;
+use super::view_change::Changing;
 use super::{Identity, Replica};
 use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
-use crate::ids::{Sequence, Timestamp};
-use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare};
-use crate::signing::Signed;
+use crate::ids::{Sequence, Timestamp, View};
+use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
+use crate::signing::{KeyCertificate, Keyring, Signed};
 use crate::state::{RestoreError, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,16 @@ pub struct Stored {
     pub slots: Vec<StoredSlot>,
     /// The last certificate.
     pub certificate: Option<Certificate>,
+    /// The view; none in view 0.
+    pub view: Option<StoredView>,
+}
+
+/// The view that this server promised not to go back from, and how it began.
+pub struct StoredView {
+    /// The view.
+    pub view: View,
+    /// Its new-view message; none if it had not begun here.
+    pub new_view: Option<(Signed<NewView>, KeyCertificate)>,
 }
 
 /// The state as it was written last.
@@ -42,8 +53,8 @@ pub struct StoredSlot {
     pub sequence: Sequence,
     /// The proposal that was accepted, and its batch.
     pub accepted: Option<(Signed<PrePrepare>, Batch)>,
-    /// That it was prepared here, so a commit was sent.
-    pub prepared: Option<QuorumProof<Prepare>>,
+    /// The votes by which a batch was prepared here, and the batch if it is not the accepted one.
+    pub prepared: Option<(QuorumProof<Prepare>, Option<Batch>)>,
     /// q commits, and the batch that they name if it is not the accepted one.
     pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
@@ -57,6 +68,9 @@ pub enum StartError {
     /// A batch whose digest is not the one that was voted for.
     #[error("the stored batch {0} is damaged")]
     Batch(Sequence),
+    /// The message that began the view.
+    #[error("the stored beginning of view {0} is damaged")]
+    View(View),
     /// What execution leads to is not what was certified.
     #[error("the stored state at sequence number {0} is not the certified one")]
     NotCertified(Sequence),
@@ -94,6 +108,8 @@ impl Replica {
             flushed,
             target: Sequence(0),
             progress: Progress::default(),
+            changing: Changing::new(),
+            entered: Timestamp(0),
             diverged: false,
             pending: Pending::default(),
             manifest,
@@ -105,9 +121,22 @@ impl Replica {
             // The state that the first batches build on is on disk before anything is promised.
             replica.flush();
         }
+        replica.restore_view(stored.view)?;
         replica.restore_log(stored.slots)?;
         replica.restore_certificate(stored.certificate)?;
         Ok(replica)
+    }
+
+    fn restore_view(&mut self, stored: Option<StoredView>) -> Result<(), StartError> {
+        let Some(StoredView { view, new_view }) = stored else { return Ok(()) };
+        self.view = view;
+        self.changing.active = new_view.is_some();
+        if let Some((signed, key)) = new_view {
+            let mut keyring = Keyring::new(Arc::clone(&self.manifest));
+            let checked = keyring.add(key).and_then(|_| keyring.check(signed));
+            self.install(checked.map_err(|_| StartError::View(view))?);
+        }
+        Ok(())
     }
 
     fn restore_log(&mut self, slots: Vec<StoredSlot>) -> Result<(), StartError> {
@@ -116,7 +145,11 @@ impl Replica {
             let mut entry = LogEntry::default();
             let accepted_batch = slot.accepted.as_ref().map(|(_, batch)| batch.clone());
             if let Some((pre_prepare, batch)) = slot.accepted {
-                self.restore_votes(&mut entry, pre_prepare, batch, slot.prepared.is_some())?;
+                self.restore_votes(&mut entry, pre_prepare, batch)?;
+            }
+            if let Some((proof, batch)) = slot.prepared {
+                let batch = batch.or_else(|| accepted_batch.clone()).ok_or(StartError::Batch(sequence))?;
+                self.restore_prepared(&mut entry, proof, batch)?;
             }
             if let Some((proof, batch)) = slot.committed {
                 let batch = batch.or(accepted_batch).ok_or(StartError::Batch(sequence))?;
@@ -128,8 +161,7 @@ impl Replica {
                 if sequence > self.flushed {
                     entry.set_batch(batch, wire);
                 } else {
-                    entry.strip();
-                    entry.wire = Some(wire);
+                    entry.set_executed(batch.digest(), wire);
                 }
                 entry.committed = Some(proof);
                 if sequence <= self.flushed {
@@ -150,7 +182,6 @@ impl Replica {
         entry: &mut LogEntry,
         pre_prepare: Signed<PrePrepare>,
         batch: Batch,
-        prepared: bool,
     ) -> Result<(), StartError> {
         let slot = pre_prepare.body.0;
         let wire = Arc::new(batch.clone());
@@ -158,21 +189,38 @@ impl Replica {
         if batch.digest() != slot.digest {
             return Err(StartError::Batch(slot.sequence));
         }
-        let own_proposal = pre_prepare.server == self.id;
-        if own_proposal {
+        if pre_prepare.server == self.id {
             self.last_proposed = self.last_proposed.max(batch.time());
-        } else {
-            let vote = self.voter.sign(Prepare(slot));
-            let _ = entry.prepares.add(vote.clone());
-            entry.own_prepare = Some(vote);
         }
-        if prepared {
+        if slot.view != self.view || !self.changing.active {
+            return Ok(());
+        }
+        let vote = self.voter.sign(Prepare(slot));
+        let _ = entry.prepares.add(vote.clone());
+        entry.own_prepare = Some(vote);
+        entry.set_batch(batch, wire);
+        entry.pre_prepare = Some(pre_prepare);
+        Ok(())
+    }
+
+    /// Puts back what a view change has to show, and the commit that may have left.
+    fn restore_prepared(
+        &mut self,
+        entry: &mut LogEntry,
+        proof: QuorumProof<Prepare>,
+        batch: Batch,
+    ) -> Result<(), StartError> {
+        let slot = proof.statement.0;
+        let wire = Arc::new(batch.clone());
+        if CheckedBatch::from_own_log(&self.cluster, batch).digest() != slot.digest {
+            return Err(StartError::Batch(slot.sequence));
+        }
+        if entry.slot() == Some(slot) {
             let vote = self.voter.sign(Commit(slot));
             let _ = entry.commits.add(vote.clone());
             entry.own_commit = Some(vote);
         }
-        entry.set_batch(batch, wire);
-        entry.pre_prepare = Some(pre_prepare);
+        entry.prepared = Some((proof, wire));
         Ok(())
     }
 

@@ -26,6 +26,10 @@ pub struct Faults {
     pub duplication: f64,
     pub max_delay_ms: u64,
     pub crashes: bool,
+    /// Up to f servers, the primary first, go down and never come back.
+    pub deaths: bool,
+    /// For a while some servers cannot reach the others.
+    pub partitions: bool,
 }
 
 enum Event {
@@ -40,6 +44,8 @@ enum Event {
     Crash(ServerId),
     Restart(ServerId),
     Submit(usize),
+    /// From now on these servers and the others do not reach each other.
+    Partition(Vec<ServerId>),
 }
 
 struct Server {
@@ -72,10 +78,14 @@ pub struct Simulation {
     clients: Vec<Client>,
     gateways: BTreeMap<(ServerId, RequestId), usize>,
     healed: bool,
+    dead: Vec<ServerId>,
+    cut_off: Vec<ServerId>,
     trace: Hash,
     /// What each server promised: no server ever says two things (checked at every send).
     promises: BTreeMap<(ServerId, &'static str, View, Sequence), Hash>,
     roots: BTreeMap<Sequence, Hash>,
+    /// The view that each server last said it changes to.
+    left: BTreeMap<ServerId, View>,
 }
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -140,9 +150,12 @@ impl Simulation {
             clients: clients.collect(),
             gateways: BTreeMap::new(),
             healed: false,
+            dead: Vec::new(),
+            cut_off: Vec::new(),
             trace: Hash([0; 32]),
             promises: BTreeMap::new(),
             roots: BTreeMap::new(),
+            left: BTreeMap::new(),
             manifest,
             rng: StdRng::seed_from_u64(rng.random()),
         };
@@ -162,6 +175,24 @@ impl Simulation {
         }
         if faults.crashes {
             simulation.schedule_crashes();
+        }
+        if faults.deaths {
+            let f = simulation.manifest.thresholds.f();
+            for victim in 0..simulation.rng.random_range(1..=f) {
+                let at = simulation.rng.random_range(0..7_000);
+                simulation.dead.push(ServerId(victim as u8));
+                simulation.schedule(at, Event::Crash(ServerId(victim as u8)));
+            }
+        }
+        if faults.partitions {
+            for _ in 0..simulation.rng.random_range(1..4) {
+                let (at, long) =
+                    (simulation.rng.random_range(0..7_000), simulation.rng.random_range(500..6_000));
+                let side =
+                    (0..n).map(|i| ServerId(i as u8)).filter(|_| simulation.rng.random_bool(0.4)).collect();
+                simulation.schedule(at, Event::Partition(side));
+                simulation.schedule(at + long, Event::Partition(vec![]));
+            }
         }
         simulation
     }
@@ -280,6 +311,9 @@ impl Simulation {
     }
 
     fn send(&mut self, from: ServerId, to: ServerId, bytes: Arc<Vec<u8>>) {
+        if self.cut_off.contains(&from) != self.cut_off.contains(&to) {
+            return;
+        }
         let (loss, duplication, max_delay_ms) = match self.healed {
             true => (0.0, 0.0, 10),
             false => (self.faults.loss, self.faults.duplication, self.faults.max_delay_ms),
@@ -315,8 +349,11 @@ impl Simulation {
             PeerMessage::Commit(signed) => {
                 let slot = signed.body.0;
                 let known = disk.slots.get(&slot.sequence).and_then(|s| s.prepared.as_ref());
-                assert!(known.is_some_and(|p| p.statement.0 == slot), "commit sent before it was durable");
-                assert!(known.unwrap().votes.len() + 1 >= self.manifest.thresholds.q());
+                assert!(
+                    known.is_some_and(|(p, _)| p.statement.0 == slot),
+                    "commit sent before it was durable"
+                );
+                assert!(known.unwrap().0.votes.len() >= self.manifest.thresholds.q());
                 ("commit", slot.view, slot.sequence, slot.digest)
             }
             PeerMessage::Checkpoint(signed) => {
@@ -329,6 +366,12 @@ impl Simulation {
                 );
                 ("checkpoint", View(0), checkpoint.sequence, checkpoint.root)
             }
+            PeerMessage::ViewChange(signed) => {
+                let promised = disk.view.as_ref().map(|(view, _)| *view);
+                assert!(promised >= Some(signed.body.view), "view change sent before it was durable");
+                self.left.insert(id, signed.body.view);
+                return;
+            }
             PeerMessage::Held(signed) => {
                 let certified = disk.certificate.as_ref().map(|c| c.statement.sequence);
                 assert!(certified >= Some(signed.body.sequence), "held before its certificate was durable");
@@ -340,6 +383,10 @@ impl Simulation {
             }
             _ => return,
         };
+        if phase != "checkpoint" {
+            let left = self.left.get(&id).copied().unwrap_or_default();
+            assert!(view >= left, "seed {}: server {id} votes in view {view} after {left}", self.seed);
+        }
         let before = *self.promises.entry((id, phase, view, sequence)).or_insert(said);
         assert_eq!(before, said, "seed {}: server {id} contradicts its {phase} for {sequence}", self.seed);
     }
@@ -383,6 +430,10 @@ impl Simulation {
         client.attempts += 1;
         let request = client.request.clone().verify(&self.cluster).unwrap();
         let gateway = ServerId(self.rng.random_range(0..self.servers.len()) as u8);
+        if self.servers[gateway.index()].replica.is_none() {
+            self.schedule(300, Event::Submit(index));
+            return;
+        }
         self.gateways.insert((gateway, request.id()), index);
         self.step(gateway, Input::Request(request));
         // No receipt in time: on to another server.
@@ -403,6 +454,7 @@ impl Simulation {
                 Event::Tick(_) | Event::Commit(_) => {}
                 Event::Crash(id) => eprintln!("{time:>6} {number:>6} crash {id}"),
                 Event::Restart(id) => eprintln!("{time:>6} {number:>6} restart {id}"),
+                Event::Partition(side) => eprintln!("{time:>6} {number:>6} cut off: {side:?}"),
                 Event::Submit(index) => eprintln!("{time:>6} {number:>6} client {index} asks"),
             }
         }
@@ -433,11 +485,12 @@ impl Simulation {
                     .retain(|_, event| !matches!(event, Event::Tick(i) | Event::Commit(i) if *i == id));
             }
             Event::Restart(id) => {
-                if self.servers[id.index()].replica.is_none() {
+                if self.servers[id.index()].replica.is_none() && !(self.dead.contains(&id) && self.healed) {
                     self.start(id);
                 }
             }
             Event::Submit(index) => self.submit(index),
+            Event::Partition(side) => self.cut_off = side,
         }
     }
 
@@ -447,18 +500,20 @@ impl Simulation {
             self.next_event();
         }
         self.healed = true;
+        self.cut_off.clear();
+        self.events.retain(|_, event| !matches!(event, Event::Partition(_)));
         for id in self.manifest.grid().servers() {
-            if self.servers[id.index()].replica.is_none() {
+            if self.servers[id.index()].replica.is_none() && !self.dead.contains(&id) {
                 self.start(id);
             }
         }
-        while self.now < START.plus_ms(30_000) && !self.is_done() {
+        while self.now < START.plus_ms(55_000) && !self.is_done() {
             self.next_event();
         }
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
         assert!(open.is_empty(), "seed {}: no receipt for {open:?} although the network healed", self.seed);
         assert!(self.is_done(), "seed {}: servers do not catch up: {:?}", self.seed, self.positions());
-        for server in &self.servers {
+        for server in self.servers.iter().filter(|server| server.replica.is_some()) {
             let published = server.published.as_ref().unwrap();
             for client in &self.clients {
                 let record = layout::record(&published.snapshot, &client.name);
@@ -483,7 +538,8 @@ impl Simulation {
                     && self.clients.iter().all(|c| layout::record(&published.snapshot, &c.name).is_some())
             })
         };
-        self.clients.iter().all(|client| client.acknowledged) && self.servers.iter().all(up_to_date)
+        let mut alive = self.servers.iter().filter(|server| server.replica.is_some());
+        self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date)
     }
 
     pub fn trace_digest(&self) -> Hash {

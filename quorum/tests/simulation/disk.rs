@@ -2,16 +2,16 @@
 
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
-use quorum::ids::Sequence;
-use quorum::message::{Batch, Commit, PrePrepare, Prepare};
-use quorum::ordering::{Stored, StoredSlot, StoredState, Write};
-use quorum::signing::Signed;
+use quorum::ids::{Sequence, View};
+use quorum::message::{Batch, Commit, NewView, PrePrepare, Prepare};
+use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
+use quorum::signing::{KeyCertificate, Signed};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub struct Slot {
     pub accepted: Option<(Signed<PrePrepare>, Batch)>,
-    pub prepared: Option<QuorumProof<Prepare>>,
+    pub prepared: Option<(QuorumProof<Prepare>, Option<Batch>)>,
     pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
 
@@ -21,6 +21,7 @@ pub struct Disk {
     pub state: Option<Checkpoint>,
     pub leaves: BTreeMap<Vec<u8>, Vec<u8>>,
     pub certificate: Option<Certificate>,
+    pub view: Option<(View, Option<(Signed<NewView>, KeyCertificate)>)>,
     pub shares: BTreeMap<u64, [u8; 32]>,
 }
 
@@ -29,16 +30,20 @@ impl Disk {
         match write {
             Write::Accepted { pre_prepare, batch } => {
                 let slot = self.slots.entry(pre_prepare.body.0.sequence).or_default();
+                if let (Some((_, kept @ None)), Some((_, accepted))) = (&mut slot.prepared, &slot.accepted) {
+                    *kept = Some(accepted.clone());
+                }
                 slot.accepted = Some((pre_prepare.clone(), batch.as_ref().clone()));
             }
             Write::Prepared { sequence, proof } => {
-                self.slots.entry(*sequence).or_default().prepared = Some(proof.clone());
+                self.slots.entry(*sequence).or_default().prepared = Some((proof.clone(), None));
             }
             Write::Committed { batch, proof } => {
                 let slot = self.slots.entry(proof.statement.0.sequence).or_default();
                 let batch = batch.as_ref().map(|batch| batch.as_ref().clone());
                 slot.committed = Some((proof.clone(), batch));
             }
+            Write::View { view, new_view } => self.view = Some((*view, new_view.clone())),
             Write::Certified(certificate) => self.certificate = Some(certificate.as_ref().clone()),
             Write::State { checkpoint, leaves } => {
                 self.state = Some(*checkpoint);
@@ -72,6 +77,7 @@ impl Disk {
             prepared: slot.prepared.clone(),
             committed: slot.committed.clone(),
         });
-        Stored { state, slots: slots.collect(), certificate: self.certificate.clone() }
+        let view = self.view.clone().map(|(view, new_view)| StoredView { view, new_view });
+        Stored { state, slots: slots.collect(), certificate: self.certificate.clone(), view }
     }
 }

@@ -27,9 +27,41 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) {
     }
 }
 
-const GOOD: Faults = Faults { loss: 0.0, duplication: 0.0, max_delay_ms: 20, crashes: false };
-const LOSSY: Faults = Faults { loss: 0.15, duplication: 0.1, max_delay_ms: 400, crashes: false };
-const CRASHING: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 150, crashes: true };
+const GOOD: Faults = Faults {
+    loss: 0.0,
+    duplication: 0.0,
+    max_delay_ms: 20,
+    crashes: false,
+    deaths: false,
+    partitions: false,
+};
+const LOSSY: Faults = Faults {
+    loss: 0.15,
+    duplication: 0.1,
+    max_delay_ms: 400,
+    crashes: false,
+    deaths: false,
+    partitions: false,
+};
+const CRASHING: Faults = Faults {
+    loss: 0.05,
+    duplication: 0.05,
+    max_delay_ms: 150,
+    crashes: true,
+    deaths: false,
+    partitions: false,
+};
+
+const DYING: Faults = Faults {
+    loss: 0.05,
+    duplication: 0.05,
+    max_delay_ms: 100,
+    crashes: false,
+    deaths: true,
+    partitions: false,
+};
+const EVERYTHING: Faults =
+    Faults { loss: 0.1, duplication: 0.1, max_delay_ms: 300, crashes: true, deaths: true, partitions: true };
 
 #[test]
 fn four_replicas_on_a_good_network() {
@@ -50,6 +82,23 @@ fn nine_replicas_with_loss_duplication_and_reordering() {
 #[test]
 fn nine_replicas_that_crash_and_forget_what_was_not_durable() {
     run(9, CRASHING, 10);
+}
+
+#[test]
+fn four_replicas_whose_primary_dies() {
+    run(4, DYING, 40);
+}
+#[test]
+fn nine_replicas_whose_first_primaries_die() {
+    run(9, DYING, 10);
+}
+#[test]
+fn four_replicas_and_everything_at_once() {
+    run(4, EVERYTHING, 60);
+}
+#[test]
+fn nine_replicas_and_everything_at_once() {
+    run(9, EVERYTHING, 12);
 }
 
 /// The same seed gives the same run, to the last byte sent.

@@ -1,0 +1,376 @@
+//! View change (PBFT §4.4, for general n and q): replacing a primary that does not do its work.
+//!
+//! 1. *Suspect*. A backup that waits too long says so. That promises nothing, so a server that was
+//!    merely cut off does not leave its view alone. f+1 suspicions contain an honest one.
+//! 2. *View change*. Then a replica stops taking part in its view and sends what it has prepared,
+//!    with the proof: q prepare votes each, above its last certificate. It also follows f+1
+//!    servers that are ahead of it.
+//! 3. *New view*. The next primary takes q view changes. What they contain decides which batch is
+//!    proposed again at each sequence number ([`Plan`]): the one prepared in the highest view, or
+//!    an empty one. Everyone computes that from the same q view changes, so they are all that the
+//!    new-view message carries, and the proposals follow as in the normal case.
+//!
+//! Why nothing committed is lost: a batch committed at s was prepared at q servers; any q view
+//! changes contain one of an honest server among them, whose proof for s is from that view or a
+//! later one, and in later views only the same batch can have been prepared.
+
+use super::effects::{Accusation, Target, Write};
+use super::{Replica, log};
+use crate::bytes::Hash;
+use crate::certificate::Certificate;
+use crate::ids::{Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::limits::{
+    CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS,
+    VIEW_CHANGE_TIMEOUT_MS,
+};
+use crate::message::{CheckedBatch, NewView, PeerMessage, PrePrepare, Suspect, ViewChange};
+use crate::signing::Verified;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What a replica knows about changing its view.
+pub(super) struct Changing {
+    /// Whether it takes part in its view; otherwise it waits for that view's new-view message.
+    pub(super) active: bool,
+    /// Who suspects the primary of which view, and since when.
+    suspicions: BTreeMap<ServerId, (View, Timestamp)>,
+    /// The view change of the highest view of each server.
+    view_changes: BTreeMap<ServerId, Verified<ViewChange>>,
+    /// How the current view began, to show to those who missed it; none in view 0.
+    pub(super) new_view: Option<Verified<NewView>>,
+    /// What has to be proposed again in the current view.
+    expected: BTreeMap<Sequence, Hash>,
+    /// As the next primary: batches that the plan needs and this server lacks.
+    wanted: BTreeSet<Hash>,
+    fetched: BTreeMap<Hash, CheckedBatch>,
+    timeout_ms: u64,
+    /// When a batch was last executed, a view entered or a view change sent.
+    since: Timestamp,
+    /// Somebody votes in a view after this one.
+    pub(super) later_view_seen: bool,
+}
+
+impl Changing {
+    pub(super) fn new() -> Self {
+        Self {
+            active: true,
+            suspicions: BTreeMap::new(),
+            view_changes: BTreeMap::new(),
+            new_view: None,
+            expected: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            fetched: BTreeMap::new(),
+            timeout_ms: VIEW_CHANGE_TIMEOUT_MS,
+            since: Timestamp(0),
+            later_view_seen: false,
+        }
+    }
+    /// The batch that has to be proposed at a sequence number, if the new view fixed one.
+    pub(super) fn expected(&self, sequence: Sequence) -> Option<Hash> {
+        self.expected.get(&sequence).copied()
+    }
+}
+
+/// What q view changes decide: PBFT §4.4's O, from min-s to max-s.
+pub struct Plan<'a> {
+    /// The highest certificate among them; none at the very beginning.
+    pub stable: Option<&'a Certificate>,
+    /// Which batch goes to each sequence number after it.
+    pub slots: BTreeMap<Sequence, Hash>,
+}
+
+impl<'a> Plan<'a> {
+    /// From view changes that have been checked.
+    pub fn of(null: Hash, view_changes: impl Iterator<Item = &'a ViewChange> + Clone) -> Self {
+        let stable = view_changes.clone().filter_map(|change| change.stable.as_ref());
+        let stable = stable.max_by_key(|certificate| certificate.statement.sequence);
+        let low = stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
+        let mut best: BTreeMap<Sequence, (View, Hash)> = BTreeMap::new();
+        for proof in view_changes.flat_map(|change| &change.prepared) {
+            let slot = proof.statement.0;
+            let known = best.entry(slot.sequence).or_insert((slot.view, slot.digest));
+            if slot.view > known.0 {
+                *known = (slot.view, slot.digest);
+            }
+        }
+        let high = best.last_key_value().map_or(low, |(sequence, _)| *sequence);
+        let slots = (low.0 + 1..=high.0)
+            .map(|s| (Sequence(s), best.get(&Sequence(s)).map_or(null, |(_, digest)| *digest)))
+            .collect();
+        Self { stable, slots }
+    }
+}
+
+impl Replica {
+    /// The empty batch that fills gaps. Its time is 0, so execution keeps the previous one.
+    fn null_batch(&self) -> CheckedBatch {
+        CheckedBatch::new(&self.cluster, Timestamp(0), Vec::new())
+    }
+
+    /// Something was executed: the primary does its work.
+    pub(super) fn note_progress(&mut self, now: Timestamp) {
+        self.changing.since = now;
+        if self.changing.active {
+            self.changing.timeout_ms = VIEW_CHANGE_TIMEOUT_MS;
+        }
+    }
+
+    /// At every tick: is it time to suspect, to give up on a new view, to say things again?
+    pub(super) fn watch_primary(&mut self, now: Timestamp) {
+        if self.changing.since == Timestamp(0) {
+            // The first tick after the start: nobody has had a chance yet.
+            self.changing.since = now;
+            self.entered = now;
+        }
+        let waited = now.since_ms(self.changing.since);
+        if !self.changing.active {
+            self.fetch_wanted();
+            self.send_view_change();
+            // q servers have left the views before this one, so it could begin. Those that have gone
+            // further count too: they waited for this one, and will not come back to it.
+            let changes = self.changing.view_changes.values();
+            let enough = changes.filter(|change| change.body().view >= self.view).count() >= self.quorum();
+            if enough && waited >= self.changing.timeout_ms {
+                self.changing.timeout_ms = (self.changing.timeout_ms * 2).min(VIEW_CHANGE_TIMEOUT_MAX_MS);
+                self.start_view_change(now, self.view.next());
+            }
+            return;
+        }
+        if self.primary() == self.id {
+            return;
+        }
+        let oldest = self.pool.oldest();
+        let timeout = self.changing.timeout_ms;
+        let starved = oldest.is_some_and(|oldest| waited.min(now.since_ms(oldest)) >= timeout);
+        // Requests are served first come, first served: one that waits so long is being censored.
+        let censored =
+            oldest.is_some_and(|oldest| now.since_ms(oldest) >= CENSORSHIP_TIMEOUT_MS.max(timeout));
+        let idle = waited >= timeout.max(3 * HEARTBEAT_MS + CLOCK_BOUND_MS);
+        // Time is part of the service: a primary that does not advance it lets certificates age.
+        let stale = self.state.time() != Timestamp(0)
+            && now.since_ms(self.state.time()) >= timeout.max(3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS)
+            && waited < timeout
+            && self.executed() >= self.target
+            && self.stale_since(now);
+        if starved || censored || idle || stale {
+            let suspect = self.voter.sign(Suspect { view: self.view });
+            self.pending.send_all(&suspect, PeerMessage::Suspect);
+            self.on_suspect(now, &suspect);
+        }
+    }
+
+    /// Whether batches executed lately all carry an old time: the primary's clock stands still.
+    fn stale_since(&self, now: Timestamp) -> bool {
+        // What was carried into this view keeps its time: give the new primary a few beats.
+        self.executed() > self.changing.expected.last_key_value().map_or(Sequence(0), |(last, _)| *last)
+            && now.since_ms(self.entered) >= 3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS
+    }
+
+    pub(super) fn on_suspect(&mut self, now: Timestamp, suspect: &Verified<Suspect>) {
+        let view = suspect.body().view;
+        if view < self.view {
+            return;
+        }
+        self.changing.suspicions.insert(suspect.server(), (view, now));
+        self.leave_if_suspected(now);
+    }
+
+    /// f+1 servers suspect the primary, or have left the view already: one of them is honest.
+    fn leave_if_suspected(&mut self, now: Timestamp) {
+        let recent = |when: &Timestamp| now.since_ms(*when) <= SUSPICION_LIFETIME_MS;
+        let suspicions = self.changing.suspicions.iter();
+        let suspecting =
+            suspicions.filter(|(_, (view, when))| *view == self.view && recent(when)).map(|(id, _)| *id);
+        let left = self.changing.view_changes.values().filter(|change| change.body().view > self.view);
+        let against: ServerSet = suspecting.chain(left.map(Verified::server)).collect();
+        if self.changing.active && against.len() > self.manifest.thresholds.f() {
+            self.start_view_change(now, self.view.next());
+        }
+    }
+
+    fn view_changes_for(&self, view: View) -> impl Iterator<Item = &Verified<ViewChange>> {
+        self.changing.view_changes.values().filter(move |change| change.body().view == view)
+    }
+
+    /// Leaves the current view for good, and says what was prepared in it.
+    fn start_view_change(&mut self, now: Timestamp, view: View) {
+        self.view = view;
+        self.changing.active = false;
+        self.changing.new_view = None;
+        self.changing.expected.clear();
+        self.changing.wanted.clear();
+        self.changing.fetched.clear();
+        self.changing.since = now;
+        // The promise not to vote in earlier views is durable before it leaves.
+        self.pending.write(Write::View { view, new_view: None });
+        self.send_view_change();
+        self.try_new_view(now);
+    }
+
+    fn send_view_change(&mut self) {
+        let after = self.certified().next();
+        let prepared = self.log.range(after..).filter_map(|(_, entry)| entry.prepared.as_ref());
+        let prepared = prepared.map(|(proof, _)| proof.clone()).collect();
+        let stable = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
+        let change = self.voter.sign(ViewChange { view: self.view, stable, prepared });
+        self.pending.send_all(&change, PeerMessage::ViewChange);
+        self.changing.view_changes.insert(self.id, change);
+    }
+
+    pub(super) fn on_view_change(&mut self, now: Timestamp, change: Verified<ViewChange>) {
+        let (server, view) = (change.server(), change.body().view);
+        let known = self.changing.view_changes.get(&server).map(|known| known.body().view);
+        if known.is_some_and(|known| known > view) {
+            return;
+        }
+        if let Some(stable) = &change.body().stable {
+            self.target = self.target.max(stable.statement.sequence);
+        }
+        self.changing.view_changes.insert(server, change);
+        // f+1 servers are ahead: an honest one among them has reason to be (PBFT §4.5.2).
+        let mut ahead: Vec<_> =
+            self.changing.view_changes.values().map(|change| change.body().view).collect();
+        ahead.retain(|view| *view > self.view);
+        ahead.sort_unstable_by(|a, b| b.cmp(a));
+        if let Some(view) = ahead.get(self.manifest.thresholds.f()).copied() {
+            self.start_view_change(now, view);
+        }
+        self.leave_if_suspected(now);
+        self.try_new_view(now);
+    }
+
+    /// As the primary of the view that is to begin: begins it once q view changes, and the
+    /// batches that they call for, are here.
+    fn try_new_view(&mut self, now: Timestamp) {
+        if self.changing.active || self.primary() != self.id {
+            return;
+        }
+        let quorum = self.quorum();
+        let changes: Vec<_> = self.view_changes_for(self.view).take(quorum).cloned().collect();
+        if changes.len() < quorum {
+            return;
+        }
+        let null = self.null_batch().digest();
+        let plan = Plan::of(null, changes.iter().map(Verified::body));
+        let executed = self.executed();
+        let slots: Vec<_> = plan.slots.into_iter().filter(|(sequence, _)| *sequence > executed).collect();
+        let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
+        // Before the view begins: entering it drops what was accepted and not prepared here.
+        let mut batches = Vec::new();
+        self.changing.wanted.clear();
+        for (sequence, digest) in slots {
+            match self.batch_with(&digest) {
+                Some(batch) => batches.push((sequence, batch)),
+                None if digest == null => batches.push((sequence, self.null_batch())),
+                None => {
+                    self.changing.wanted.insert(digest);
+                }
+            }
+        }
+        if !self.changing.wanted.is_empty() {
+            self.fetch_wanted();
+            return;
+        }
+        let view_changes = changes.iter().map(|change| (change.signed().clone(), *change.key())).collect();
+        let new_view = self.voter.sign(NewView { view: self.view, view_changes });
+        self.send_new_view(Target::All, &new_view);
+        self.enter(now, new_view);
+        let last = batches.last().map_or(stable, |(last, _)| *last);
+        self.next_sequence = last.max(stable).max(executed).next();
+        for (sequence, batch) in batches {
+            let proposal = self.voter.sign(PrePrepare(log::slot(self.view, sequence, &batch)));
+            self.accept(sequence, proposal, batch);
+        }
+        self.changing.fetched.clear();
+    }
+
+    /// A batch that this server prepared, accepted or fetched.
+    fn batch_with(&self, digest: &Hash) -> Option<CheckedBatch> {
+        if let Some(batch) = self.changing.fetched.get(digest) {
+            return Some(batch.clone());
+        }
+        self.wire_with(digest).map(|batch| CheckedBatch::from_own_log(&self.cluster, batch.as_ref().clone()))
+    }
+
+    fn wire_with(&self, digest: &Hash) -> Option<Arc<crate::message::Batch>> {
+        let entries = self.log.range(self.certified().next()..);
+        entries.into_iter().find_map(|(_, entry)| entry.wire_with(digest))
+    }
+
+    fn fetch_wanted(&mut self) {
+        for digest in &self.changing.wanted {
+            self.pending.send(Target::All, PeerMessage::Fetch(*digest));
+        }
+    }
+
+    /// A primary to be lacks a batch that this server may have prepared.
+    pub(super) fn on_fetch(&mut self, from: ServerId, digest: Hash) {
+        if let Some(batch) = self.wire_with(&digest) {
+            self.pending.send(Target::One(from), PeerMessage::Fetched(batch));
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, now: Timestamp, batch: CheckedBatch) {
+        if self.changing.wanted.remove(&batch.digest()) {
+            self.changing.fetched.insert(batch.digest(), batch);
+            self.try_new_view(now);
+        }
+    }
+
+    /// A checked new-view message, from the primary or passed on by somebody else.
+    pub(super) fn on_new_view(&mut self, now: Timestamp, new_view: Verified<NewView>) {
+        let view = new_view.body().view;
+        if view > self.view || (view == self.view && !self.changing.active) {
+            self.enter(now, new_view);
+        }
+    }
+
+    /// Takes part in a view from now on.
+    fn enter(&mut self, now: Timestamp, new_view: Verified<NewView>) {
+        self.pending.write(Write::View { view: new_view.body().view, new_view: Some(new_view.stored()) });
+        self.install(new_view);
+        self.changing.since = now;
+        self.entered = now;
+        self.publish();
+    }
+
+    /// Sets the view that a new-view message begins; also at a restart in the middle of it.
+    pub(super) fn install(&mut self, new_view: Verified<NewView>) {
+        let null = self.null_batch().digest();
+        let plan = Plan::of(null, new_view.body().view_changes.iter().map(|(change, _)| &change.body));
+        let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
+        let slots = plan.slots;
+        self.target = self.target.max(stable);
+        self.view = new_view.body().view;
+        self.changing.active = true;
+        self.changing.expected = slots;
+        self.changing.new_view = Some(new_view);
+        self.changing.suspicions.clear();
+        self.changing.wanted.clear();
+        self.changing.later_view_seen = false;
+        // Votes count in their view only; what was prepared or committed stays known.
+        for (_, entry) in self.log.range_mut(self.certified().next()..) {
+            entry.leave_view();
+        }
+        self.pool.requeue();
+    }
+
+    /// Shows how the current view began.
+    pub(super) fn send_new_view(&mut self, target: Target, new_view: &Verified<NewView>) {
+        let (signed, key) = new_view.stored();
+        self.pending.send(target, PeerMessage::NewView(Box::new(signed), key));
+    }
+
+    /// A proposal for a place that the new view has fixed: only that batch will do.
+    pub(super) fn fits_plan(&mut self, sequence: Sequence, digest: Hash) -> bool {
+        match self.changing.expected(sequence) {
+            Some(expected) if expected != digest => {
+                let why = "the view changes that began this view call for another batch";
+                let server = self.primary();
+                self.pending.accuse(Accusation::BadProposal { server, sequence, why });
+                false
+            }
+            _ => true,
+        }
+    }
+}
