@@ -233,7 +233,8 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
         .bind(encode(proof))
         .bind(batch.as_ref().map(|batch| encode(batch.as_ref()))),
         Write::View { view, new_view } => {
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('view', ?)").bind(encode(&(view, new_view)))
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('view', ?)")
+                .bind(encode(&(view, new_view)))
         }
         Write::Certified(certificate) => {
             sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('certificate', ?)")
@@ -241,7 +242,8 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
         }
         Write::State { checkpoint, leaves } => {
             write_leaves(db, leaves).await?;
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('checkpoint', ?)").bind(encode(checkpoint))
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('checkpoint', ?)")
+                .bind(encode(checkpoint))
         }
         Write::Share { index, epoch, share } => {
             sqlx::query("INSERT OR REPLACE INTO shares (secret, epoch, share) VALUES (?, ?, ?)")
@@ -250,7 +252,9 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
                 .bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
         }
         Write::EraseShare { index } => sqlx::query("DELETE FROM shares WHERE secret = ?").bind(*index as i64),
-        Write::Trim { through } => sqlx::query("DELETE FROM slots WHERE sequence <= ?").bind(through.0 as i64),
+        Write::Trim { through } => {
+            sqlx::query("DELETE FROM slots WHERE sequence <= ?").bind(through.0 as i64)
+        }
     };
     query.execute(db).await.map(drop)
 }

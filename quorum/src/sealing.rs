@@ -283,6 +283,40 @@ mod tests {
         }
     }
 
+    /// The context that servers compute covers everything that the deposit says.
+    #[test]
+    fn a_changed_deposit_opens_no_share() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let cluster = ClusterId(Hash([1; 32]));
+        let key = OpeningKey::derive(&[7; 32]);
+        let good = Deposit {
+            name: Name::new("s").unwrap(),
+            owner: PublicKey([1; 32]),
+            readers: vec![Reader::Key(PublicKey([2; 32]))],
+            replaces: None,
+            epoch: Epoch(0),
+            ciphertext: Blob(vec![3; 40]),
+            commitment: Hash([4; 32]),
+            shares: vec![],
+        };
+        let context = |deposit| ShareContext::of(deposit, ServerId(1), PublicKey([5; 32]), 6);
+        let sealed = context(&good).seal(&cluster, &key.public(), &[9; 32], &mut rng).unwrap();
+        assert!(context(&good).open(&cluster, &key, &sealed).is_ok());
+        let changes: [&dyn Fn(&mut Deposit); 6] = [
+            &|deposit| deposit.name = Name::new("t").unwrap(),
+            &|deposit| deposit.owner = PublicKey([0; 32]),
+            &|deposit| deposit.readers.clear(),
+            &|deposit| deposit.epoch = Epoch(1),
+            &|deposit| deposit.ciphertext.0[0] ^= 1,
+            &|deposit| deposit.commitment = Hash([0; 32]),
+        ];
+        for (index, change) in changes.iter().enumerate() {
+            let mut changed = good.clone();
+            change(&mut changed);
+            assert!(context(&changed).open(&cluster, &key, &sealed).is_err(), "change {index}");
+        }
+    }
+
     #[test]
     fn material_opens_under_its_name_only() {
         let cluster = ClusterId(Hash([1; 32]));

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-/// Show the main job once: register, look up, deposit, lose two servers, do it all again
+/// Show the main job once: register, look up, deposit, lose servers, do it all again
 #[derive(ClapArgs)]
 pub struct Args {
     /// Servers: 4, 9, 16, …
@@ -85,6 +85,16 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     demo.say("all servers answer");
     demo.check("first").await?;
     demo.check("second").await?;
+
+    let primary = client
+        .server_status(quorum::ServerId(1))
+        .await
+        .map_err(anyhow::Error::msg)?
+        .view
+        .primary(thresholds.n());
+    processes.kill(primary.index())?;
+    println!("\nkill -9 of the primary, server {primary}: the others agree on another one\n");
+    demo.everything("third").await?;
 
     processes.stop();
     println!("\nDone. Now try it yourself: kds-server dev");

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// elsewhere. It may still execute: the client's retry gets the stored reply.
 const ORDERING_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request of an unknown key waits for the key to become known.
-const ADMISSION_TIMEOUT: Duration = Duration::from_millis(300);
+const ADMISSION_TIMEOUT: Duration = Duration::from_millis(150);
 /// How long a receipt waits to be complete.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(400);
 
