@@ -299,7 +299,9 @@ mod tests {
             commitment: Hash([4; 32]),
             shares: vec![],
         };
-        let context = |deposit| ShareContext::of(deposit, ServerId(1), PublicKey([5; 32]), 6);
+        fn context(deposit: &Deposit) -> ShareContext<'_> {
+            ShareContext::of(deposit, ServerId(1), PublicKey([5; 32]), 6)
+        }
         let sealed = context(&good).seal(&cluster, &key.public(), &[9; 32], &mut rng).unwrap();
         assert!(context(&good).open(&cluster, &key, &sealed).is_ok());
         let changes: [&dyn Fn(&mut Deposit); 6] = [
