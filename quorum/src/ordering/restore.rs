@@ -32,6 +32,7 @@ pub struct Stored {
 }
 
 /// The view that this server promised not to go back from, and how it began.
+#[derive(Clone)]
 pub struct StoredView {
     /// The view.
     pub view: View,

@@ -376,7 +376,7 @@ impl Simulation {
                 ("checkpoint", View(0), checkpoint.sequence, checkpoint.root)
             }
             PeerMessage::ViewChange(signed) => {
-                let promised = disk.view.as_ref().map(|(view, _)| *view);
+                let promised = disk.view.as_ref().map(|stored| stored.view);
                 assert!(promised >= Some(signed.body.view), "view change sent before it was durable");
                 self.left.insert(id, signed.body.view);
                 return;

@@ -2,10 +2,10 @@
 
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
-use quorum::ids::{Sequence, View};
-use quorum::message::{Batch, Commit, NewView, PrePrepare, Prepare};
+use quorum::ids::Sequence;
+use quorum::message::{Batch, Commit, PrePrepare, Prepare};
 use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
-use quorum::signing::{KeyCertificate, Signed};
+use quorum::signing::Signed;
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub struct Disk {
     pub state: Option<Checkpoint>,
     pub leaves: BTreeMap<Vec<u8>, Vec<u8>>,
     pub certificate: Option<Certificate>,
-    pub view: Option<(View, Option<(Signed<NewView>, KeyCertificate)>)>,
+    pub view: Option<StoredView>,
     pub shares: BTreeMap<u64, [u8; 32]>,
 }
 
@@ -43,7 +43,9 @@ impl Disk {
                 let batch = batch.as_ref().map(|batch| batch.as_ref().clone());
                 slot.committed = Some((proof.clone(), batch));
             }
-            Write::View { view, new_view } => self.view = Some((*view, new_view.clone())),
+            Write::View { view, new_view } => {
+                self.view = Some(StoredView { view: *view, new_view: new_view.clone() })
+            }
             Write::Certified(certificate) => self.certificate = Some(certificate.as_ref().clone()),
             Write::State { checkpoint, leaves } => {
                 self.state = Some(*checkpoint);
@@ -77,7 +79,7 @@ impl Disk {
             prepared: slot.prepared.clone(),
             committed: slot.committed.clone(),
         });
-        let view = self.view.clone().map(|(view, new_view)| StoredView { view, new_view });
+        let view = self.view.clone();
         Stored { state, slots: slots.collect(), certificate: self.certificate.clone(), view }
     }
 }
