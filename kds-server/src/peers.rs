@@ -28,6 +28,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Frames that wait for one peer.
 const QUEUE: usize = 2_048;
+/// Bytes that wait for one peer.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// Frames written before a flush.
 const FRAMES_TOGETHER: usize = 64;
 /// Handshakes under way at a time.
@@ -46,7 +48,13 @@ type Frame = Arc<Vec<u8>>;
 /// Where messages to other servers go.
 #[derive(Clone)]
 pub struct Peers {
-    queues: Arc<BTreeMap<ServerId, mpsc::Sender<Frame>>>,
+    queues: Arc<BTreeMap<ServerId, Queue>>,
+}
+
+/// Frames on their way to one peer, bounded in number and in bytes.
+struct Queue {
+    frames: mpsc::Sender<Frame>,
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Peers {
@@ -63,9 +71,11 @@ impl Peers {
         }
     }
     fn queue(&self, peer: ServerId, frame: Frame) {
-        if let Some(queue) = self.queues.get(&peer)
-            && queue.try_send(frame).is_err()
-        {
+        let Some(queue) = self.queues.get(&peer) else { return };
+        let bytes = frame.len();
+        let room = queue.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES;
+        if !room || queue.frames.try_send(frame).is_err() {
+            queue.bytes.fetch_sub(bytes, Ordering::Relaxed);
             metrics::counter!("kds_peer_frames_dropped_total", "peer" => peer.to_string()).increment(1);
         }
     }
@@ -85,7 +95,8 @@ pub fn dial_all(
         let config = kds_certs::peer_client(manifest, tls, entry.id)?;
         let connector = TlsConnector::from(Arc::new(config));
         let (queue, frames) = mpsc::channel(QUEUE);
-        queues.insert(entry.id, queue);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        queues.insert(entry.id, Queue { frames: queue, bytes: Arc::clone(&bytes) });
         let dialler = Dialler {
             peer: entry.id,
             address: entry.peer.clone(),
@@ -93,6 +104,7 @@ pub fn dial_all(
             hello: Arc::new(encode(&PeerMessage::Keys(own_keys))),
             inputs: inputs.clone(),
             shared: Arc::clone(shared),
+            queued_bytes: bytes,
         };
         tokio::spawn(dialler.run(frames));
     }
@@ -106,6 +118,7 @@ struct Dialler {
     hello: Frame,
     inputs: mpsc::Sender<Input>,
     shared: Arc<Shared>,
+    queued_bytes: Arc<AtomicUsize>,
 }
 
 impl Dialler {
@@ -118,7 +131,9 @@ impl Dialler {
                     wait = RETRY_FIRST;
                     self.shared.peers_connected.fetch_add(1, Ordering::Relaxed);
                     // What queued while the link was down is stale: the protocol says it again.
-                    while frames.try_recv().is_ok() {}
+                    while let Ok(frame) = frames.try_recv() {
+                        self.taken(&frame);
+                    }
                     let ended = self.forward(stream, &mut frames).await;
                     self.shared.peers_connected.fetch_sub(1, Ordering::Relaxed);
                     match ended {
@@ -132,10 +147,20 @@ impl Dialler {
             }
             tokio::select! {
                 () = sleep(wait) => {}
-                () = closed(&mut frames) => return,
+                () = self.discard(&mut frames) => return,
             }
             wait = (wait * 2).min(RETRY_MOST);
         }
+    }
+
+    /// Waits until the server stops; drops what is queued meanwhile.
+    async fn discard(&self, frames: &mut mpsc::Receiver<Frame>) {
+        while let Some(frame) = frames.recv().await {
+            self.taken(&frame);
+        }
+    }
+    fn taken(&self, frame: &Frame) {
+        self.queued_bytes.fetch_sub(frame.len(), Ordering::Relaxed);
     }
 
     async fn connect(&self) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
@@ -169,6 +194,7 @@ impl Dialler {
                         return Ok(());
                     }
                     for frame in together.drain(..) {
+                        self.taken(&frame);
                         write_frame(&mut writer, &frame).await?;
                     }
                     timeout(WRITE_TIMEOUT, writer.flush()).await.context("it reads nothing")??;
@@ -178,11 +204,6 @@ impl Dialler {
             }
         }
     }
-}
-
-/// Waits until the server stops; drops what is queued meanwhile.
-async fn closed(frames: &mut mpsc::Receiver<Frame>) {
-    while frames.recv().await.is_some() {}
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> anyhow::Result<()> {

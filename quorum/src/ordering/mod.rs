@@ -186,12 +186,21 @@ impl Replica {
     }
 
     fn on_tick(&mut self, now: Timestamp) {
-        self.pool.expire(self.state.time());
         if now.since_ms(self.progress.last_tick) >= RETRANSMIT_MS {
             self.progress.last_tick = now;
+            self.forget_hopeless(now);
             self.retransmit(now);
             self.watch_primary(now);
         }
+    }
+
+    /// Drops requests that cannot execute any more: their waiting is nobody's fault.
+    fn forget_hopeless(&mut self, now: Timestamp) {
+        let (state, manifest) = (&self.state, &self.manifest);
+        self.pool.retain(|waiting| {
+            now.since_ms(waiting.received) < RETRANSMIT_MS
+                || crate::state::admit(state.map(), manifest, state.time(), waiting.request.request()).is_ok()
+        });
     }
 
     /// This server.

@@ -151,15 +151,11 @@ impl RequestPool {
             queue.insert(self.arrivals, *id);
         }
     }
-    /// Forgets what has expired.
-    pub(super) fn expire(&mut self, now: Timestamp) {
-        let expired: Vec<_> = self
-            .waiting
-            .iter()
-            .filter(|(_, w)| w.request.request().expiry < now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in expired {
+    /// Forgets what does not pass.
+    pub(super) fn retain(&mut self, keep: impl Fn(&Waiting) -> bool) {
+        let gone: Vec<_> =
+            self.waiting.iter().filter(|(_, waiting)| !keep(waiting)).map(|(id, _)| *id).collect();
+        for id in gone {
             self.remove(id);
         }
     }
@@ -214,7 +210,7 @@ mod tests {
         assert_eq!(pool.add(Timestamp(0), request(1, u64::MAX)), Err(PoolError::ClientFull));
         assert_eq!(pool.add(Timestamp(0), request(2, 0)), Ok(true));
         assert_eq!(pool.take(1 << 20)[1].id(), request(2, 0).id());
-        pool.expire(Timestamp(1001));
+        pool.retain(|waiting| waiting.request.request().expiry > Timestamp(1001));
         assert_eq!(pool.len(), 0);
         assert_eq!(pool.add(Timestamp(0), flood), Ok(true));
     }

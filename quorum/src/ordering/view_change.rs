@@ -38,6 +38,8 @@ pub(super) struct Changing {
     view_changes: BTreeMap<ServerId, Verified<ViewChange>>,
     /// How the current view began, to show to those who missed it; none in view 0.
     pub(super) new_view: Option<Verified<NewView>>,
+    /// Where the current view began: everything up to here is certified.
+    low: Sequence,
     /// What has to be proposed again in the current view.
     expected: BTreeMap<Sequence, Hash>,
     /// As the next primary: batches that the plan needs and this server lacks.
@@ -57,6 +59,7 @@ impl Changing {
             suspicions: BTreeMap::new(),
             view_changes: BTreeMap::new(),
             new_view: None,
+            low: Sequence(0),
             expected: BTreeMap::new(),
             wanted: BTreeSet::new(),
             fetched: BTreeMap::new(),
@@ -343,6 +346,7 @@ impl Replica {
         self.target = self.target.max(stable);
         self.view = new_view.body().view;
         self.changing.active = true;
+        self.changing.low = stable;
         self.changing.expected = slots;
         self.changing.new_view = Some(new_view);
         self.changing.suspicions.clear();
@@ -364,6 +368,8 @@ impl Replica {
     /// A proposal for a place that the new view has fixed: only that batch will do.
     pub(super) fn fits_plan(&mut self, sequence: Sequence, digest: Hash) -> bool {
         match self.changing.expected(sequence) {
+            // Certified before the view began: who lacks it fetches it, with its proof.
+            _ if sequence <= self.changing.low => false,
             Some(expected) if expected != digest => {
                 let why = "the view changes that began this view call for another batch";
                 let server = self.primary();
