@@ -30,6 +30,10 @@ pub struct Faults {
     pub deaths: bool,
     /// For a while some servers cannot reach the others.
     pub partitions: bool,
+    /// Server 0, the first primary, runs twice under one identity: two honest copies that know
+    /// nothing of each other, and so say two things wherever two things can be said (*Twins*,
+    /// Bano et al. 2021). What is sent to server 0 reaches the one, the other, or both.
+    pub twins: bool,
 }
 
 enum Event {
@@ -65,6 +69,8 @@ struct Client {
 
 pub struct Simulation {
     pub verbose: bool,
+    /// How often an honest server accused the liar of saying two things.
+    pub equivocations: usize,
     seed: u64,
     rng: StdRng,
     faults: Faults,
@@ -145,6 +151,7 @@ impl Simulation {
         });
         let mut simulation = Self {
             verbose: false,
+            equivocations: 0,
             seed,
             faults,
             now: START,
@@ -165,7 +172,8 @@ impl Simulation {
             manifest,
             rng: StdRng::seed_from_u64(rng.random()),
         };
-        for id in grid.servers() {
+        let twin = faults.twins.then_some(ServerId(n as u8));
+        for id in grid.servers().chain(twin) {
             simulation.servers.push(Server {
                 replica: None,
                 disk: Disk::default(),
@@ -214,11 +222,22 @@ impl Simulation {
                     self.schedule(up, Event::Restart(id));
                 }
             } else {
-                let id = ServerId(self.rng.random_range(0..self.servers.len()) as u8);
+                let id = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
                 self.schedule(at, Event::Crash(id));
                 self.schedule(at + down, Event::Restart(id));
             }
         }
+    }
+
+    /// In whose name a node speaks: the twin, which stands behind the last server, in server 0's.
+    fn identity(&self, node: ServerId) -> ServerId {
+        if node.index() < self.voters.len() { node } else { ServerId(0) }
+    }
+    fn is_liar(&self, node: ServerId) -> bool {
+        self.faults.twins && self.identity(node) == ServerId(0)
+    }
+    fn honest(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter().take(self.voters.len()).skip(usize::from(self.faults.twins))
     }
 
     fn schedule(&mut self, after_ms: u64, event: Event) {
@@ -229,8 +248,8 @@ impl Simulation {
     fn start(&mut self, id: ServerId) {
         let identity = Identity {
             manifest: Arc::clone(&self.manifest),
-            voter: self.voters[id.index()].clone(),
-            opening: Arc::new(OpeningKey::derive(&[id.0; 32])),
+            voter: self.voters[self.identity(id).index()].clone(),
+            opening: Arc::new(OpeningKey::derive(&[self.identity(id).0; 32])),
         };
         let server = &mut self.servers[id.index()];
         let replica = Replica::start(identity, server.disk.stored());
@@ -243,19 +262,21 @@ impl Simulation {
             })
             .collect();
         self.after_step(id);
-        for peer in self.manifest.grid().servers().filter(|peer| *peer != id) {
+        let own = self.identity(id);
+        for peer in self.manifest.grid().servers().filter(|peer| *peer != own) {
             self.step(id, Input::Connected(peer));
-            self.step(peer, Input::Connected(id));
+            self.step(peer, Input::Connected(own));
         }
         self.schedule(Replica::tick_interval_ms(), Event::Tick(id));
     }
 
     fn step(&mut self, id: ServerId, input: Input) {
         let now = self.now;
+        let liar = self.is_liar(id);
         if let Some(replica) = self.servers.get_mut(id.index()).and_then(|server| server.replica.as_mut()) {
             replica.handle(now, input);
             let status = replica.status();
-            assert!(!status.diverged, "seed {}: server {id} diverged", self.seed);
+            assert!(!status.diverged || liar, "seed {}: server {id} diverged", self.seed);
             assert!(status.log_entries < 1_000, "seed {}: the log of server {id} grows", self.seed);
             self.after_step(id);
         }
@@ -275,6 +296,7 @@ impl Simulation {
     }
 
     fn commit(&mut self, id: ServerId) {
+        let (from, liar, twins) = (self.identity(id), self.is_liar(id), self.faults.twins);
         let server = &mut self.servers[id.index()];
         let effects: Vec<_> = server.uncommitted.drain(..).collect();
         let mut unsent = Vec::new();
@@ -287,27 +309,31 @@ impl Simulation {
         let Some(durable) = durable else { return };
         for released in unsent.into_iter().map(|unsent| unsent.release(&durable)) {
             for accusation in released.accusations {
-                // Everybody is honest here, so nobody may be accused.
-                assert!(
-                    !matches!(accusation, Accusation::Equivocation { .. }),
-                    "seed {}: {accusation}",
-                    self.seed
-                );
+                // Nobody who is honest may be accused.
+                let equivocation = match accusation {
+                    Accusation::Equivocation { server, .. } => !(twins && server == ServerId(0)),
+                    _ => false,
+                };
+                let of_liar = matches!(accusation, Accusation::Equivocation { .. });
+                self.equivocations += usize::from(!liar && of_liar);
+                assert!(liar || !equivocation, "seed {}: {accusation}", self.seed);
             }
             for (target, message) in released.messages {
-                self.check_promise(id, &message);
+                if !liar {
+                    self.check_promise(id, &message);
+                }
                 let bytes = Arc::new(encode(&*message));
                 self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
                 match target {
-                    Target::One(to) => self.send(id, to, bytes),
+                    Target::One(to) => self.send(from, to, bytes),
                     Target::All => {
-                        for to in self.manifest.grid().servers().filter(|to| *to != id) {
-                            self.send(id, to, Arc::clone(&bytes));
+                        for to in self.manifest.grid().servers().filter(|to| *to != from) {
+                            self.send(from, to, Arc::clone(&bytes));
                         }
                     }
                 }
             }
-            if let Some(published) = released.published {
+            if let Some(published) = released.published.filter(|_| !liar) {
                 self.check_published(id, published);
             }
             for request in released.replied {
@@ -326,9 +352,17 @@ impl Simulation {
         };
         let copies =
             usize::from(!self.rng.random_bool(loss)) + usize::from(self.rng.random_bool(duplication));
-        for _ in 0..copies {
-            let delay_ms = self.rng.random_range(0..=max_delay_ms);
-            self.schedule(delay_ms, Event::Deliver { to, from, bytes: Arc::clone(&bytes) });
+        let twin = ServerId(self.voters.len() as u8);
+        let nodes = match (self.faults.twins && to == ServerId(0), self.rng.random_range(0..3)) {
+            (false, _) | (true, 0) => vec![to],
+            (true, 1) => vec![twin],
+            _ => vec![to, twin],
+        };
+        for node in nodes {
+            for _ in 0..copies {
+                let delay_ms = self.rng.random_range(0..=max_delay_ms);
+                self.schedule(delay_ms, Event::Deliver { to: node, from, bytes: Arc::clone(&bytes) });
+            }
         }
     }
 
@@ -438,7 +472,9 @@ impl Simulation {
         }
         client.attempts += 1;
         let request = client.request.clone().verify(&self.cluster).unwrap();
-        let gateway = ServerId(self.rng.random_range(0..self.servers.len()) as u8);
+        // A liar's clients go on to the next server: here they begin there.
+        let gateway =
+            ServerId(self.rng.random_range(usize::from(self.faults.twins)..self.voters.len()) as u8);
         if self.servers[gateway.index()].replica.is_none() {
             self.schedule(300, Event::Submit(index));
             return;
@@ -522,7 +558,7 @@ impl Simulation {
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
         assert!(open.is_empty(), "seed {}: no receipt for {open:?} although the network healed", self.seed);
         assert!(self.is_done(), "seed {}: servers do not catch up: {:?}", self.seed, self.positions());
-        for server in self.servers.iter().filter(|server| server.replica.is_some()) {
+        for server in self.honest().filter(|server| server.replica.is_some()) {
             let published = server.published.as_ref().unwrap();
             for client in &self.clients {
                 let record = layout::record(&published.snapshot, &client.name);
@@ -547,7 +583,7 @@ impl Simulation {
                     && self.clients.iter().all(|c| layout::record(&published.snapshot, &c.name).is_some())
             })
         };
-        let mut alive = self.servers.iter().filter(|server| server.replica.is_some());
+        let mut alive = self.honest().filter(|server| server.replica.is_some());
         self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date)
     }
 

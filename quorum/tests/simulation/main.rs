@@ -19,12 +19,16 @@ fn seeds(default: u64) -> Vec<u64> {
     }
 }
 
-fn run(servers: usize, faults: Faults, default_seeds: u64) {
+/// Runs all seeds; says how often the liar was accused.
+fn run(servers: usize, faults: Faults, default_seeds: u64) -> usize {
+    let mut accused = 0;
     for seed in seeds(default_seeds) {
         let mut simulation = Simulation::new(servers, seed, faults);
         simulation.verbose = std::env::var_os("KDS_SIM_SEED").is_some();
         simulation.run();
+        accused += simulation.equivocations;
     }
+    accused
 }
 
 const GOOD: Faults = Faults {
@@ -34,6 +38,7 @@ const GOOD: Faults = Faults {
     crashes: false,
     deaths: false,
     partitions: false,
+    twins: false,
 };
 const LOSSY: Faults = Faults {
     loss: 0.15,
@@ -42,6 +47,7 @@ const LOSSY: Faults = Faults {
     crashes: false,
     deaths: false,
     partitions: false,
+    twins: false,
 };
 const CRASHING: Faults = Faults {
     loss: 0.05,
@@ -50,6 +56,7 @@ const CRASHING: Faults = Faults {
     crashes: true,
     deaths: false,
     partitions: false,
+    twins: false,
 };
 
 const DYING: Faults = Faults {
@@ -59,9 +66,17 @@ const DYING: Faults = Faults {
     crashes: false,
     deaths: true,
     partitions: false,
+    twins: false,
 };
-const EVERYTHING: Faults =
-    Faults { loss: 0.1, duplication: 0.1, max_delay_ms: 300, crashes: true, deaths: true, partitions: true };
+const EVERYTHING: Faults = Faults {
+    loss: 0.1,
+    duplication: 0.1,
+    max_delay_ms: 300,
+    crashes: true,
+    deaths: true,
+    partitions: true,
+    twins: false,
+};
 
 #[test]
 fn four_replicas_on_a_good_network() {
@@ -99,6 +114,25 @@ fn four_replicas_and_everything_at_once() {
 #[test]
 fn nine_replicas_and_everything_at_once() {
     run(9, EVERYTHING, 12);
+}
+
+const TWINS: Faults = Faults {
+    loss: 0.05,
+    duplication: 0.05,
+    max_delay_ms: 100,
+    crashes: false,
+    deaths: false,
+    partitions: false,
+    twins: true,
+};
+
+#[test]
+fn four_replicas_and_a_primary_that_says_two_things() {
+    assert!(run(4, TWINS, 60) > 0, "the twins never said two things: this tests nothing");
+}
+#[test]
+fn nine_replicas_and_a_primary_that_says_two_things() {
+    assert!(run(9, TWINS, 10) > 0, "the twins never said two things: this tests nothing");
 }
 
 /// The same seed gives the same run, to the last byte sent.
