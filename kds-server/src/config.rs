@@ -97,6 +97,7 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
         "tls.pem is not the certificate that the manifest pins"
     );
 
+    refuse_amnesia(&folder)?;
     let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
     let voting = SigningKey::from_seed(&voting);
     let statement = |purpose, key| KeyStatement { server: id, purpose, epoch: Epoch(0), serial: 0, key };
@@ -120,6 +121,20 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
         tls,
         config,
     })
+}
+
+/// A server that has a voting key and no database has forgotten what it signed with that key. It
+/// could contradict itself, and a replica that forgets its votes is a Byzantine one (design §3).
+fn refuse_amnesia(folder: &Path) -> anyhow::Result<()> {
+    let forgot = folder.join(VOTING_KEY).exists() && !folder.join(DATABASE).exists();
+    ensure!(
+        !forgot,
+        "{} is gone, and this server has voted before: without it, it would contradict itself\n  \
+         put the newest file back; the other servers go on without this one, which counts as faulty until then\n  \
+         (only if its very first start broke off: delete voting.key, sealing.key and storage.key)",
+        folder.join(DATABASE).display()
+    );
+    Ok(())
 }
 
 /// A key that the server makes for itself at its first start and keeps.

@@ -131,7 +131,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let identity = Identity { manifest: Arc::clone(&manifest), voter, opening };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
     let replica = replica.context(
-        "the database is damaged\n  move kds.db away: the server then fetches what it lacks from the others",
+        "the database is damaged\n  do not empty it: a server that forgets its votes contradicts itself; the others go on without this one",
     )?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
