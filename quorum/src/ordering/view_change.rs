@@ -380,3 +380,99 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::tests::voters;
+    use crate::certificate::{Checkpoint, QuorumProof};
+    use crate::ids::Epoch;
+    use crate::message::{CheckedMessage, Prepare, Slot};
+    use crate::ordering::{Identity, Input, Stored};
+    use crate::sealing::OpeningKey;
+
+    const NULL: Hash = Hash([0; 32]);
+
+    /// A view change with a certificate at `stable` and batches prepared at (view, sequence, digest).
+    fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
+        let checkpoint =
+            Checkpoint { sequence: Sequence(stable), root: NULL, time: Timestamp(1), epoch: Epoch(0) };
+        let proof = |(view, sequence, digest): &(u64, u64, u8)| {
+            let slot = Slot { view: View(*view), sequence: Sequence(*sequence), digest: Hash([*digest; 32]) };
+            QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] }
+        };
+        ViewChange {
+            view: View(9),
+            stable: (stable > 0).then(|| QuorumProof { statement: checkpoint, votes: vec![], keys: vec![] }),
+            prepared: prepared.iter().map(proof).collect(),
+        }
+    }
+
+    /// PBFT §4.4: from the highest certificate on, the batch of the highest view, null in the gaps.
+    #[test]
+    fn q_view_changes_decide_what_is_proposed_again() {
+        for (changes, low, expected) in [
+            (vec![change(0, &[]), change(0, &[])], 0, vec![]),
+            // One server alone knows of a prepared batch: it is kept, and the gap before it filled.
+            (vec![change(0, &[(0, 2, 7)]), change(0, &[])], 0, vec![(1, NULL), (2, Hash([7; 32]))]),
+            // The later view wins, in whatever order they come.
+            (vec![change(4, &[(1, 5, 8)]), change(4, &[(3, 5, 9)])], 4, vec![(5, Hash([9; 32]))]),
+            (vec![change(4, &[(3, 5, 9)]), change(4, &[(1, 5, 8)])], 4, vec![(5, Hash([9; 32]))]),
+            // What lies at or below the highest certificate is decided.
+            (vec![change(0, &[(0, 1, 7), (0, 6, 8)]), change(6, &[])], 6, vec![]),
+        ] {
+            let plan = Plan::of(NULL, changes.iter());
+            assert_eq!(plan.stable.map_or(0, |certificate| certificate.statement.sequence.0), low);
+            let expected: BTreeMap<_, _> =
+                expected.into_iter().map(|(s, digest)| (Sequence(s), digest)).collect();
+            assert_eq!(plan.slots, expected);
+        }
+    }
+
+    /// The primary of a new view cannot put another batch where the view changes call for one, nor
+    /// propose again what was certified before: backups vote for neither, and name it.
+    #[test]
+    fn a_backup_votes_only_for_what_the_new_view_calls_for() {
+        let (keyring, voters) = voters(4);
+        let cluster = *keyring.cluster();
+        let identity = Identity {
+            manifest: Arc::clone(keyring.manifest()),
+            voter: voters[2].clone(),
+            opening: Arc::new(OpeningKey::derive(&[1; 32])),
+        };
+        let mut backup = Replica::start(identity, Stored::default()).unwrap();
+        let now = Timestamp(1_000_000);
+        let batch = |ms| CheckedBatch::new(&cluster, Timestamp(ms), vec![]);
+        // Far older than the clock bound: a batch that is carried over keeps its time.
+        let (right, wrong) = (batch(5), batch(6));
+        let slot = Slot { view: View(0), sequence: Sequence(3), digest: right.digest() };
+        let proof = QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] };
+        let changes = [0, 1, 3].map(|i| {
+            let body = ViewChange { view: View(1), prepared: vec![proof.clone()], ..change(2, &[]) };
+            let change = voters[i].sign(body);
+            (change.signed().clone(), *change.key())
+        });
+        let new_view = voters[1].sign(NewView { view: View(1), view_changes: changes.to_vec() });
+        backup.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
+
+        let mut votes_for = |sequence, batch: &CheckedBatch| {
+            let slot = Slot { view: View(1), sequence: Sequence(sequence), digest: batch.digest() };
+            let proposal = voters[1].sign(PrePrepare(slot));
+            backup.handle(
+                now,
+                Input::Message(ServerId(1), CheckedMessage::PrePrepare(proposal, batch.clone())),
+            );
+            let Some((writes, unsent)) = backup.drain() else { return (false, false) };
+            let released = unsent.release(&writes.committed());
+            let voted = |(_, message): &(Target, Arc<PeerMessage>)| matches!(&**message, PeerMessage::Prepare(vote) if vote.body.0 == slot);
+            let accused = |accusation: &Accusation| {
+                matches!(accusation, Accusation::BadProposal { server: ServerId(1), .. })
+            };
+            (released.messages.iter().any(voted), released.accusations.iter().any(accused))
+        };
+        assert_eq!(votes_for(3, &wrong), (false, true), "another batch than was prepared");
+        assert_eq!(votes_for(2, &wrong), (false, false), "a place that is certified already");
+        assert_eq!(votes_for(3, &right), (true, false));
+        assert_eq!(votes_for(4, &wrong), (true, false), "places after the plan are free");
+    }
+}
