@@ -61,6 +61,20 @@ pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 pub const CATCH_UP_BATCHES: u64 = 16;
 /// Executed batches after which changed parts of the state are written to the database.
 pub const FLUSH_BATCHES: u64 = 16;
+/// How often a snapshot is kept for servers that fetch state, in milliseconds of agreed time, and how
+/// many: a transfer has about 15 s before its target is forgotten and it goes on to a newer one.
+pub const SNAPSHOT_INTERVAL_MS: u64 = 2_500;
+/// Snapshots kept for servers that fetch state.
+pub const SNAPSHOTS_KEPT: usize = 6;
+/// Levels of the map in one part of the state, for a server that has something like it.
+pub const PART_LEVELS: usize = 4;
+/// Bytes of the parts in one message, about.
+pub const PART_BYTES: usize = 256 * 1024;
+/// Parts asked for in one message.
+pub const MAX_PARTS: usize = 64;
+/// How long a server may make no progress by single batches before it fetches a state, and how long
+/// it waits for parts before it asks another server, in milliseconds.
+pub const TRANSFER_PATIENCE_MS: u64 = 1_000;
 /// Voting keys of one server that are accepted at a time: the current one and its predecessor.
 pub const KEYS_PER_SERVER: usize = 2;
 

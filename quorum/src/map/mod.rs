@@ -20,9 +20,11 @@
 
 mod proof;
 mod range;
+mod sync;
 
 pub use proof::{Found, Proof, ProofError, Step, Terminal};
 pub use range::{Range, RangeItem, RangeProof, RangeProofError};
+pub use sync::{PartError, PartItem, Path, Sync, WantedPart, parts_of};
 
 use crate::bytes::Hash;
 use crate::codec::sha256;

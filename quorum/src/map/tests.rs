@@ -145,3 +145,123 @@ fn malformed_paths_are_refused() {
     let hidden = RangeProof { items: vec![RangeItem::Pruned(snapshot.root())] };
     assert_eq!(hidden.verify(&hasher(), &snapshot.root(), b"a", b"b"), Err(RangeProofError::Omits));
 }
+
+/// One exchange after the other until the map is there; gives it and the bytes that travelled.
+fn transfer(base: &Snapshot, from: &Snapshot, at_a_time: usize) -> (Map, usize) {
+    let mut sync = Sync::new(base, from.root());
+    let mut bytes = 0;
+    loop {
+        sync = match sync.finish() {
+            Ok(map) => return (map, bytes),
+            Err(sync) => sync,
+        };
+        let asked: Vec<_> = (0..at_a_time).map_while(|_| sync.next_wanted()).collect();
+        let wanted: Vec<_> = asked.iter().map(|(_, wanted)| wanted.clone()).collect();
+        let parts = parts_of(from, &wanted);
+        bytes += crate::codec::encode(&wanted).len() + crate::codec::encode(&parts).len();
+        let mut parts = parts.into_iter();
+        for (place, _) in asked {
+            match parts.next() {
+                Some(part) => sync.take(place, part).unwrap(),
+                None => sync.put_back(place),
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_map_becomes_any_other(
+        old in prop::collection::btree_map(keys(), prop::collection::vec(any::<u8>(), 0..3), 0..40),
+        new in prop::collection::btree_map(keys(), prop::collection::vec(any::<u8>(), 0..3), 0..40),
+        later in prop::collection::btree_map(keys(), prop::collection::vec(any::<u8>(), 0..3), 0..40),
+        at_a_time in 1usize..5,
+        lie in any::<(prop::sample::Index, prop::sample::Index)>(),
+    ) {
+        let (from, to) = (build(&old), build(&new));
+        let (mut map, _) = transfer(&from, &to, at_a_time);
+        prop_assert_eq!(map.len(), new.len());
+        let sealed = map.seal();
+        prop_assert_eq!(sealed.root(), to.root());
+        let entries: BTreeMap<_, _> = sealed.iter_from(&[]).map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+        prop_assert_eq!(&entries, &new);
+
+        // What is written to disk turns the old entries into the new ones.
+        let mut disk = old.clone();
+        for (key, value) in from.changes_to(&to) {
+            prop_assert_ne!(disk.get(&key).map(|value| &value[..]), value.as_deref());
+            match value {
+                Some(value) => disk.insert(key, value.to_vec()),
+                None => disk.remove(&key),
+            };
+        }
+        prop_assert_eq!(disk, new);
+
+        // Broken off in the middle, and on towards a third map; a changed part is refused.
+        let mut sync = Sync::new(&from, to.root());
+        for _ in 0..3 {
+            let Some((place, wanted)) = sync.next_wanted() else { break };
+            let part = to.part(&wanted, crate::limits::PART_BYTES).unwrap();
+            let mut wrong = part.clone();
+            let at = lie.0.index(wrong.len());
+            match &mut wrong[at] {
+                PartItem::Inner(bit) => *bit ^= 1,
+                PartItem::Pruned(hash) => hash.0[lie.1.index(32)] ^= 1,
+                PartItem::Leaf { value, .. } => value.0.push(0),
+            }
+            let missing = sync.missing();
+            prop_assert!(sync.take(place, wrong).is_err());
+            let mut longer = part.clone();
+            longer.push(PartItem::Inner(7));
+            prop_assert!(sync.take(place, longer).is_err());
+            prop_assert_eq!(sync.missing(), missing);
+            prop_assert_eq!(sync.take(place, part), Ok(()));
+        }
+        let third = build(&later);
+        let mut sync = sync.towards(third.root());
+        while let Some((place, wanted)) = sync.next_wanted() {
+            sync.take(place, third.part(&wanted, 40).unwrap()).unwrap();
+        }
+        let map = sync.finish().unwrap_or_else(|_| panic!("something is missing"));
+        prop_assert_eq!(map.len(), later.len());
+    }
+}
+
+/// Of 100,000 records 100 differ, and only about those travel.
+#[test]
+fn only_the_difference_travels() {
+    let key = |i: u32| format!("n/user-{:05}@example.org", i * 7_919 % 100_000).into_bytes();
+    let mut theirs = map();
+    for i in 0..100_000 {
+        theirs.insert(&key(i), vec![7; 200]);
+    }
+    let before = theirs.seal();
+    let everything = transfer(&map().seal(), &before, 32).1;
+    for i in 0..90 {
+        theirs.insert(&key(i * 1000), vec![8; 200]);
+    }
+    for i in 90..100 {
+        theirs.remove(&key(i * 1000));
+    }
+    let after = theirs.seal();
+    let (ours, bytes) = transfer(&before, &after, 32);
+    assert_eq!(ours.len(), theirs.len());
+    let entry = 200 + key(0).len();
+    println!(
+        "100 of 100,000 differ: {bytes} bytes, {:.1} times the changed entries, {:.2} % of the {everything} bytes of all",
+        bytes as f64 / (100 * entry) as f64,
+        100.0 * bytes as f64 / everything as f64
+    );
+    assert!(everything < 100_000 * (entry + 60), "a whole map travels with little beside its entries");
+    assert!(bytes < everything / 50, "{bytes} of {everything} bytes for 100 of 100,000 entries");
+}
+
+#[test]
+fn nobody_is_given_a_part_that_is_not_there() {
+    let one = build(&BTreeMap::from([(b"a".to_vec(), vec![1])]));
+    let sync_from = |path: &[u8]| crate::codec::decode::<WantedPart>(path).unwrap();
+    // Path of two turns in a map of one leaf; a path whose bits are missing.
+    assert!(one.part(&sync_from(&[2, 1, 0x40, 0]), 100).is_none());
+    assert!(one.part(&sync_from(&[200, 1, 0, 1]), 100).is_none());
+    assert!(map().seal().part(&sync_from(&[0, 0, 0]), 100).is_none());
+}
