@@ -4,6 +4,7 @@
 use quorum::answer::{PageAnswer, Receipt, RecordAnswer};
 use quorum::certificate::Certificate;
 use quorum::ids::{Epoch, Sequence, ServerId, View};
+use quorum::ordering::Part;
 use quorum::record::{Name, Record};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -125,6 +126,17 @@ pub struct HistoryAnswer {
     pub earlier: PageAnswer,
 }
 
+/// How far a server's fetching of a state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferStatus {
+    /// The sequence number of the state.
+    pub target: Sequence,
+    /// Entries that came from others.
+    pub entries: u64,
+    /// Parts known to be missing.
+    pub missing_parts: u64,
+}
+
 /// How a server says that it is doing. Nothing of it is proved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -152,6 +164,10 @@ pub struct ServerStatus {
     pub shares: u64,
     /// Whether it is being recovered: behind what it has seen certified.
     pub recovering: bool,
+    /// Whether it takes part in ordering, and if not, why.
+    pub part: Part,
+    /// The state that it fetches from others, if it does.
+    pub transfer: Option<TransferStatus>,
     /// Peers that it has a link to.
     pub peers_connected: u16,
     /// Its program's version.

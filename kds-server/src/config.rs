@@ -10,6 +10,7 @@ use quorum::sealing::OpeningKey;
 use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub struct Loaded {
     pub shares: ShareBox,
     /// For TLS.
     pub tls: TlsIdentity,
+    /// It has voted before, and its database is gone.
+    pub lost_database: bool,
 }
 
 /// Names of the private files.
@@ -97,7 +100,7 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
         "tls.pem is not the certificate that the manifest pins"
     );
 
-    refuse_amnesia(&folder)?;
+    let lost_database = lost_database(&folder)?;
     let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
     let voting = SigningKey::from_seed(&voting);
     let statement = |purpose, key| KeyStatement { server: id, purpose, epoch: Epoch(0), serial: 0, key };
@@ -119,22 +122,24 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
         sealing,
         shares: ShareBox::new(&storage),
         tls,
+        lost_database,
         config,
     })
 }
 
-/// A server that has a voting key and no database has forgotten what it signed with that key. It
-/// could contradict itself, and a replica that forgets its votes is a Byzantine one (design §3).
-fn refuse_amnesia(folder: &Path) -> anyhow::Result<()> {
-    let forgot = folder.join(VOTING_KEY).exists() && !folder.join(DATABASE).exists();
-    ensure!(
-        !forgot,
-        "{} is gone, and this server has voted before: without it, it would contradict itself\n  \
-         put the newest file back; the other servers go on without this one, which counts as faulty until then\n  \
-         (only if its very first start broke off: delete voting.key, sealing.key and storage.key)",
-        folder.join(DATABASE).display()
-    );
-    Ok(())
+/// Whether this server has voted before and its database is gone: it has a voting key and no
+/// database. (The file is made before the key is, so that a first start that breaks off is not taken
+/// for that.)
+fn lost_database(folder: &Path) -> anyhow::Result<bool> {
+    let database = folder.join(DATABASE);
+    if database.exists() {
+        return Ok(false);
+    }
+    let voted = folder.join(VOTING_KEY).exists();
+    if !voted {
+        File::create(&database).with_context(|| format!("cannot write {}", database.display()))?;
+    }
+    Ok(voted)
 }
 
 /// A key that the server makes for itself at its first start and keeps.

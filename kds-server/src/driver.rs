@@ -2,7 +2,7 @@
 
 use crate::server::Shared;
 use quorum::ids::Timestamp;
-use quorum::ordering::{Input, Replica, Unsent, WriteBatch};
+use quorum::ordering::{Input, Part, Replica, ReplicaStatus, Unsent, WriteBatch};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -14,6 +14,32 @@ const TOGETHER: usize = 128;
 /// The clock that the replica is given.
 pub fn now() -> Timestamp {
     kds_client::now()
+}
+
+/// Tells operators when this server begins or ceases to vote, and how far a state transfer is.
+fn report(before: &ReplicaStatus, now: &ReplicaStatus) {
+    if before.part != now.part {
+        match now.part {
+            Part::Voting => tracing::info!(executed = %now.executed, "this server votes"),
+            Part::Estimating => tracing::info!("asking the others what this server signed before"),
+            Part::Recovering => {
+                tracing::warn!(certified = %now.target, "recovering: votes were forgotten, and the state is fetched")
+            }
+            Part::Repairing => tracing::error!("repairing: the state is not the certified one"),
+        }
+    }
+    match (&before.transfer, &now.transfer) {
+        (None, Some(transfer)) => {
+            tracing::info!(state = %transfer.target, "fetching a state from the others")
+        }
+        (Some(before), Some(transfer)) if before.parts / 256 != transfer.parts / 256 => {
+            tracing::info!(state = %transfer.target, entries = transfer.entries, missing_parts = transfer.missing, "fetching")
+        }
+        (Some(before), None) => {
+            tracing::info!(state = %before.target, executed = %now.executed, "the state is complete")
+        }
+        _ => {}
+    }
 }
 
 /// Runs until the inputs end, or until what it hands out is no longer taken.
@@ -43,6 +69,8 @@ pub async fn run(
         {
             return;
         }
-        shared.replica_status.store(Arc::new(replica.status()));
+        let status = replica.status();
+        report(&shared.replica_status.load(), &status);
+        shared.replica_status.store(Arc::new(status));
     }
 }

@@ -117,7 +117,8 @@ impl Waiters {
 
 /// Runs a server until `stop` completes, then shuts it down in order.
 pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Loaded { config, manifest, cluster, folder, voter, opening, sealing, shares, tls } = loaded;
+    let Loaded { config, manifest, cluster, folder, voter, opening, sealing, shares, tls, lost_database } =
+        loaded;
     let id = config.server;
     let _lock = lock(&folder)?;
     warn_of_expiry(&tls)?;
@@ -125,14 +126,16 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let servers = listener(config.listen_peers, "servers").await?;
 
     let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, shares).await?;
-    let stored = storage.load().await?;
+    let mut stored = storage.load().await?;
+    if lost_database {
+        tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again once nothing that it forgot matters");
+        stored.amnesia = true;
+    }
     let voting = *voter.certificate();
     let voting_key = voter.key().clone();
-    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening };
+    let boot = rand::rng().next_u64();
+    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening, boot };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
-    let replica = replica.context(
-        "the database is damaged\n  do not empty it: a server that forgets its votes contradicts itself; the others go on without this one",
-    )?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
 

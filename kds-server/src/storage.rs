@@ -133,45 +133,34 @@ impl Storage {
 
     /// What the replica starts from.
     pub async fn load(&mut self) -> anyhow::Result<Stored> {
-        fn optional<T: serde::de::DeserializeOwned>(
-            row: &sqlx::sqlite::SqliteRow,
-            column: usize,
-        ) -> anyhow::Result<Option<T>> {
-            let bytes: Option<Vec<u8>> = row.try_get(column)?;
-            bytes.map(|bytes| decode(&bytes)).transpose().context("a row of the stored log is damaged")
+        // What does not decode is damage, which the replica repairs from the others.
+        fn read<T: serde::de::DeserializeOwned>(bytes: Option<Vec<u8>>, damaged: &mut bool) -> Option<T> {
+            let read = decode(&bytes?);
+            *damaged |= read.is_err();
+            read.ok()
         }
         let mut stored = Stored::default();
-        if let Some(checkpoint) = self.meta("checkpoint").await? {
-            let checkpoint = decode(&checkpoint).context("the stored checkpoint is damaged")?;
+        let damaged = &mut stored.damaged;
+        stored.amnesia = self.meta("amnesia").await?.is_some();
+        if let Some(checkpoint) = read(self.meta("checkpoint").await?, damaged) {
             let rows = sqlx::query("SELECT key, value FROM leaves").fetch_all(&mut self.writer).await?;
             let leaves = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
             let leaves = leaves.collect::<Result<_, sqlx::Error>>()?;
             stored.state = Some(StoredState { checkpoint, leaves });
         }
-        if let Some(certificate) = self.meta("certificate").await? {
-            stored.certificate = Some(decode(&certificate).context("the stored certificate is damaged")?);
-        }
-        if let Some(view) = self.meta("view").await? {
-            let (view, new_view) = decode(&view).context("the stored view is damaged")?;
+        stored.certificate = read(self.meta("certificate").await?, damaged);
+        if let Some((view, new_view)) = read(self.meta("view").await?, damaged) {
             stored.view = Some(StoredView { view, new_view });
         }
         let query = "SELECT sequence, accepted, accepted_batch, prepared, prepared_batch, committed, committed_batch \
                      FROM slots ORDER BY sequence";
         for row in sqlx::query(query).fetch_all(&mut self.writer).await? {
             let sequence: i64 = row.try_get(0)?;
-            let accepted = match (optional(&row, 1)?, optional(&row, 2)?) {
-                (Some(pre_prepare), Some(batch)) => Some((pre_prepare, batch)),
-                _ => None,
-            };
-            let with_batch = |proof, batch| anyhow::Ok((proof, optional(&row, batch)?));
-            let prepared = match optional(&row, 3)? {
-                Some(proof) => Some(with_batch(proof, 4)?),
-                None => None,
-            };
-            let committed = match optional(&row, 5)? {
-                Some(proof) => Some((proof, optional(&row, 6)?)),
-                None => None,
-            };
+            let accepted = read(row.try_get(1)?, damaged).zip(read(row.try_get(2)?, damaged));
+            let prepared_batch = read(row.try_get(4)?, damaged);
+            let prepared = read(row.try_get(3)?, damaged).map(|proof| (proof, prepared_batch));
+            let committed_batch = read(row.try_get(6)?, damaged);
+            let committed = read(row.try_get(5)?, damaged).map(|proof| (proof, committed_batch));
             stored.slots.push(StoredSlot {
                 sequence: Sequence(sequence as u64),
                 accepted,
@@ -252,6 +241,37 @@ async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> R
                 .bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
         }
         Write::EraseShare { index } => sqlx::query("DELETE FROM shares WHERE secret = ?").bind(*index as i64),
+        Write::Secrets { indices, epoch } => {
+            // By way of a temporary table: there may be more of them than one statement can bind.
+            sqlx::raw_sql(
+                "CREATE TEMP TABLE IF NOT EXISTS present (secret INTEGER PRIMARY KEY); DELETE FROM present",
+            )
+            .execute(&mut *db)
+            .await?;
+            for chunk in indices.chunks(ROWS_PER_STATEMENT) {
+                let mut query = QueryBuilder::new("INSERT INTO present (secret) ");
+                query.push_values(chunk, |mut row, index| {
+                    row.push_bind(*index as i64);
+                });
+                query.build().execute(&mut *db).await?;
+            }
+            sqlx::query("DELETE FROM shares WHERE secret NOT IN (SELECT secret FROM present)")
+                .execute(&mut *db)
+                .await?;
+            sqlx::query(
+                "INSERT OR IGNORE INTO shares (secret, epoch, share) SELECT secret, ?, NULL FROM present",
+            )
+            .bind(epoch.0 as i64)
+        }
+        Write::Amnesia(true) => {
+            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('amnesia', x'')")
+        }
+        Write::Amnesia(false) => sqlx::query("DELETE FROM meta WHERE name = 'amnesia'"),
+        Write::Reset => {
+            sqlx::query("DELETE FROM slots").execute(&mut *db).await?;
+            sqlx::query("DELETE FROM leaves").execute(&mut *db).await?;
+            sqlx::query("DELETE FROM meta WHERE name IN ('checkpoint', 'certificate')")
+        }
         Write::Trim { through } => {
             sqlx::query("DELETE FROM slots WHERE sequence <= ?").bind(through.0 as i64)
         }

@@ -16,6 +16,9 @@
 //! | `Fetch`, `Fetched` | new primary ↔ any | a batch that the new view needs | PBFT §4.4 |
 //! | `Status` | any → some, when progress stalls | how far I am: send what I lack | PBFT §5.2 (retransmission) |
 //! | `Committed` | any → one that is behind | a batch and q commit votes for it | PBFT §4.6 |
+//! | `AskWitness`, `Witness` | one that starts ↔ any | the newest of its own votes that others hold | PBFT-PR §4.3.2 |
+//! | `Offer` | any → one that is too far behind | a certified state that it can fetch | PBFT §4.6 |
+//! | `AskParts`, `Parts` | one that fetches state ↔ any | parts of the map under a root | PBFT-PR §5.3 |
 //!
 //! What comes from a peer is a [`PeerMessage`]; [`PeerMessage::check`] verifies every signature in
 //! it, off the replica's thread, and yields the [`CheckedMessage`] that the replica accepts.
@@ -24,7 +27,8 @@ use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, WINDOW};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, WINDOW};
+use crate::map::{PartItem, WantedPart};
 use crate::request::{SignedRequest, VerifiedRequest};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified};
 use serde::{Deserialize, Serialize};
@@ -238,9 +242,79 @@ pub struct Status {
     pub executed: Sequence,
     /// The last batch it has a certificate for.
     pub certified: Sequence,
+    /// Its state is wrong: batches are of no use to it.
+    pub wants_state: bool,
 }
 impl Tagged for Status {
     const TAG: &'static str = "kds.status";
+}
+
+/// A signed statement with the certificate of its key, for somebody who may not know the key.
+pub type Evidence<T> = (Signed<T>, KeyCertificate);
+
+/// What a server holds of another one's newest signatures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Witness {
+    /// The question that this answers.
+    pub boot: u64,
+    /// What the one that answers has executed.
+    pub executed: Sequence,
+    /// Its last certificate.
+    pub certificate: Option<Certificate>,
+    /// The asker's prepare vote for the highest sequence number.
+    pub prepare: Option<Evidence<Prepare>>,
+    /// The asker's commit vote for the highest sequence number.
+    pub commit: Option<Evidence<Commit>>,
+    /// The asker's checkpoint vote for the highest sequence number.
+    pub checkpoint: Option<Evidence<Checkpoint>>,
+    /// The asker's last view change.
+    pub view_change: Option<Evidence<ViewChange>>,
+}
+
+impl Witness {
+    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
+        fn holds<T: Tagged>(
+            evidence: &Option<Evidence<T>>,
+            keyring: &mut Keyring,
+        ) -> Result<(), MessageError> {
+            if let Some((signed, key)) = evidence {
+                if keyring.manifest().server(signed.server).is_none() {
+                    return Err(KeyError::UnknownServer(signed.server).into());
+                }
+                keyring.add(*key)?;
+                keyring.verify(signed.server, &signed.body, &signed.signature)?;
+            }
+            Ok(())
+        }
+        if let Some(certificate) = &self.certificate {
+            certificate.verify(keyring)?;
+        }
+        holds(&self.prepare, keyring)?;
+        holds(&self.commit, keyring)?;
+        holds(&self.checkpoint, keyring)?;
+        // What it says about others does not matter here, only that its author left a view.
+        holds(&self.view_change, keyring)
+    }
+}
+
+/// A question for parts of the state under a certified root.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskParts {
+    /// Of which batch's state.
+    pub sequence: Sequence,
+    /// Its root.
+    pub root: Hash,
+    /// Which parts; at most [`MAX_PARTS`].
+    pub parts: Vec<WantedPart>,
+}
+
+/// Parts of a state, in the order of the question; not all of them if they are large.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Parts {
+    /// Of which batch's state.
+    pub sequence: Sequence,
+    /// The parts.
+    pub parts: Vec<Vec<PartItem>>,
 }
 
 /// A message from a peer: nothing in it has been checked.
@@ -276,6 +350,16 @@ pub enum PeerMessage {
     Fetch(Hash),
     /// The batch that was wanted.
     Fetched(Arc<Batch>),
+    /// The sender has just started: what do you hold of mine? With a number for the answer.
+    AskWitness(u64),
+    /// See [`Witness`].
+    Witness(Box<Witness>),
+    /// The sender can give parts of the state that this certifies.
+    Offer(Certificate),
+    /// See [`AskParts`].
+    AskParts(AskParts),
+    /// See [`Parts`].
+    Parts(Parts),
 }
 
 /// A message whose every signature holds. Made only by [`PeerMessage::check`].
@@ -311,6 +395,16 @@ pub enum CheckedMessage {
     Fetch(Hash),
     /// A batch whose requests are signed; its digest tells whether it is wanted.
     Fetched(CheckedBatch),
+    /// The sender has just started.
+    AskWitness(u64),
+    /// Every signature in it holds.
+    Witness(Box<Witness>),
+    /// A certified state that can be fetched.
+    Offer(Certificate),
+    /// Parts are wanted.
+    AskParts(AskParts),
+    /// Parts; their hashes tell whether they are right.
+    Parts(Parts),
 }
 
 /// Why a peer's message is refused. The sender is to blame: a correct server checks before it
@@ -338,6 +432,9 @@ pub enum MessageError {
     /// A view change whose parts do not fit together.
     #[error("a view change is malformed")]
     BadViewChange,
+    /// More parts than one message may ask for.
+    #[error("at most {MAX_PARTS} parts of the state go into one message")]
+    TooManyParts,
     /// A new view without q different view changes, or not from its primary.
     #[error("a new view is not justified by view changes of q servers")]
     BadNewView,
@@ -407,6 +504,19 @@ impl PeerMessage {
                 certificate.verify(keyring)?;
                 CheckedMessage::Certificate(certificate)
             }
+            Self::AskWitness(boot) => CheckedMessage::AskWitness(boot),
+            Self::Witness(witness) => {
+                witness.check(keyring)?;
+                CheckedMessage::Witness(witness)
+            }
+            Self::Offer(certificate) => {
+                certificate.verify(keyring)?;
+                CheckedMessage::Offer(certificate)
+            }
+            Self::AskParts(ask) if ask.parts.len() <= MAX_PARTS => CheckedMessage::AskParts(ask),
+            Self::AskParts(_) => return Err(MessageError::TooManyParts),
+            Self::Parts(parts) if parts.parts.len() <= MAX_PARTS => CheckedMessage::Parts(parts),
+            Self::Parts(_) => return Err(MessageError::TooManyParts),
             Self::Committed(proof, batch) => {
                 proof.verify(keyring)?;
                 let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;

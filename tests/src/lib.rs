@@ -2,6 +2,7 @@
 //! servers that lie.
 
 pub mod liar;
+pub mod load;
 
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, SecretKind};
@@ -29,6 +30,8 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Cluster {
     folder: tempfile::TempDir,
     children: Vec<Option<Child>>,
+    /// Where each server's log stood at its last start.
+    log_starts: Vec<usize>,
     /// Its manifest.
     pub manifest: Arc<Manifest>,
     /// A client with short timeouts.
@@ -52,7 +55,8 @@ impl Cluster {
         let administrator =
             keystore::read_signing_key(&folder.path().join("admin.key"), SecretKind::SigningKey, None)?;
         let children = (0..servers).map(|_| None).collect();
-        let mut cluster = Self { folder, children, manifest, client, administrator };
+        let log_starts = vec![0; servers];
+        let mut cluster = Self { folder, children, log_starts, manifest, client, administrator };
         for server in 0..servers {
             cluster.run(server)?;
         }
@@ -75,6 +79,7 @@ impl Cluster {
     /// Starts a server's process.
     pub fn run(&mut self, server: usize) -> anyhow::Result<()> {
         let folder = self.server_dir(server);
+        self.log_starts[server] = self.log(server).len();
         let log = std::fs::File::options().create(true).append(true).open(folder.join("server.log"))?;
         let child = Command::new(program("kds-server"))
             .arg("run")
@@ -147,6 +152,10 @@ impl Cluster {
     /// What a server logged.
     pub fn log(&self, server: usize) -> String {
         std::fs::read_to_string(self.server_dir(server).join("server.log")).unwrap_or_default()
+    }
+    /// What a server logged since its last start.
+    pub fn log_since_start(&self, server: usize) -> String {
+        self.log(server).split_off(self.log_starts[server])
     }
     /// Runs `kds-client` on this cluster.
     pub fn cli(&self, args: &[&str]) -> Output {

@@ -1,53 +1,11 @@
 //! Killing and starting any server, or all of them, loses nothing that was acknowledged.
 
 use kds_client::{Consistency, LookupOptions};
-use kds_tests::{Cluster, entry};
+use kds_tests::Cluster;
+use kds_tests::load::Load;
 use quorum::ServerId;
 use quorum::record::Name;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-/// Writers that register names until told to stop; they give back what was acknowledged.
-struct Load {
-    stop: Arc<AtomicBool>,
-    writers: Vec<tokio::task::JoinHandle<Vec<Name>>>,
-}
-
-impl Load {
-    fn start(cluster: &Cluster, label: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let writers = (0..8).map(|writer| {
-            let (client, key, stop) =
-                (cluster.client.clone(), cluster.administrator.clone(), Arc::clone(&stop));
-            let label = label.to_owned();
-            tokio::spawn(async move {
-                let mut acknowledged = Vec::new();
-                for i in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let name = Name::new(format!("{label}/{writer}/{i}")).unwrap();
-                    // Without a receipt nothing was promised.
-                    if client.register(&key, name.clone(), entry(writer + 1, None)).await.is_ok() {
-                        acknowledged.push(name);
-                    }
-                }
-                acknowledged
-            })
-        });
-        let writers = writers.collect();
-        Self { stop, writers }
-    }
-    async fn finish(self) -> Vec<Name> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut acknowledged = Vec::new();
-        for writer in self.writers {
-            acknowledged.extend(writer.await.unwrap());
-        }
-        acknowledged
-    }
-}
 
 async fn expect_all(cluster: &Cluster, names: &[Name], consistency: Consistency) {
     let client = cluster.fresh_client();
@@ -66,7 +24,7 @@ async fn servers_are_killed_one_after_the_other_and_all_at_once_under_load() {
     let mut acknowledged = Vec::new();
     // Each in turn, the primary included: the others wait for it, and go on when it is back.
     for server in 0..4 {
-        let load = Load::start(&cluster, &format!("one-{server}"));
+        let load = Load::start(&cluster, &format!("one-{server}"), 8);
         tokio::time::sleep(Duration::from_millis(600)).await;
         cluster.kill(server);
         tokio::time::sleep(Duration::from_millis(600)).await;
@@ -77,7 +35,7 @@ async fn servers_are_killed_one_after_the_other_and_all_at_once_under_load() {
         acknowledged.extend(names);
         cluster.ready().await.unwrap();
     }
-    let load = Load::start(&cluster, "all");
+    let load = Load::start(&cluster, "all", 8);
     tokio::time::sleep(Duration::from_millis(700)).await;
     (0..4).for_each(|server| cluster.kill(server));
     (0..4).for_each(|server| cluster.run(server).unwrap());
@@ -168,7 +126,7 @@ async fn what_is_committed_but_not_complete_is_said_to_be_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_primary_is_replaced() {
     let mut cluster = Cluster::start(4).await.unwrap();
-    let load = Load::start(&cluster, "before-and-after");
+    let load = Load::start(&cluster, "before-and-after", 8);
     tokio::time::sleep(Duration::from_millis(700)).await;
     cluster.kill(0);
     tokio::time::sleep(Duration::from_millis(6_000)).await;

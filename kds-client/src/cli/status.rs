@@ -2,9 +2,10 @@
 
 use super::output::print_json;
 use super::{Failure, Session};
-use kds_client::api::ServerStatus;
+use kds_client::api::{ServerStatus, TransferStatus};
 use kds_client::{ExitStatus, now};
 use quorum::ServerId;
+use quorum::ordering::Part;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -67,7 +68,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
                     s.secrets,
                     s.shares,
                     s.peers_connected,
-                    if s.recovering { "  catching up" } else { "" }
+                    doing(s)
                 ),
                 Err(why) => println!("{server:>6}  unreachable: {why}"),
             }
@@ -79,6 +80,22 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
         return Err(Failure::new(ExitStatus::Unavailable, text));
     }
     Ok(())
+}
+
+/// What keeps a server from being a full member, for people.
+fn doing(status: &ServerStatus) -> String {
+    let transfer = status.transfer.map(|transfer| {
+        let TransferStatus { target, entries, missing_parts } = transfer;
+        format!(" (fetching state {target}: {entries} entries so far, {missing_parts} parts to go)")
+    });
+    let what = match status.part {
+        Part::Voting if status.recovering => "  catching up",
+        Part::Voting => "",
+        Part::Estimating => "  starting",
+        Part::Recovering => "  recovering",
+        Part::Repairing => "  repairing its state",
+    };
+    format!("{what}{}", transfer.unwrap_or_default())
 }
 
 fn document(session: &Session, server: ServerId, status: &Result<ServerStatus, String>) -> Value {

@@ -5,7 +5,8 @@ use super::{AppState, json};
 use crate::server::Health;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use kds_client::api::{ProblemKind, ServerStatus};
+use kds_client::api::{ProblemKind, ServerStatus, TransferStatus};
+use quorum::ordering::Part;
 use std::sync::atomic::Ordering;
 
 /// A certificate older than this is not being renewed: the cluster makes no progress.
@@ -34,10 +35,27 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
         last_refresh_seconds: None,
         secrets: counts.secrets,
         shares: counts.shares,
-        recovering: replica.target > replica.certified,
+        recovering: replica.part != Part::Voting || replica.target > replica.certified,
+        part: replica.part,
+        transfer: replica.transfer.map(|transfer| TransferStatus {
+            target: transfer.target,
+            entries: transfer.entries as u64,
+            missing_parts: transfer.missing as u64,
+        }),
         peers_connected: shared.peers_connected.load(Ordering::Relaxed) as u16,
         version: env!("CARGO_PKG_VERSION").into(),
     }))
+}
+
+fn why_it_does_not_vote(part: Part) -> &'static str {
+    match part {
+        Part::Voting => "it votes",
+        Part::Estimating => "this server has just started and asks the others what it signed before",
+        Part::Recovering => {
+            "this server forgot what it signed (a lost disk or an old backup): it fetches the state, and votes again once nothing that it forgot matters"
+        }
+        Part::Repairing => "this server's state is not the certified one: it fetches what differs",
+    }
 }
 
 pub(super) async fn healthz() -> &'static str {
@@ -51,10 +69,11 @@ pub(super) async fn readyz(State(app): AppState) -> Result<&'static str, ApiErro
         Health::StorageFailed => {
             Some("the database cannot be written: this server has stopped voting".to_owned())
         }
-        Health::Good if app.shared.replica_status.load().diverged => {
-            Some("this server's state is not the certified one: it has stopped voting".to_owned())
-        }
         Health::Good => {
+            match app.shared.replica_status.load().part {
+                Part::Voting => {}
+                part => return Err(ApiError::new(ProblemKind::NotReady, why_it_does_not_vote(part))),
+            }
             let age_ms = crate::driver::now().since_ms(app.published()?.certificate.statement.time);
             (age_ms > STALE_MS).then(|| format!("the last certificate is {age_ms} ms old"))
         }

@@ -137,6 +137,14 @@ impl Map {
     pub fn new(cluster: ClusterId) -> Self {
         Self { hasher: Hasher::new(cluster), root: None, len: 0 }
     }
+    /// From entries; those whose key is too long for this map are left out.
+    pub fn from_entries(cluster: ClusterId, entries: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Self {
+        let mut map = Self::new(cluster);
+        for (key, value) in entries.into_iter().filter(|(key, _)| key.len() <= MAX_MAP_KEY_BYTES) {
+            map.insert(&key, value);
+        }
+        map
+    }
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.len

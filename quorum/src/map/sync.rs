@@ -316,16 +316,16 @@ impl Sync {
         }
     }
 
-    /// The map, once nothing is missing.
-    pub fn finish(self) -> Result<Map, Self> {
-        if self.missing > 0 {
-            return Err(self);
-        }
+    /// The map.
+    ///
+    /// # Panics
+    /// If something is [missing](Self::missing).
+    pub fn finish(self) -> Map {
         let root = if self.tree.is_empty() { None } else { Some(self.assemble(0)) };
         let mut map = Map { hasher: self.base.hasher, root, len: 0 };
         map.len = map.iter_from(&[]).count();
         debug_assert_eq!(map.seal().root(), self.root);
-        Ok(map)
+        map
     }
 
     /// Recursion is as deep as the certified tree, which correct servers built.
@@ -336,7 +336,7 @@ impl Sync {
                 let (left, right) = (self.assemble(*left), self.assemble(*right));
                 Arc::new(Node { hash: *hash, kind: Kind::Inner { bit: *bit, sealed: true, left, right } })
             }
-            Building::Wanted { .. } => unreachable!("nothing is missing"),
+            Building::Wanted { .. } => panic!("a state is finished only when nothing is missing"),
         }
     }
 }

@@ -16,6 +16,7 @@ impl Replica {
 
     pub(super) fn on_prepare(&mut self, vote: Verified<Prepare>) {
         let (slot, server) = (vote.body().0, vote.server());
+        self.witnessed.prepare(&vote);
         if !self.votes_count(slot.view) || !self.in_window(slot.sequence) {
             return;
         }
@@ -31,6 +32,7 @@ impl Replica {
 
     pub(super) fn on_commit(&mut self, vote: Verified<Commit>) {
         let (slot, server) = (vote.body().0, vote.server());
+        self.witnessed.commit(&vote);
         if !self.votes_count(slot.view) || !self.in_window(slot.sequence) {
             return;
         }
@@ -46,9 +48,10 @@ impl Replica {
 
     /// Takes whatever step the votes for a sequence number allow.
     pub(super) fn advance(&mut self, sequence: Sequence) {
-        let quorum = self.quorum();
+        let (quorum, may_vote) = (self.quorum(), self.may_vote());
         let Some(entry) = self.log.get_mut(&sequence) else { return };
-        if entry.own_commit.is_none()
+        if may_vote
+            && entry.own_commit.is_none()
             && let (Some(slot), Some(proof), Some(batch)) = (
                 entry.slot(),
                 entry.prepared_now(quorum),

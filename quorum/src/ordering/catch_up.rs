@@ -42,12 +42,13 @@ impl Replica {
             || self.executed() > self.certified()
             || self.target > self.certified()
             || self.changing.later_view_seen
-            || !self.changing.active;
+            || !self.changing.active
+            || self.wants_state();
         if !stalled || !outstanding {
             return;
         }
         let primary = self.primary() == self.id && self.changing.active;
-        let votes = if self.changing.active { REPEATED_SLOTS } else { 0 };
+        let votes = if self.changing.active && self.may_vote() { REPEATED_SLOTS } else { 0 };
         for (_, entry) in self.log.range(self.certified().next()..).take(votes) {
             if let (true, Some((proposal, batch))) = (primary, entry.proposal()) {
                 let message = PeerMessage::PrePrepare(proposal.clone(), Arc::clone(batch));
@@ -60,9 +61,16 @@ impl Replica {
                 self.pending.send_all(vote, PeerMessage::Commit);
             }
         }
-        for own in self.own_checkpoints.values().take(REPEATED_SLOTS) {
-            self.pending.send_all(&own.vote, PeerMessage::Checkpoint);
+        if self.may_vote() {
+            for own in self.own_checkpoints.values().take(REPEATED_SLOTS) {
+                self.pending.send_all(&own.vote, PeerMessage::Checkpoint);
+            }
         }
+        self.tell_status();
+    }
+
+    /// Tells some servers how far this one is.
+    pub(super) fn tell_status(&mut self) {
         // f+1 servers, others each time: one of them is correct.
         let n = self.manifest.thresholds.n() as u64;
         for step in 1..=self.manifest.thresholds.f() as u64 + 1 {
@@ -95,15 +103,16 @@ impl Replica {
 
     fn send_status(&mut self, peer: ServerId) {
         let active = self.changing.active;
-        let status =
-            Status { view: self.view, active, executed: self.executed(), certified: self.certified() };
+        let (executed, certified) = (self.executed(), self.certified());
+        let status = Status { view: self.view, active, executed, certified, wants_state: self.wants_state() };
         let status = self.voter.sign(status);
         self.pending.send(Target::One(peer), PeerMessage::Status(status.signed().clone()));
     }
 
     /// A link came up: say where we are, and what we hold.
     pub(super) fn on_connected(&mut self, peer: ServerId) {
-        if let Some(held) = &self.own_held {
+        self.ask_witnesses();
+        if let Some(held) = self.own_held.as_ref().filter(|_| self.may_vote()) {
             self.pending.send(Target::One(peer), PeerMessage::Held(held.signed().clone()));
         }
         self.send_status(peer);
@@ -115,6 +124,10 @@ impl Replica {
         let behind = status.view < self.view || (status.view == self.view && !status.active);
         if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {
             self.send_new_view(Target::One(peer), &new_view);
+        }
+        if status.wants_state {
+            self.offer_state(peer, status.executed);
+            return;
         }
         let help = status.executed < self.executed() || status.certified < self.certified();
         if !help {
@@ -129,6 +142,11 @@ impl Replica {
         }
         self.progress.helped.insert(peer, (now, status.executed));
         let first = status.executed.next();
+        let in_log = |entry: &LogEntry| entry.committed.is_some();
+        if status.executed < self.executed() && !self.log.get(&first).is_some_and(in_log) {
+            // The log no longer reaches back to there.
+            self.offer_state(peer, status.executed);
+        }
         let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
         for (_, entry) in self.log.range(first..=last) {
             let Some(proof) = &entry.committed else { continue };

@@ -2,6 +2,7 @@
 
 use super::Replica;
 use super::effects::{Accusation, Published, Write};
+use super::standing::Standing;
 use crate::certificate::{Certificate, Checkpoint, Held};
 use crate::ids::Sequence;
 use crate::limits::{LOG_TAIL_BATCHES, LOG_TAIL_BYTES, WINDOW};
@@ -13,6 +14,8 @@ use std::sync::Arc;
 impl Replica {
     pub(super) fn on_checkpoint(&mut self, vote: Verified<Checkpoint>) {
         let (sequence, server) = (vote.body().sequence, vote.server());
+        self.witnessed.checkpoint(&vote);
+        self.boundary_vote(&vote);
         if sequence <= self.certified() || sequence.0 > self.certified().0 + WINDOW {
             return;
         }
@@ -71,13 +74,13 @@ impl Replica {
 
         let later = self.own_checkpoints.split_off(&sequence.next());
         for (_, done) in std::mem::replace(&mut self.own_checkpoints, later) {
-            self.pending.replied(done.replied);
+            self.tell_clients(done.replied);
         }
         self.checkpoints = self.checkpoints.split_off(&sequence.next());
 
         // Executed and certified; the writes above are durable before this leaves (design §2).
         let held = self.voter.sign(Held { sequence });
-        self.pending.send_all(&held, PeerMessage::Held);
+        self.promise(&held, PeerMessage::Held);
         self.own_held = Some(held.clone());
         self.completion.add(held);
         self.update_completion();
@@ -92,7 +95,7 @@ impl Replica {
         }
     }
 
-    fn update_completion(&mut self) {
+    pub(super) fn update_completion(&mut self) {
         let known = self.published_completion.as_ref().map_or(Sequence(0), |completion| completion.sequence);
         if let Some(completion) = self.completion.completion()
             && completion.sequence > known
@@ -104,6 +107,10 @@ impl Replica {
 
     /// Shows readers the certified state.
     pub(super) fn publish(&mut self) {
+        // Readers are shown nothing by a server that may have forgotten what it said (design §3).
+        if !matches!(self.standing, Standing::Voting) {
+            return;
+        }
         if let (Some(certificate), Some(snapshot)) = (&self.certificate, &self.certified_snapshot) {
             self.pending.publish(Published {
                 snapshot: snapshot.clone(),
@@ -112,6 +119,13 @@ impl Replica {
                 view: self.view,
                 executed: self.state.sequence(),
             });
+        }
+    }
+
+    /// Wakes clients of this server, if it may show them the state that their replies are in.
+    pub(super) fn tell_clients(&mut self, replied: impl IntoIterator<Item = RequestId>) {
+        if matches!(self.standing, Standing::Voting) {
+            self.pending.replied(replied);
         }
     }
 
@@ -125,7 +139,7 @@ impl Replica {
             // After a restart the reply is there, and the certificate to show it under is not yet.
             Some(mut last) if self.certified_snapshot.is_none() => last.get_mut().replied.push(id),
             _ if self.certified_snapshot.is_none() => {}
-            _ => self.pending.replied([id]),
+            _ => self.tell_clients([id]),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::ids::{Epoch, Sequence, ServerId, View};
-use crate::map::Snapshot;
+use crate::map::{PartError, Snapshot};
 use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
 use crate::ordering::PoolError;
 use crate::request::RequestId;
@@ -71,6 +71,18 @@ pub enum Write {
         /// Index of the secret.
         index: u64,
     },
+    /// The secrets that there are after a state transfer: a slot for each that has none, to be filled
+    /// by share recovery; shares of others are erased.
+    Secrets {
+        /// Indices of the secrets.
+        indices: Vec<u64>,
+        /// The epoch of the state.
+        epoch: Epoch,
+    },
+    /// Whether votes are forgotten: the server must not vote, also after another start.
+    Amnesia(bool),
+    /// The stored log and state are damaged: begin with nothing.
+    Reset,
     /// Batches up to here are no longer needed.
     Trim {
         /// The last one to forget.
@@ -201,9 +213,36 @@ pub enum Accusation {
         /// Where.
         sequence: Sequence,
     },
+    /// A part of a state that does not have the hash that it must have.
+    #[error("server {server} sent a wrong part of the state: {why}")]
+    WrongPart {
+        /// Who.
+        server: ServerId,
+        /// What is wrong.
+        why: PartError,
+    },
+    /// The database is older than what this server once signed.
+    #[error(
+        "this server has signed a vote for sequence number {sequence} that its database does not know: was a \
+         backup restored? It recovers its state from the others, and votes again once no forgotten vote matters"
+    )]
+    Amnesia {
+        /// The highest such vote.
+        sequence: Sequence,
+    },
+    /// The database does not hold what it must.
+    #[error("the database is damaged: {0}. This server recovers its state from the others before it votes")]
+    Damaged(super::Damage),
+    /// q servers vouch for a state that this program cannot read.
+    #[error("the certified state at sequence number {sequence} has entries that this version cannot read")]
+    Unreadable {
+        /// Where.
+        sequence: Sequence,
+    },
     /// q servers contradict this very replica: it stops voting.
     #[error(
-        "this server's own state at sequence number {sequence} is not the certified one; it stops voting"
+        "this server's own state at sequence number {sequence} is not the certified one; it stops voting and \
+         fetches what differs"
     )]
     Diverged {
         /// Where.

@@ -12,6 +12,10 @@ impl Replica {
     /// Executes every batch that is committed and whose predecessors are executed.
     pub(super) fn execute_ready(&mut self) {
         let mut executed_any = false;
+        if self.diverged {
+            // Whatever it led to would be wrong too.
+            return;
+        }
         while let Some(entry) = self.log.get_mut(&self.state.sequence().next()) {
             if entry.committed.is_none() {
                 break;
@@ -30,7 +34,9 @@ impl Replica {
     }
 
     fn execute(&mut self, batch: &CheckedBatch) {
+        let before = self.state.time();
         let executed = self.state.execute(batch);
+        self.keep_snapshot(before, &executed);
         for (place, event) in &executed.events {
             self.on_event(batch, *place, event);
         }
@@ -40,7 +46,8 @@ impl Replica {
         let sequence = executed.checkpoint.sequence;
         self.next_sequence = self.next_sequence.max(sequence.next());
         let vote = self.voter.sign(executed.checkpoint);
-        self.pending.send_all(&vote, PeerMessage::Checkpoint);
+        self.promise(&vote, PeerMessage::Checkpoint);
+        self.boundary_vote(&vote);
         let _ = self.checkpoints.entry(sequence).or_default().add(vote.clone());
         let own = OwnCheckpoint { vote, snapshot: executed.snapshot, replied: executed.replied };
         self.own_checkpoints.insert(sequence, own);

@@ -13,8 +13,9 @@
 //! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
 //! | `view_change` | replacing a primary that does not do its work | PBFT §4.4 |
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
+//! | `transfer` | fetching a state that is too far away for that, or repairing one | PBFT-PR §5.3 |
 //! | `restore` | starting again from what is durable | design §3 |
-//!
+//! | `standing` | whether it remembers its votes, and may vote | PBFT-PR §4.3.2, design §3 |
 
 mod agree;
 mod catch_up;
@@ -25,11 +26,15 @@ mod log;
 mod pool;
 mod propose;
 mod restore;
+mod standing;
+mod transfer;
 mod view_change;
 
 pub use effects::{Accusation, Durable, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch};
 pub use pool::PoolError;
-pub use restore::{Stored, StoredSlot, StoredState, StoredView};
+pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
+pub use standing::Part;
+pub use transfer::TransferProgress;
 pub use view_change::Plan;
 
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
@@ -37,19 +42,22 @@ use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 use crate::limits::{HEARTBEAT_MS, RETRANSMIT_MS, WINDOW};
 use crate::manifest::Manifest;
 use crate::map::Snapshot;
-use crate::message::CheckedMessage;
+use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::sealing::OpeningKey;
-use crate::signing::{Verified, Voter};
+use crate::signing::{Signed, Verified, Voter};
 use crate::state::State;
 use effects::Pending;
 use log::LogEntry;
 use pool::RequestPool;
+use standing::{Standing, Witnessed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use transfer::Transferring;
 use view_change::Changing;
 
 /// Who a replica is.
+#[derive(Clone)]
 pub struct Identity {
     /// The cluster's manifest.
     pub manifest: Arc<Manifest>,
@@ -57,6 +65,8 @@ pub struct Identity {
     pub voter: Voter,
     /// The key that opens shares deposited in the current epoch.
     pub opening: Arc<OpeningKey>,
+    /// A random number, another one at each start.
+    pub boot: u64,
 }
 
 /// Something that happened.
@@ -77,6 +87,14 @@ struct OwnCheckpoint {
     vote: Verified<Checkpoint>,
     snapshot: Snapshot,
     replied: Vec<RequestId>,
+}
+
+/// A snapshot that is kept for servers that fetch state.
+struct Boundary {
+    checkpoint: Checkpoint,
+    snapshot: Snapshot,
+    votes: VoteBook<Checkpoint>,
+    certificate: Option<Certificate>,
 }
 
 /// One server's part in ordering.
@@ -110,7 +128,12 @@ pub struct Replica {
     changing: Changing,
     /// When the current view began here.
     entered: Timestamp,
+    /// Its state is not the certified one: it fetches what differs.
     diverged: bool,
+    standing: Standing,
+    witnessed: Witnessed,
+    boundaries: BTreeMap<Sequence, Boundary>,
+    transferring: Transferring,
     pending: Pending,
 }
 
@@ -135,17 +158,15 @@ pub struct ReplicaStatus {
     pub log_entries: usize,
     /// Bytes of the log, about.
     pub log_bytes: usize,
-    /// Its state is not the certified one.
-    pub diverged: bool,
+    /// Whether it votes, and if not, why.
+    pub part: Part,
+    /// The state that it fetches.
+    pub transfer: Option<TransferProgress>,
 }
 
 impl Replica {
     /// Takes one step.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
-        if self.diverged {
-            // Whatever it says now could be wrong: silence is the lesser fault.
-            return;
-        }
         let before = self.executed();
         match input {
             Input::Request(request) => self.on_request(now, request),
@@ -156,6 +177,8 @@ impl Replica {
         self.propose(now);
         if self.executed() > before {
             self.note_progress(now);
+            self.transferring.advanced = now;
+            self.recovered(now);
         }
     }
 
@@ -182,6 +205,11 @@ impl Replica {
             CheckedMessage::NewView(new_view) => self.on_new_view(now, new_view),
             CheckedMessage::Fetch(digest) => self.on_fetch(from, digest),
             CheckedMessage::Fetched(batch) => self.on_fetched(now, batch),
+            CheckedMessage::AskWitness(boot) => self.on_ask_witness(from, boot),
+            CheckedMessage::Witness(witness) => self.on_witness(now, from, *witness),
+            CheckedMessage::Offer(certificate) => self.on_offer(now, certificate),
+            CheckedMessage::AskParts(ask) => self.on_ask_parts(from, &ask),
+            CheckedMessage::Parts(parts) => self.on_parts(now, from, parts),
         }
     }
 
@@ -189,8 +217,10 @@ impl Replica {
         if now.since_ms(self.progress.last_tick) >= RETRANSMIT_MS {
             self.progress.last_tick = now;
             self.forget_hopeless(now);
+            self.ask_witnesses();
             self.retransmit(now);
             self.watch_primary(now);
+            self.drive_transfer(now);
         }
     }
 
@@ -219,7 +249,8 @@ impl Replica {
             pending_requests: self.pool.len(),
             log_entries: self.log.len(),
             log_bytes: self.log_bytes,
-            diverged: self.diverged,
+            part: self.part(),
+            transfer: self.transfer_progress(),
         }
     }
     /// The last certificate.
@@ -229,6 +260,13 @@ impl Replica {
     /// The executed state.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Sends a vote, if this replica may vote; if not, it says so later or not at all.
+    fn promise<T: Clone>(&mut self, vote: &Verified<T>, wrap: fn(Signed<T>) -> PeerMessage) {
+        if self.may_vote() {
+            self.pending.send_all(vote, wrap);
+        }
     }
 
     fn certified(&self) -> Sequence {

@@ -159,6 +159,12 @@ impl RequestPool {
             self.remove(id);
         }
     }
+    /// Forgets those that pass; says which.
+    pub(super) fn take_if(&mut self, passes: impl Fn(RequestId) -> bool) -> Vec<RequestId> {
+        let taken: Vec<_> = self.waiting.keys().copied().filter(|id| passes(*id)).collect();
+        taken.iter().for_each(|id| self.remove(*id));
+        taken
+    }
     pub(super) fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Waiting> {
         self.waiting.values_mut()
     }

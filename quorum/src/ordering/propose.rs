@@ -50,7 +50,7 @@ impl Replica {
     /// As primary: proposes what waits, while the pipeline has room; with nothing waiting, an
     /// empty batch once a second keeps certificates fresh.
     pub(super) fn propose(&mut self, now: Timestamp) {
-        if self.primary() != self.id || self.diverged || !self.changing.active {
+        if self.primary() != self.id || !self.may_vote() || !self.changing.active {
             return;
         }
         loop {
@@ -90,6 +90,7 @@ impl Replica {
             || server != self.primary()
             || server == self.id
             || !self.in_window(slot.sequence)
+            || !self.may_vote()
         {
             return;
         }

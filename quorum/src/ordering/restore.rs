@@ -5,13 +5,16 @@
 //! votes are restored, so that it never contradicts one that left.
 
 use super::catch_up::Progress;
-use super::effects::Pending;
+use super::effects::{Accusation, Pending, Write};
 use super::log::LogEntry;
 use super::pool::RequestPool;
+use super::standing::{Estimation, Memory, Standing, Witnessed};
+use super::transfer::Transferring;
 use super::view_change::Changing;
 use super::{Identity, Replica};
 use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
 use crate::ids::{Sequence, Timestamp, View};
+use crate::map::Map;
 use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
 use crate::signing::{KeyCertificate, Keyring, Signed};
 use crate::state::{RestoreError, State};
@@ -29,6 +32,10 @@ pub struct Stored {
     pub certificate: Option<Certificate>,
     /// The view; none in view 0.
     pub view: Option<StoredView>,
+    /// The server has voted before and does not remember its votes.
+    pub amnesia: bool,
+    /// Something stored does not decode.
+    pub damaged: bool,
 }
 
 /// The view that this server promised not to go back from, and how it began.
@@ -60,39 +67,96 @@ pub struct StoredSlot {
     pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
 
-/// Why a server cannot start from its database. It is damaged or not this server's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StartError {
+/// Why a server cannot go on from its database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// A row that does not decode.
+    #[error("a row cannot be read")]
+    Row,
     /// The state.
     #[error(transparent)]
     State(#[from] RestoreError),
     /// A batch whose digest is not the one that was voted for.
-    #[error("the stored batch {0} is damaged")]
+    #[error("batch {0} is not what was voted for")]
     Batch(Sequence),
     /// The message that began the view.
-    #[error("the stored beginning of view {0} is damaged")]
+    #[error("the beginning of view {0} cannot be checked")]
     View(View),
     /// What execution leads to is not what was certified.
-    #[error("the stored state at sequence number {0} is not the certified one")]
+    #[error("the state at sequence number {0} is not the certified one")]
     NotCertified(Sequence),
 }
 
 impl Replica {
-    /// A replica that goes on from what is stored, or begins at genesis.
-    pub fn start(identity: Identity, stored: Stored) -> Result<Self, StartError> {
-        let Identity { manifest, voter, opening } = identity;
-        let cluster = manifest.cluster_id();
-        let fresh = stored.state.is_none();
-        let state = match stored.state {
-            None => State::genesis(Arc::clone(&manifest)),
-            Some(StoredState { checkpoint, leaves }) => {
-                State::restore(Arc::clone(&manifest), checkpoint, leaves)?
-            }
+    /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
+    /// damaged it says so, and fetches what differs from the others.
+    pub fn start(identity: Identity, stored: Stored) -> Self {
+        let Stored { state, slots, certificate, view, amnesia, damaged } = stored;
+        let cluster = identity.manifest.cluster_id();
+        let (at, leaves) = state.map(|state| (state.checkpoint, state.leaves)).unzip();
+        let mut map = Map::from_entries(cluster, leaves.unwrap_or_default());
+        let entries = map.seal();
+        let resumed = match damaged {
+            true => Err(Damage::Row),
+            false => Self::resume(identity.clone(), at, map, slots, certificate, view.clone(), amnesia),
         };
+        resumed.unwrap_or_else(|damage| {
+            let state = State::genesis(Arc::clone(&identity.manifest));
+            let mut replica = Self::new(identity, state, BTreeMap::new(), true);
+            replica.pending.accuse(Accusation::Damaged(damage));
+            replica.pending.write(Write::Amnesia(true));
+            replica.pending.write(Write::Reset);
+            replica.flush();
+            // Its view is a promise of its own; how that began is not needed.
+            if let Some(StoredView { view, .. }) = view {
+                replica.view = view;
+                replica.changing.active = false;
+            }
+            replica.transferring.base = Some(entries);
+            replica
+        })
+    }
+
+    fn resume(
+        identity: Identity,
+        at: Option<Checkpoint>,
+        map: Map,
+        slots: Vec<StoredSlot>,
+        certificate: Option<Certificate>,
+        view: Option<StoredView>,
+        amnesia: bool,
+    ) -> Result<Self, Damage> {
+        let manifest = Arc::clone(&identity.manifest);
+        let state = match at {
+            None => State::genesis(manifest),
+            Some(checkpoint) => State::restore(manifest, checkpoint, map)?,
+        };
+        let memory = slots.iter().map(|slot| {
+            let accepted = slot.accepted.as_ref().map(|(pre_prepare, _)| pre_prepare.body.0.view);
+            let prepared = slot.prepared.as_ref().map(|(proof, _)| proof.statement.0.view);
+            (slot.sequence, Memory { accepted, prepared })
+        });
+        let memory = memory.filter(|(sequence, _)| *sequence > state.sequence()).collect();
+        let mut replica = Self::new(identity, state, memory, amnesia);
+        if amnesia {
+            replica.pending.write(Write::Amnesia(true));
+        }
+        if at.is_none() {
+            // The state that the first batches build on is on disk before anything is promised.
+            replica.flush();
+        }
+        replica.restore_view(view)?;
+        replica.restore_log(slots)?;
+        replica.restore_certificate(certificate)?;
+        Ok(replica)
+    }
+
+    fn new(identity: Identity, state: State, memory: BTreeMap<Sequence, Memory>, amnesia: bool) -> Self {
+        let Identity { manifest, voter, opening, boot } = identity;
         let flushed = state.sequence();
-        let mut replica = Self {
+        Self {
             id: voter.server(),
-            cluster,
+            cluster: manifest.cluster_id(),
             view: Default::default(),
             log: BTreeMap::new(),
             log_bytes: 0,
@@ -112,35 +176,31 @@ impl Replica {
             changing: Changing::new(),
             entered: Timestamp(0),
             diverged: false,
+            standing: Standing::Estimating(Estimation::new(boot, amnesia, memory)),
+            witnessed: Witnessed::default(),
+            boundaries: BTreeMap::new(),
+            transferring: Transferring::default(),
             pending: Pending::default(),
             manifest,
             voter,
             opening,
             state,
-        };
-        if fresh {
-            // The state that the first batches build on is on disk before anything is promised.
-            replica.flush();
         }
-        replica.restore_view(stored.view)?;
-        replica.restore_log(stored.slots)?;
-        replica.restore_certificate(stored.certificate)?;
-        Ok(replica)
     }
 
-    fn restore_view(&mut self, stored: Option<StoredView>) -> Result<(), StartError> {
+    fn restore_view(&mut self, stored: Option<StoredView>) -> Result<(), Damage> {
         let Some(StoredView { view, new_view }) = stored else { return Ok(()) };
         self.view = view;
         self.changing.active = new_view.is_some();
         if let Some((signed, key)) = new_view {
             let mut keyring = Keyring::new(Arc::clone(&self.manifest));
             let checked = keyring.add(key).and_then(|_| keyring.check(signed));
-            self.install(checked.map_err(|_| StartError::View(view))?);
+            self.install(checked.map_err(|_| Damage::View(view))?);
         }
         Ok(())
     }
 
-    fn restore_log(&mut self, slots: Vec<StoredSlot>) -> Result<(), StartError> {
+    fn restore_log(&mut self, slots: Vec<StoredSlot>) -> Result<(), Damage> {
         for slot in slots {
             let sequence = slot.sequence;
             let mut entry = LogEntry::default();
@@ -149,21 +209,22 @@ impl Replica {
                 self.restore_votes(&mut entry, pre_prepare, batch)?;
             }
             if let Some((proof, batch)) = slot.prepared {
-                let batch = batch.or_else(|| accepted_batch.clone()).ok_or(StartError::Batch(sequence))?;
+                let batch = batch.or_else(|| accepted_batch.clone()).ok_or(Damage::Batch(sequence))?;
                 self.restore_prepared(&mut entry, proof, batch)?;
             }
             if let Some((proof, batch)) = slot.committed {
-                let batch = batch.or(accepted_batch).ok_or(StartError::Batch(sequence))?;
+                let batch = batch.or(accepted_batch).ok_or(Damage::Batch(sequence))?;
                 let wire = Arc::new(batch.clone());
                 let batch = CheckedBatch::from_own_log(&self.cluster, batch);
                 if batch.digest() != proof.statement.0.digest || proof.statement.0.sequence != sequence {
-                    return Err(StartError::Batch(sequence));
+                    return Err(Damage::Batch(sequence));
                 }
                 if sequence > self.flushed {
                     entry.set_batch(batch, wire);
                 } else {
                     entry.set_executed(batch.digest(), wire);
                 }
+                self.witnessed.committed(&proof);
                 entry.committed = Some(proof);
                 if sequence <= self.flushed {
                     self.log_bytes += entry.bytes();
@@ -183,12 +244,12 @@ impl Replica {
         entry: &mut LogEntry,
         pre_prepare: Signed<PrePrepare>,
         batch: Batch,
-    ) -> Result<(), StartError> {
+    ) -> Result<(), Damage> {
         let slot = pre_prepare.body.0;
         let wire = Arc::new(batch.clone());
         let batch = CheckedBatch::from_own_log(&self.cluster, batch);
         if batch.digest() != slot.digest {
-            return Err(StartError::Batch(slot.sequence));
+            return Err(Damage::Batch(slot.sequence));
         }
         if pre_prepare.server == self.id {
             self.last_proposed = self.last_proposed.max(batch.time());
@@ -210,11 +271,11 @@ impl Replica {
         entry: &mut LogEntry,
         proof: QuorumProof<Prepare>,
         batch: Batch,
-    ) -> Result<(), StartError> {
+    ) -> Result<(), Damage> {
         let slot = proof.statement.0;
         let wire = Arc::new(batch.clone());
         if CheckedBatch::from_own_log(&self.cluster, batch).digest() != slot.digest {
-            return Err(StartError::Batch(slot.sequence));
+            return Err(Damage::Batch(slot.sequence));
         }
         if entry.slot() == Some(slot) {
             let vote = self.voter.sign(Commit(slot));
@@ -225,22 +286,22 @@ impl Replica {
         Ok(())
     }
 
-    fn restore_certificate(&mut self, certificate: Option<Certificate>) -> Result<(), StartError> {
+    fn restore_certificate(&mut self, certificate: Option<Certificate>) -> Result<(), Damage> {
         let Some(certificate) = certificate else { return Ok(()) };
         let statement = certificate.statement;
         let sequence = statement.sequence;
         if sequence > self.executed() {
-            return Err(StartError::NotCertified(sequence));
+            return Err(Damage::NotCertified(sequence));
         }
         if let Some(own) = self.own_checkpoints.get(&sequence) {
             if *own.vote.body() != statement {
-                return Err(StartError::NotCertified(sequence));
+                return Err(Damage::NotCertified(sequence));
             }
         } else {
             // The state was written at or after the certificate: its own snapshot is at `executed`.
             let (checkpoint, snapshot) = self.state.seal();
             if checkpoint.sequence == sequence && checkpoint != statement {
-                return Err(StartError::NotCertified(sequence));
+                return Err(Damage::NotCertified(sequence));
             }
             self.vote_again(checkpoint, snapshot);
             if checkpoint.sequence != sequence {

@@ -68,6 +68,10 @@ impl Changing {
             later_view_seen: false,
         }
     }
+    /// Nobody has had a chance yet.
+    pub(super) fn restart_timer(&mut self, now: Timestamp) {
+        self.since = now;
+    }
     /// The batch that has to be proposed at a sequence number, if the new view fixed one.
     pub(super) fn expected(&self, sequence: Sequence) -> Option<Hash> {
         self.expected.get(&sequence).copied()
@@ -125,6 +129,10 @@ impl Replica {
             self.changing.since = now;
             self.entered = now;
         }
+        if !self.may_vote() {
+            // Leaving a view is a promise too.
+            return;
+        }
         let waited = now.since_ms(self.changing.since);
         if !self.changing.active {
             self.fetch_wanted();
@@ -157,7 +165,7 @@ impl Replica {
             && self.stale_since(now);
         if starved || censored || idle || stale {
             let suspect = self.voter.sign(Suspect { view: self.view });
-            self.pending.send_all(&suspect, PeerMessage::Suspect);
+            self.promise(&suspect, PeerMessage::Suspect);
             self.on_suspect(now, &suspect);
         }
     }
@@ -197,6 +205,16 @@ impl Replica {
 
     /// Leaves the current view for good, and says what was prepared in it.
     fn start_view_change(&mut self, now: Timestamp, view: View) {
+        if !self.may_vote() {
+            return;
+        }
+        self.leave_for(now, view);
+        self.send_view_change();
+        self.try_new_view(now);
+    }
+
+    /// Votes in no view before this one any more.
+    pub(super) fn leave_for(&mut self, now: Timestamp, view: View) {
         self.view = view;
         self.changing.active = false;
         self.changing.new_view = None;
@@ -206,8 +224,11 @@ impl Replica {
         self.changing.since = now;
         // The promise not to vote in earlier views is durable before it leaves.
         self.pending.write(Write::View { view, new_view: None });
-        self.send_view_change();
-        self.try_new_view(now);
+    }
+
+    /// The last view change of a server.
+    pub(super) fn view_change_of(&self, server: ServerId) -> Option<&Verified<ViewChange>> {
+        self.changing.view_changes.get(&server)
     }
 
     fn send_view_change(&mut self) {
@@ -245,7 +266,7 @@ impl Replica {
     /// As the primary of the view that is to begin: begins it once q view changes, and the
     /// batches that they call for, are here.
     fn try_new_view(&mut self, now: Timestamp) {
-        if self.changing.active || self.primary() != self.id {
+        if self.changing.active || self.primary() != self.id || !self.may_vote() {
             return;
         }
         let quorum = self.quorum();
@@ -439,8 +460,10 @@ mod tests {
             manifest: Arc::clone(keyring.manifest()),
             voter: voters[2].clone(),
             opening: Arc::new(OpeningKey::derive(&[1; 32])),
+            boot: 0,
         };
-        let mut backup = Replica::start(identity, Stored::default()).unwrap();
+        let mut backup = Replica::start(identity, Stored::default());
+        backup.standing = crate::ordering::standing::Standing::Voting;
         let now = Timestamp(1_000_000);
         let batch = |ms| CheckedBatch::new(&cluster, Timestamp(ms), vec![]);
         // Far older than the clock bound: a batch that is carried over keeps its time.

@@ -47,6 +47,8 @@ fn read<T: DeserializeOwned>(state: &impl Lookup, key: &[u8]) -> Option<T> {
 
 /// Prefix of current records.
 pub const NAMES: &[u8] = b"n/";
+/// Prefix of the client table.
+pub const REPLIES: &[u8] = b"c/";
 /// Prefix of what servers announced.
 pub const SERVERS: &[u8] = b"s/";
 /// Prefix of secrets' metadata.
@@ -78,11 +80,11 @@ pub fn server_key(server: ServerId) -> Vec<u8> {
 }
 /// Key of a reply in the client table.
 pub fn reply_key(id: RequestId) -> Vec<u8> {
-    [b"c/", &id.client.0[..], &id.sequence.to_be_bytes()].concat()
+    [REPLIES, &id.client.0[..], &id.sequence.to_be_bytes()].concat()
 }
 /// The request that a key of the client table belongs to.
 pub fn parse_reply(key: &[u8]) -> Option<RequestId> {
-    let rest = key.strip_prefix(b"c/")?;
+    let rest = key.strip_prefix(REPLIES)?;
     let (client, sequence) = rest.split_first_chunk::<32>()?;
     Some(RequestId { client: PublicKey(*client), sequence: u64::from_be_bytes(sequence.try_into().ok()?) })
 }
@@ -97,6 +99,11 @@ pub fn ciphertext_key(index: u64) -> Vec<u8> {
 /// Key of a secret's releases.
 pub fn releases_key(index: u64) -> Vec<u8> {
     joined(b"z/", &index.to_be_bytes())
+}
+/// Indices of all secrets.
+pub fn secret_indices(state: &Snapshot) -> impl Iterator<Item = u64> + '_ {
+    let index = |key: &[u8]| Some(u64::from_be_bytes(key.strip_prefix(b"y/")?.try_into().ok()?));
+    state.iter_prefix(b"y/").filter_map(move |(key, _)| index(key))
 }
 /// The end of the range of keys that begin with `prefix`: the first key after all of them.
 pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {

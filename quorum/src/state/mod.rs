@@ -105,27 +105,21 @@ impl State {
         state
     }
 
-    /// The state whose entries were written to disk after batch `checkpoint.sequence`.
+    /// The state after batch `checkpoint.sequence`, from its entries.
     pub fn restore(
         manifest: Arc<Manifest>,
         checkpoint: Checkpoint,
-        leaves: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
+        mut map: Map,
     ) -> Result<Self, RestoreError> {
         let cluster = manifest.cluster_id();
-        let mut map = Map::new(cluster);
-        let mut clients = ClientIndex::default();
-        for (key, value) in leaves {
-            if key.len() > crate::limits::MAX_MAP_KEY_BYTES {
-                return Err(RestoreError::Damaged);
-            }
-            if let Some(id) = layout::parse_reply(&key) {
-                let reply: crate::request::Reply = decode(&value).map_err(|_| RestoreError::Damaged)?;
-                clients.add(id, reply.expiry);
-            }
-            map.insert(&key, value);
-        }
         if map.seal().root() != checkpoint.root {
             return Err(RestoreError::WrongRoot);
+        }
+        let mut clients = ClientIndex::default();
+        for (key, value) in map.iter_prefix(layout::REPLIES) {
+            let id = layout::parse_reply(key).ok_or(RestoreError::Damaged)?;
+            let reply: crate::request::Reply = decode(value).map_err(|_| RestoreError::Damaged)?;
+            clients.add(id, reply.expiry);
         }
         Ok(Self {
             cluster,

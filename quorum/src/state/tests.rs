@@ -320,7 +320,10 @@ fn a_state_is_restored_from_its_entries_and_damage_is_noticed() {
     let (checkpoint, snapshot) = world.state.seal();
     let leaves: Vec<_> = snapshot.iter_from(&[]).map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
     let manifest = Arc::new(sample(4).0);
-    let mut restored = State::restore(Arc::clone(&manifest), checkpoint, leaves.clone()).unwrap();
+    let restore = |leaves| {
+        State::restore(Arc::clone(&manifest), checkpoint, Map::from_entries(manifest.cluster_id(), leaves))
+    };
+    let mut restored = restore(leaves.clone()).unwrap();
     // The same future: replies expire at the same time.
     world.now = world.now.plus_ms(10_001);
     let batch = CheckedBatch::new(&world.cluster, world.now, vec![]);
@@ -330,10 +333,10 @@ fn a_state_is_restored_from_its_entries_and_damage_is_noticed() {
         let mut damaged = leaves.clone();
         *damaged[at].1.last_mut().unwrap_or(&mut 0) ^= 1;
         if damaged != leaves {
-            assert!(State::restore(Arc::clone(&manifest), checkpoint, damaged).is_err());
+            assert!(restore(damaged).is_err());
         }
         let mut missing = leaves.clone();
         missing.remove(at);
-        assert!(State::restore(Arc::clone(&manifest), checkpoint, missing).is_err());
+        assert!(restore(missing).is_err());
     }
 }

@@ -8,7 +8,7 @@ use quorum::grid::Grid;
 use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::message::{PeerMessage, Slot};
-use quorum::ordering::{Accusation, Identity, Input, Published, Replica, Target, Unsent, WriteBatch};
+use quorum::ordering::{Accusation, Identity, Input, Part, Published, Replica, Target, Unsent, WriteBatch};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::sealing::OpeningKey;
@@ -250,10 +250,10 @@ impl Simulation {
             manifest: Arc::clone(&self.manifest),
             voter: self.voters[self.identity(id).index()].clone(),
             opening: Arc::new(OpeningKey::derive(&[self.identity(id).0; 32])),
+            boot: self.rng.random(),
         };
         let server = &mut self.servers[id.index()];
-        let replica = Replica::start(identity, server.disk.stored());
-        server.replica = Some(replica.unwrap_or_else(|e| panic!("server {id} cannot start: {e}")));
+        server.replica = Some(Replica::start(identity, server.disk.stored()));
         server.keyrings = (0..self.voters.len())
             .map(|from| {
                 let mut keyring = Keyring::new(Arc::clone(&self.manifest));
@@ -276,7 +276,7 @@ impl Simulation {
         if let Some(replica) = self.servers.get_mut(id.index()).and_then(|server| server.replica.as_mut()) {
             replica.handle(now, input);
             let status = replica.status();
-            assert!(!status.diverged || liar, "seed {}: server {id} diverged", self.seed);
+            assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
             assert!(status.log_entries < 1_000, "seed {}: the log of server {id} grows", self.seed);
             self.after_step(id);
         }

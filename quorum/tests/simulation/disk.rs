@@ -23,6 +23,7 @@ pub struct Disk {
     pub certificate: Option<Certificate>,
     pub view: Option<StoredView>,
     pub shares: BTreeMap<u64, [u8; 32]>,
+    pub amnesia: bool,
 }
 
 impl Disk {
@@ -64,6 +65,13 @@ impl Disk {
             Write::EraseShare { index } => {
                 self.shares.remove(index);
             }
+            Write::Secrets { indices, .. } => self.shares.retain(|index, _| indices.contains(index)),
+            Write::Amnesia(amnesia) => self.amnesia = *amnesia,
+            Write::Reset => {
+                self.slots.clear();
+                self.leaves.clear();
+                (self.state, self.certificate) = (None, None);
+            }
             Write::Trim { through } => self.slots = self.slots.split_off(&through.next()),
         }
     }
@@ -80,6 +88,13 @@ impl Disk {
             committed: slot.committed.clone(),
         });
         let view = self.view.clone();
-        Stored { state, slots: slots.collect(), certificate: self.certificate.clone(), view }
+        Stored {
+            state,
+            slots: slots.collect(),
+            certificate: self.certificate.clone(),
+            view,
+            amnesia: self.amnesia,
+            damaged: false,
+        }
     }
 }

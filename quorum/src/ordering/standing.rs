@@ -1,0 +1,255 @@
+//! Whether this replica may vote: not before it knows that it remembers its votes (design §3,
+//! *estimation* in PBFT-PR §4.3.2).
+//!
+//! A database that was restored from a backup, or lost, is amnesia: a replica that goes on from it
+//! could contradict what it signed. So at every start it asks the others what they hold of its own
+//! signatures. Once q−1 of them have answered there are two cases:
+//!
+//! - Its database accounts for all of them: it votes. Persist-before-send makes this the normal
+//!   case, also when all servers start at once, since those that do not vote yet answer too.
+//! - One of its own signatures is not in its database, or it has no database at all although it
+//!   has voted before. Then it is one of the f faulty servers until nothing that it may have signed
+//!   matters any more. It accepted proposals at most [`PROPOSALS_AHEAD`] beyond what it had
+//!   executed. Some correct server among those that answered took part in ordering that, and so had
+//!   executed at most as much less. So it waits for a certificate at twice that distance beyond
+//!   what the others have, by catching up or by state transfer; and it takes part in no view before
+//!   one that it has been shown to have changed to.
+//!
+//! Until then it promises nothing, proposes nothing, and shows readers nothing.
+
+use super::Replica;
+use super::effects::{Accusation, Target, Write};
+use crate::certificate::{Checkpoint, QuorumProof};
+use crate::ids::{Sequence, ServerId, Timestamp, View};
+use crate::limits::{PROPOSALS_AHEAD, WINDOW};
+use crate::message::{Commit, Evidence, PeerMessage, Prepare, Witness};
+use crate::signing::{Signed, Verified};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Whether a replica takes part in ordering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// It votes.
+    Voting,
+    /// It has just started, and asks the others whether its memory is complete.
+    Estimating,
+    /// It forgot votes, and waits until none of them matters.
+    Recovering,
+    /// Its state is not the certified one: it fetches what differs.
+    Repairing,
+}
+
+/// See the module.
+pub(super) enum Standing {
+    Voting,
+    Estimating(Estimation),
+    Recovering { until: Sequence },
+}
+
+/// What the others have said since the start.
+pub(super) struct Estimation {
+    /// Answers name it, so that those to an earlier start do not count.
+    boot: u64,
+    /// It is known already that votes are forgotten.
+    amnesia: bool,
+    /// Views of the proposals and proofs that the database holds at each sequence number.
+    memory: BTreeMap<Sequence, Memory>,
+    /// What each server that answered has executed, as far as it proved that.
+    answers: BTreeMap<ServerId, Sequence>,
+    /// The highest sequence number and view of any own signature that was shown.
+    shown: (Sequence, View),
+}
+
+/// What a database says about one sequence number.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Memory {
+    pub(super) accepted: Option<View>,
+    pub(super) prepared: Option<View>,
+}
+
+impl Estimation {
+    pub(super) fn new(boot: u64, amnesia: bool, memory: BTreeMap<Sequence, Memory>) -> Self {
+        Self { boot, amnesia, memory, answers: BTreeMap::new(), shown: Default::default() }
+    }
+}
+
+/// The newest votes that a replica has seen of each other one, to show them to their author.
+#[derive(Default)]
+pub(super) struct Witnessed(BTreeMap<ServerId, Seen>);
+
+#[derive(Clone, Default)]
+struct Seen {
+    prepare: Option<Evidence<Prepare>>,
+    commit: Option<Evidence<Commit>>,
+    checkpoint: Option<Evidence<Checkpoint>>,
+}
+
+fn newer<T, K: Ord>(known: &mut Option<Evidence<T>>, vote: &Verified<T>, key: impl Fn(&T) -> K)
+where
+    T: Clone,
+{
+    if known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(vote.body())) {
+        *known = Some(vote.stored());
+    }
+}
+
+impl Witnessed {
+    pub(super) fn prepare(&mut self, vote: &Verified<Prepare>) {
+        newer(&mut self.0.entry(vote.server()).or_default().prepare, vote, |p| (p.0.sequence, p.0.view));
+    }
+    pub(super) fn commit(&mut self, vote: &Verified<Commit>) {
+        newer(&mut self.0.entry(vote.server()).or_default().commit, vote, |c| (c.0.sequence, c.0.view));
+    }
+    pub(super) fn checkpoint(&mut self, vote: &Verified<Checkpoint>) {
+        newer(&mut self.0.entry(vote.server()).or_default().checkpoint, vote, |c| c.sequence);
+    }
+    /// From a proof in this replica's own database, which was checked before it was written.
+    pub(super) fn committed(&mut self, proof: &QuorumProof<Commit>) {
+        for vote in &proof.votes {
+            let key = proof.keys.iter().find(|key| key.statement.server == vote.server);
+            let seen = self.0.entry(vote.server).or_default();
+            let higher =
+                seen.commit.as_ref().is_none_or(|(c, _)| c.body.0.sequence < proof.statement.0.sequence);
+            if let (Some(key), true) = (key, higher) {
+                let signed = Signed { body: proof.statement, server: vote.server, signature: vote.signature };
+                seen.commit = Some((signed, *key));
+            }
+        }
+    }
+    fn of(&self, server: ServerId) -> Seen {
+        self.0.get(&server).cloned().unwrap_or_default()
+    }
+}
+
+impl Replica {
+    /// Whether it may promise anything.
+    pub(super) fn may_vote(&self) -> bool {
+        matches!(self.standing, Standing::Voting) && !self.diverged
+    }
+
+    /// For operators.
+    pub(super) fn part(&self) -> Part {
+        match self.standing {
+            _ if self.diverged => Part::Repairing,
+            Standing::Voting => Part::Voting,
+            Standing::Estimating(_) => Part::Estimating,
+            Standing::Recovering { .. } => Part::Recovering,
+        }
+    }
+
+    /// Asks those who have not answered.
+    pub(super) fn ask_witnesses(&mut self) {
+        let Standing::Estimating(estimation) = &self.standing else { return };
+        let boot = estimation.boot;
+        for peer in self.manifest.grid().servers().filter(|peer| *peer != self.id) {
+            if !estimation.answers.contains_key(&peer) {
+                self.pending.send(Target::One(peer), PeerMessage::AskWitness(boot));
+            }
+        }
+    }
+
+    /// Somebody has started and wants to know what it signed before.
+    pub(super) fn on_ask_witness(&mut self, from: ServerId, boot: u64) {
+        let Seen { prepare, commit, checkpoint } = self.witnessed.of(from);
+        let view_change = self.view_change_of(from).map(Verified::stored);
+        let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
+        let executed = self.executed();
+        let witness = Witness { boot, executed, certificate, prepare, commit, checkpoint, view_change };
+        self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
+    }
+
+    /// One of the others says what it holds; every signature in it holds.
+    pub(super) fn on_witness(&mut self, now: Timestamp, from: ServerId, witness: Witness) {
+        let (id, own_executed, own_view) = (self.id, self.executed(), self.view);
+        let Standing::Estimating(estimation) = &mut self.standing else { return };
+        if witness.boot != estimation.boot {
+            return;
+        }
+        // More than a certificate and the window after it is not believed.
+        let certified =
+            witness.certificate.as_ref().map_or(0, |certificate| certificate.statement.sequence.0);
+        self.target = self.target.max(Sequence(certified));
+        let executed = Sequence(witness.executed.0.min(certified.saturating_add(WINDOW)));
+        estimation.answers.insert(from, executed);
+
+        let mut forgotten = Vec::new();
+        let mut shown = |sequence: Sequence, view: View, remembered: bool| {
+            estimation.shown.0 = estimation.shown.0.max(sequence);
+            estimation.shown.1 = estimation.shown.1.max(view);
+            if !remembered {
+                forgotten.push(sequence);
+            }
+        };
+        let memory = |sequence: Sequence| estimation.memory.get(&sequence).copied().unwrap_or_default();
+        if let Some((vote, _)) = witness.prepare.as_ref().filter(|(vote, _)| vote.server == id) {
+            let slot = vote.body.0;
+            let known = slot.sequence <= own_executed || memory(slot.sequence).accepted >= Some(slot.view);
+            // A vote in a view means only that this replica was in it then.
+            shown(slot.sequence, View(0), known);
+        }
+        if let Some((vote, _)) = witness.commit.as_ref().filter(|(vote, _)| vote.server == id) {
+            let slot = vote.body.0;
+            let known = slot.sequence <= own_executed || memory(slot.sequence).prepared >= Some(slot.view);
+            shown(slot.sequence, View(0), known);
+        }
+        if let Some((vote, _)) = witness.checkpoint.as_ref().filter(|(vote, _)| vote.server == id) {
+            shown(vote.body.sequence, View(0), vote.body.sequence <= own_executed);
+        }
+        if let Some((change, _)) = witness.view_change.as_ref().filter(|(change, _)| change.server == id) {
+            shown(Sequence(0), change.body.view, change.body.view <= own_view);
+        }
+        if let Some(sequence) = forgotten.into_iter().max() {
+            if !estimation.amnesia {
+                self.pending.accuse(Accusation::Amnesia { sequence });
+            }
+            estimation.amnesia = true;
+        }
+        self.conclude(now);
+    }
+
+    /// With q−1 answers it is clear whether anything is forgotten.
+    fn conclude(&mut self, now: Timestamp) {
+        let quorum = self.quorum();
+        let Standing::Estimating(estimation) = &self.standing else { return };
+        if estimation.answers.len() + 1 < quorum {
+            return;
+        }
+        if !estimation.amnesia {
+            self.standing = Standing::Voting;
+            self.take_part(now);
+            return;
+        }
+        let highest = estimation.answers.values().copied().max().unwrap_or_default();
+        let (sequence, view) = estimation.shown;
+        let until = Sequence(highest.max(sequence).0.saturating_add(2 * PROPOSALS_AHEAD));
+        // Written before anything else: a crash on the way does not make it forget that it forgot.
+        self.pending.write(Write::Amnesia(true));
+        self.standing = Standing::Recovering { until };
+        if view > self.view {
+            self.leave_for(now, view);
+        }
+        self.recovered(now);
+    }
+
+    /// Nothing that was forgotten matters below a certificate as high as this.
+    pub(super) fn recovered(&mut self, now: Timestamp) {
+        if let Standing::Recovering { until } = self.standing
+            && self.certified() >= until
+        {
+            self.pending.write(Write::Amnesia(false));
+            self.standing = Standing::Voting;
+            self.take_part(now);
+        }
+    }
+
+    /// From now on it votes: it says what it has, and shows it to readers.
+    fn take_part(&mut self, now: Timestamp) {
+        self.changing.restart_timer(now);
+        if let Some(held) = self.own_held.clone() {
+            self.pending.send_all(&held, PeerMessage::Held);
+        }
+        self.publish();
+    }
+}

@@ -1,0 +1,299 @@
+//! State transfer (PBFT §4.6, PBFT-PR §5.3): a server that fell behind the others' logs, lost its
+//! disk, or holds a wrong state fetches what differs under a certificate, from several servers,
+//! while they go on.
+//!
+//! Every replica keeps a snapshot of the first batch in every [`SNAPSHOT_INTERVAL_MS`] of agreed
+//! time, so that all keep the same ones. Whoever is asked for batches that its log no longer has
+//! offers the certificate of its newest snapshot. The one that is behind asks all others for parts
+//! under that root; each part is checked against the hash that its parent named. When nothing is
+//! missing, the state, its certificate and the new low watermark are written in one transaction, and
+//! the rest follows from the others' logs. If the others have gone on too far meanwhile, it takes a
+//! newer certificate and keeps what it has.
+
+use super::effects::{Accusation, Target, Write};
+use super::{Boundary, Replica};
+use crate::certificate::{Certificate, Held};
+use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
+use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
+use crate::map::{self, Map, Snapshot};
+use crate::message::{AskParts, Parts, PeerMessage};
+use crate::signing::Verified;
+use crate::state::{Executed, State, layout};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What this replica knows about states that it could fetch, and the one that it does fetch.
+#[derive(Default)]
+pub(super) struct Transferring {
+    /// The highest certificate offered.
+    offer: Option<Certificate>,
+    /// Entries to build on, where they are not the executed state's: those of a damaged database.
+    pub(super) base: Option<Snapshot>,
+    current: Option<Transfer>,
+    /// When it last executed something, or began.
+    pub(super) advanced: Timestamp,
+}
+
+struct Transfer {
+    certificate: Certificate,
+    sync: map::Sync,
+    /// Who has been asked for what, and when.
+    asked: BTreeMap<ServerId, (Vec<usize>, Timestamp)>,
+    /// Servers that sent something wrong: not asked again for this state.
+    refused: ServerSet,
+    /// When a part came in last.
+    advanced: Timestamp,
+    parts: u64,
+}
+
+/// How far a state transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransferProgress {
+    /// The sequence number of the state.
+    pub target: Sequence,
+    /// Parts received.
+    pub parts: u64,
+    /// Parts known to be missing; more may be found below them.
+    pub missing: usize,
+    /// Entries received.
+    pub entries: usize,
+}
+
+impl Replica {
+    /// Keeps a snapshot for others once in an interval of agreed time.
+    pub(super) fn keep_snapshot(&mut self, before: Timestamp, executed: &Executed) {
+        let checkpoint = executed.checkpoint;
+        if before.0 / SNAPSHOT_INTERVAL_MS == checkpoint.time.0 / SNAPSHOT_INTERVAL_MS {
+            return;
+        }
+        let votes = self.checkpoints.get(&checkpoint.sequence).cloned().unwrap_or_default();
+        let boundary = Boundary { checkpoint, snapshot: executed.snapshot.clone(), votes, certificate: None };
+        self.boundaries.insert(checkpoint.sequence, boundary);
+        self.certify_boundary(checkpoint.sequence);
+        while self.boundaries.len() > SNAPSHOTS_KEPT {
+            self.boundaries.pop_first();
+        }
+    }
+
+    /// A vote for a snapshot's certificate, which may come after a later one is certified.
+    pub(super) fn boundary_vote(&mut self, vote: &Verified<crate::certificate::Checkpoint>) {
+        let sequence = vote.body().sequence;
+        if let Some(boundary) = self.boundaries.get_mut(&sequence) {
+            // Equivocation is noticed where votes are counted.
+            let _ = boundary.votes.add(vote.clone());
+            self.certify_boundary(sequence);
+        }
+    }
+
+    fn certify_boundary(&mut self, sequence: Sequence) {
+        let quorum = self.quorum();
+        if let Some(boundary) = self.boundaries.get_mut(&sequence)
+            && boundary.certificate.is_none()
+        {
+            boundary.certificate = boundary.votes.proof(&boundary.checkpoint, quorum);
+        }
+    }
+
+    /// Offers the newest state that this replica can give parts of.
+    pub(super) fn offer_state(&mut self, to: ServerId, after: Sequence) {
+        let newest = self.boundaries.values().rev().find_map(|boundary| boundary.certificate.as_ref());
+        if let Some(certificate) = newest.filter(|certificate| certificate.statement.sequence > after) {
+            self.pending.send(Target::One(to), PeerMessage::Offer(certificate.clone()));
+        }
+    }
+
+    pub(super) fn on_offer(&mut self, now: Timestamp, certificate: Certificate) {
+        let sequence = certificate.statement.sequence;
+        self.target = self.target.max(sequence);
+        let known =
+            self.transferring.offer.as_ref().map_or(self.executed(), |offer| offer.statement.sequence);
+        if sequence > known.max(self.executed()) {
+            self.transferring.offer = Some(certificate);
+            self.drive_transfer(now);
+        }
+    }
+
+    /// How far a transfer is, if there is one.
+    pub(super) fn transfer_progress(&self) -> Option<TransferProgress> {
+        self.transferring.current.as_ref().map(|transfer| TransferProgress {
+            target: transfer.certificate.statement.sequence,
+            parts: transfer.parts,
+            missing: transfer.sync.missing(),
+            entries: transfer.sync.fetched_entries(),
+        })
+    }
+
+    /// Whether single batches are of no use: its state is wrong, or it begins with (almost) nothing.
+    pub(super) fn wants_state(&self) -> bool {
+        self.diverged || (!self.may_vote() && self.target.0 > self.executed().0 + WINDOW)
+    }
+
+    /// At every tick and answer: begins, goes on, takes a newer target, or gives up what is no
+    /// longer needed.
+    pub(super) fn drive_transfer(&mut self, now: Timestamp) {
+        let executed = self.executed();
+        self.transferring.offer.take_if(|offer| offer.statement.sequence <= executed);
+        self.transferring.current.take_if(|transfer| transfer.certificate.statement.sequence <= executed);
+        let impatient = |since: Timestamp| now.since_ms(since) >= TRANSFER_PATIENCE_MS;
+        let wanted = match &self.transferring.current {
+            None => self.wants_state() || impatient(self.transferring.advanced),
+            // Nobody gives parts of this one any more.
+            Some(transfer) => impatient(transfer.advanced),
+        };
+        if wanted && let Some(offer) = self.transferring.offer.take() {
+            let root = offer.statement.root;
+            let sync = match self.transferring.current.take() {
+                Some(transfer) => transfer.sync.towards(root),
+                None => {
+                    let own = self.state.seal().1;
+                    map::Sync::new(self.transferring.base.as_ref().unwrap_or(&own), root)
+                }
+            };
+            self.transferring.current = Some(Transfer {
+                certificate: offer,
+                sync,
+                asked: BTreeMap::new(),
+                refused: ServerSet::default(),
+                advanced: now,
+                parts: 0,
+            });
+        }
+        self.ask_for_parts(now);
+        self.finish_transfer(now);
+    }
+
+    /// Asks every server that is not busy with an earlier question.
+    fn ask_for_parts(&mut self, now: Timestamp) {
+        let Some(transfer) = &mut self.transferring.current else { return };
+        let statement = transfer.certificate.statement;
+        let late: Vec<_> = transfer
+            .asked
+            .iter()
+            .filter(|(_, (_, when))| now.since_ms(*when) >= TRANSFER_PATIENCE_MS)
+            .map(|(server, _)| *server)
+            .collect();
+        let slow: ServerSet = late.iter().copied().collect();
+        for server in late {
+            let (places, _) = transfer.asked.remove(&server).unwrap_or_default();
+            places.into_iter().for_each(|place| transfer.sync.put_back(place));
+        }
+        let n = self.manifest.thresholds.n() as u64;
+        let mut free: Vec<_> = (1..n)
+            .map(|step| ServerId(((u64::from(self.id.0) + transfer.parts + step) % n) as u8))
+            .filter(|peer| *peer != self.id && !transfer.refused.contains(*peer))
+            .filter(|peer| !transfer.asked.contains_key(peer))
+            .collect();
+        // Those who were late come last: others may answer what they did not.
+        free.sort_by_key(|peer| slow.contains(*peer));
+        while !free.is_empty() && transfer.sync.unasked() > 0 {
+            let peer = free.remove(0);
+            let share = transfer.sync.unasked().div_ceil(free.len() + 1).min(MAX_PARTS);
+            let (places, parts): (Vec<_>, Vec<_>) =
+                (0..share).map_while(|_| transfer.sync.next_wanted()).unzip();
+            if places.is_empty() {
+                break;
+            }
+            transfer.asked.insert(peer, (places, now));
+            let ask = AskParts { sequence: statement.sequence, root: statement.root, parts };
+            self.pending.send(Target::One(peer), PeerMessage::AskParts(ask));
+        }
+    }
+
+    /// Somebody fetches a state: gives what it asks for, or says which state there is.
+    pub(super) fn on_ask_parts(&mut self, from: ServerId, ask: &AskParts) {
+        let kept = self.boundaries.get(&ask.sequence).filter(|kept| kept.checkpoint.root == ask.root);
+        match kept {
+            Some(kept) => {
+                let parts = map::parts_of(&kept.snapshot, &ask.parts);
+                let parts = Parts { sequence: ask.sequence, parts };
+                self.pending.send(Target::One(from), PeerMessage::Parts(parts));
+            }
+            None => self.offer_state(from, ask.sequence),
+        }
+    }
+
+    pub(super) fn on_parts(&mut self, now: Timestamp, from: ServerId, answer: Parts) {
+        let Some(transfer) = &mut self.transferring.current else { return };
+        if answer.sequence != transfer.certificate.statement.sequence {
+            return;
+        }
+        let Some((places, _)) = transfer.asked.remove(&from) else { return };
+        let mut parts = answer.parts.into_iter();
+        for place in places {
+            match parts.next() {
+                None => transfer.sync.put_back(place),
+                Some(part) => match transfer.sync.take(place, part) {
+                    Ok(()) => {
+                        transfer.advanced = now;
+                        transfer.parts += 1;
+                    }
+                    Err(why) => {
+                        transfer.sync.put_back(place);
+                        transfer.refused.insert(from);
+                        self.pending.accuse(Accusation::WrongPart { server: from, why });
+                    }
+                },
+            }
+        }
+        self.drive_transfer(now);
+    }
+
+    fn finish_transfer(&mut self, now: Timestamp) {
+        if let Some(transfer) = self.transferring.current.take_if(|transfer| transfer.sync.missing() == 0) {
+            self.install_state(now, transfer.certificate, transfer.sync.finish());
+        }
+    }
+
+    /// Takes over a certified state, with everything that follows from it, in one transaction.
+    fn install_state(&mut self, now: Timestamp, certificate: Certificate, map: Map) {
+        let statement = certificate.statement;
+        let before = self.state.seal().1;
+        let unwritten = self.state.take_changes();
+        let Ok(mut state) = State::restore(Arc::clone(&self.manifest), statement, map) else {
+            // Correct servers vouch for the root; this program cannot read what they wrote.
+            self.pending.accuse(Accusation::Unreadable { sequence: statement.sequence });
+            return;
+        };
+        let snapshot = state.seal().1;
+        // What the disk holds is `before`, less what had not been written yet.
+        let mut leaves: BTreeMap<_, _> = before.changes_to(&snapshot).into_iter().collect();
+        for (key, _) in unwritten {
+            let value = snapshot.get(&key).cloned();
+            leaves.entry(key).or_insert(value);
+        }
+        self.pending.write(Write::State { checkpoint: statement, leaves: leaves.into_iter().collect() });
+        let secrets = layout::secret_indices(&snapshot).collect();
+        self.pending.write(Write::Secrets { indices: secrets, epoch: statement.epoch });
+        let certificate = Arc::new(certificate);
+        self.pending.write(Write::Certified(Arc::clone(&certificate)));
+        self.pending.write(Write::Trim { through: statement.sequence });
+
+        self.state = state;
+        self.flushed = statement.sequence;
+        self.certificate = Some(certificate);
+        self.certified_snapshot = Some(snapshot);
+        self.target = self.target.max(statement.sequence);
+        self.own_checkpoints.clear();
+        self.boundaries.clear();
+        self.checkpoints = self.checkpoints.split_off(&statement.sequence.next());
+        self.log = self.log.split_off(&statement.sequence.next());
+        self.log_bytes = 0;
+        self.next_sequence = self.next_sequence.max(statement.sequence.next());
+        self.diverged = false;
+        self.transferring = Transferring { advanced: now, ..Transferring::default() };
+        let state = &self.state;
+        let replied = self.pool.take_if(|id| state.reply(id).is_some());
+        self.tell_clients(replied);
+
+        let held = self.voter.sign(Held { sequence: statement.sequence });
+        self.promise(&held, PeerMessage::Held);
+        self.own_held = Some(held.clone());
+        self.completion.add(held);
+        self.update_completion();
+        self.publish();
+        self.recovered(now);
+        self.execute_ready();
+        // The rest is in the others' logs.
+        self.tell_status();
+    }
+}
