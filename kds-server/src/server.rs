@@ -134,7 +134,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let voting = *voter.certificate();
     let voting_key = voter.key().clone();
     let boot = rand::rng().next_u64();
-    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening, boot };
+    let log_tail = quorum::limits::LOG_TAIL_BATCHES;
+    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening, boot, log_tail };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");

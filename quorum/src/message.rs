@@ -304,6 +304,8 @@ pub struct AskParts {
     pub sequence: Sequence,
     /// Its root.
     pub root: Hash,
+    /// Names the question in its answer.
+    pub question: u64,
     /// Which parts; at most [`MAX_PARTS`].
     pub parts: Vec<WantedPart>,
 }
@@ -311,8 +313,8 @@ pub struct AskParts {
 /// Parts of a state, in the order of the question; not all of them if they are large.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Parts {
-    /// Of which batch's state.
-    pub sequence: Sequence,
+    /// The question that this answers.
+    pub question: u64,
     /// The parts.
     pub parts: Vec<Vec<PartItem>>,
 }

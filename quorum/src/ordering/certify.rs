@@ -5,7 +5,7 @@ use super::effects::{Accusation, Published, Write};
 use super::standing::Standing;
 use crate::certificate::{Certificate, Checkpoint, Held};
 use crate::ids::Sequence;
-use crate::limits::{LOG_TAIL_BATCHES, LOG_TAIL_BYTES, WINDOW};
+use crate::limits::{LOG_TAIL_BYTES, WINDOW};
 use crate::message::PeerMessage;
 use crate::request::RequestId;
 use crate::signing::Verified;
@@ -152,7 +152,7 @@ impl Replica {
         let mut trimmed = None;
         while let Some(first) = self.log.first_entry() {
             let sequence = *first.key();
-            let too_many = sequence.0 + LOG_TAIL_BATCHES <= certified.0 || self.log_bytes > LOG_TAIL_BYTES;
+            let too_many = sequence.0 + self.log_tail <= certified.0 || self.log_bytes > LOG_TAIL_BYTES;
             // What is not in the stored state yet is needed to start again.
             if !too_many || sequence > self.flushed || sequence >= certified {
                 break;

@@ -39,6 +39,8 @@ pub use view_change::Plan;
 
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
+#[cfg(doc)]
+use crate::limits::LOG_TAIL_BATCHES;
 use crate::limits::{HEARTBEAT_MS, RETRANSMIT_MS, WINDOW};
 use crate::manifest::Manifest;
 use crate::map::Snapshot;
@@ -67,6 +69,8 @@ pub struct Identity {
     pub opening: Arc<OpeningKey>,
     /// A random number, another one at each start.
     pub boot: u64,
+    /// Executed batches that stay for servers that fell behind; [`LOG_TAIL_BATCHES`] by default.
+    pub log_tail: u64,
 }
 
 /// Something that happened.
@@ -133,6 +137,7 @@ pub struct Replica {
     standing: Standing,
     witnessed: Witnessed,
     boundaries: BTreeMap<Sequence, Boundary>,
+    log_tail: u64,
     transferring: Transferring,
     pending: Pending,
 }

@@ -152,7 +152,7 @@ impl Replica {
     }
 
     fn new(identity: Identity, state: State, memory: BTreeMap<Sequence, Memory>, amnesia: bool) -> Self {
-        let Identity { manifest, voter, opening, boot } = identity;
+        let Identity { manifest, voter, opening, boot, log_tail } = identity;
         let flushed = state.sequence();
         Self {
             id: voter.server(),
@@ -179,7 +179,8 @@ impl Replica {
             standing: Standing::Estimating(Estimation::new(boot, amnesia, memory)),
             witnessed: Witnessed::default(),
             boundaries: BTreeMap::new(),
-            transferring: Transferring::default(),
+            log_tail,
+            transferring: Transferring::new(boot),
             pending: Pending::default(),
             manifest,
             voter,
@@ -210,6 +211,7 @@ impl Replica {
             }
             if let Some((proof, batch)) = slot.prepared {
                 let batch = batch.or_else(|| accepted_batch.clone()).ok_or(Damage::Batch(sequence))?;
+                self.witnessed.prepared(&proof);
                 self.restore_prepared(&mut entry, proof, batch)?;
             }
             if let Some((proof, batch)) = slot.committed {

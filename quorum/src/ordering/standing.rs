@@ -86,36 +86,46 @@ struct Seen {
     checkpoint: Option<Evidence<Checkpoint>>,
 }
 
-fn newer<T, K: Ord>(known: &mut Option<Evidence<T>>, vote: &Verified<T>, key: impl Fn(&T) -> K)
-where
-    T: Clone,
-{
-    if known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(vote.body())) {
-        *known = Some(vote.stored());
+fn keep_newer<T, K: Ord>(known: &mut Option<Evidence<T>>, evidence: Evidence<T>, key: impl Fn(&T) -> K) {
+    if known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(&evidence.0.body)) {
+        *known = Some(evidence);
     }
+}
+
+/// The votes of a proof, each by itself.
+fn evidence<T: Copy>(proof: &QuorumProof<T>) -> impl Iterator<Item = (ServerId, Evidence<T>)> + '_ {
+    proof.votes.iter().filter_map(|vote| {
+        let key = proof.keys.iter().find(|key| key.statement.server == vote.server)?;
+        let signed = Signed { body: proof.statement, server: vote.server, signature: vote.signature };
+        Some((vote.server, (signed, *key)))
+    })
 }
 
 impl Witnessed {
     pub(super) fn prepare(&mut self, vote: &Verified<Prepare>) {
-        newer(&mut self.0.entry(vote.server()).or_default().prepare, vote, |p| (p.0.sequence, p.0.view));
+        keep_newer(&mut self.0.entry(vote.server()).or_default().prepare, vote.stored(), |p| {
+            (p.0.sequence, p.0.view)
+        });
     }
     pub(super) fn commit(&mut self, vote: &Verified<Commit>) {
-        newer(&mut self.0.entry(vote.server()).or_default().commit, vote, |c| (c.0.sequence, c.0.view));
+        keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| {
+            (c.0.sequence, c.0.view)
+        });
     }
     pub(super) fn checkpoint(&mut self, vote: &Verified<Checkpoint>) {
-        newer(&mut self.0.entry(vote.server()).or_default().checkpoint, vote, |c| c.sequence);
+        keep_newer(&mut self.0.entry(vote.server()).or_default().checkpoint, vote.stored(), |c| c.sequence);
     }
-    /// From a proof in this replica's own database, which was checked before it was written.
+    /// From proofs in this replica's own database, which were checked before they were written.
+    pub(super) fn prepared(&mut self, proof: &QuorumProof<Prepare>) {
+        for (server, evidence) in evidence(proof) {
+            let known = &mut self.0.entry(server).or_default().prepare;
+            keep_newer(known, evidence, |p| (p.0.sequence, p.0.view));
+        }
+    }
     pub(super) fn committed(&mut self, proof: &QuorumProof<Commit>) {
-        for vote in &proof.votes {
-            let key = proof.keys.iter().find(|key| key.statement.server == vote.server);
-            let seen = self.0.entry(vote.server).or_default();
-            let higher =
-                seen.commit.as_ref().is_none_or(|(c, _)| c.body.0.sequence < proof.statement.0.sequence);
-            if let (Some(key), true) = (key, higher) {
-                let signed = Signed { body: proof.statement, server: vote.server, signature: vote.signature };
-                seen.commit = Some((signed, *key));
-            }
+        for (server, evidence) in evidence(proof) {
+            let known = &mut self.0.entry(server).or_default().commit;
+            keep_newer(known, evidence, |c| (c.0.sequence, c.0.view));
         }
     }
     fn of(&self, server: ServerId) -> Seen {

@@ -32,18 +32,33 @@ pub(super) struct Transferring {
     current: Option<Transfer>,
     /// When it last executed something, or began.
     pub(super) advanced: Timestamp,
+    /// The number of the last question; begins anywhere, so that answers from before do not fit.
+    questions: u64,
+}
+
+impl Transferring {
+    pub(super) fn new(boot: u64) -> Self {
+        Self { questions: boot, ..Self::default() }
+    }
 }
 
 struct Transfer {
     certificate: Certificate,
     sync: map::Sync,
-    /// Who has been asked for what, and when.
-    asked: BTreeMap<ServerId, (Vec<usize>, Timestamp)>,
+    /// Who has been asked for what.
+    asked: BTreeMap<ServerId, Asked>,
     /// Servers that sent something wrong: not asked again for this state.
     refused: ServerSet,
     /// When a part came in last.
     advanced: Timestamp,
     parts: u64,
+}
+
+/// A question that is not answered yet.
+struct Asked {
+    question: u64,
+    places: Vec<usize>,
+    when: Timestamp,
 }
 
 /// How far a state transfer is.
@@ -169,13 +184,13 @@ impl Replica {
         let late: Vec<_> = transfer
             .asked
             .iter()
-            .filter(|(_, (_, when))| now.since_ms(*when) >= TRANSFER_PATIENCE_MS)
+            .filter(|(_, asked)| now.since_ms(asked.when) >= TRANSFER_PATIENCE_MS)
             .map(|(server, _)| *server)
             .collect();
         let slow: ServerSet = late.iter().copied().collect();
         for server in late {
-            let (places, _) = transfer.asked.remove(&server).unwrap_or_default();
-            places.into_iter().for_each(|place| transfer.sync.put_back(place));
+            let places = transfer.asked.remove(&server).map(|asked| asked.places);
+            places.into_iter().flatten().for_each(|place| transfer.sync.put_back(place));
         }
         let n = self.manifest.thresholds.n() as u64;
         let mut free: Vec<_> = (1..n)
@@ -193,8 +208,10 @@ impl Replica {
             if places.is_empty() {
                 break;
             }
-            transfer.asked.insert(peer, (places, now));
-            let ask = AskParts { sequence: statement.sequence, root: statement.root, parts };
+            self.transferring.questions = self.transferring.questions.wrapping_add(1);
+            let question = self.transferring.questions;
+            transfer.asked.insert(peer, Asked { question, places, when: now });
+            let ask = AskParts { sequence: statement.sequence, root: statement.root, question, parts };
             self.pending.send(Target::One(peer), PeerMessage::AskParts(ask));
         }
     }
@@ -205,7 +222,7 @@ impl Replica {
         match kept {
             Some(kept) => {
                 let parts = map::parts_of(&kept.snapshot, &ask.parts);
-                let parts = Parts { sequence: ask.sequence, parts };
+                let parts = Parts { question: ask.question, parts };
                 self.pending.send(Target::One(from), PeerMessage::Parts(parts));
             }
             None => self.offer_state(from, ask.sequence),
@@ -214,10 +231,12 @@ impl Replica {
 
     pub(super) fn on_parts(&mut self, now: Timestamp, from: ServerId, answer: Parts) {
         let Some(transfer) = &mut self.transferring.current else { return };
-        if answer.sequence != transfer.certificate.statement.sequence {
+        // An answer that comes late is to a question that was put to somebody else since.
+        let answers = |asked: &Asked| asked.question == answer.question;
+        if !transfer.asked.get(&from).is_some_and(answers) {
             return;
         }
-        let Some((places, _)) = transfer.asked.remove(&from) else { return };
+        let places = transfer.asked.remove(&from).map_or(vec![], |asked| asked.places);
         let mut parts = answer.parts.into_iter();
         for place in places {
             match parts.next() {
@@ -280,7 +299,7 @@ impl Replica {
         self.log_bytes = 0;
         self.next_sequence = self.next_sequence.max(statement.sequence.next());
         self.diverged = false;
-        self.transferring = Transferring { advanced: now, ..Transferring::default() };
+        self.transferring = Transferring { advanced: now, ..Transferring::new(self.transferring.questions) };
         let state = &self.state;
         let replied = self.pool.take_if(|id| state.reply(id).is_some());
         self.tell_clients(replied);

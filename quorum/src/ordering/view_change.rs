@@ -461,6 +461,7 @@ mod tests {
             voter: voters[2].clone(),
             opening: Arc::new(OpeningKey::derive(&[1; 32])),
             boot: 0,
+            log_tail: crate::limits::LOG_TAIL_BATCHES,
         };
         let mut backup = Replica::start(identity, Stored::default());
         backup.standing = crate::ordering::standing::Standing::Voting;

@@ -1,13 +1,15 @@
 //! The simulated cluster: replicas, disks, a network, clients, and the invariants.
 
 use crate::disk::Disk;
+use crate::liar::{Conspiracy, Liar};
 use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
 use quorum::grid::Grid;
 use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
+use quorum::limits::{FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
-use quorum::message::{PeerMessage, Slot};
+use quorum::message::{CheckedMessage, PeerMessage, Slot};
 use quorum::ordering::{Accusation, Identity, Input, Part, Published, Replica, Target, Unsent, WriteBatch};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
@@ -34,6 +36,16 @@ pub struct Faults {
     /// nothing of each other, and so say two things wherever two things can be said (*Twins*,
     /// Bano et al. 2021). What is sent to server 0 reaches the one, the other, or both.
     pub twins: bool,
+    /// Some servers follow a Byzantine strategy.
+    pub liars: bool,
+    /// A server's disk is lost, or replaced by an older copy of it.
+    pub forgetful: bool,
+    /// How far each clock may be off, in milliseconds.
+    pub skew_ms: u64,
+    /// Executed batches that servers keep for others: few of them mean state transfer.
+    pub log_tail: u64,
+    /// Names that clients register.
+    pub requests: usize,
 }
 
 enum Event {
@@ -47,6 +59,10 @@ enum Event {
     Commit(ServerId),
     Crash(ServerId),
     Restart(ServerId),
+    /// Somebody makes a copy of a server's disk.
+    Backup(ServerId),
+    /// A server's disk is lost, or replaced by the copy.
+    Forget(ServerId),
     Submit(usize),
     /// From now on these servers and the others do not reach each other.
     Partition(Vec<ServerId>),
@@ -58,6 +74,9 @@ struct Server {
     uncommitted: VecDeque<(WriteBatch, Unsent)>,
     keyrings: BTreeMap<ServerId, Keyring>,
     published: Option<Published>,
+    /// How far ahead of the true time its clock is, in milliseconds, less the largest skew.
+    skew_ms: u64,
+    backup: Option<Disk>,
 }
 
 struct Client {
@@ -85,6 +104,14 @@ pub struct Simulation {
     gateways: BTreeMap<(ServerId, RequestId), usize>,
     healed: bool,
     dead: Vec<ServerId>,
+    liars: BTreeMap<ServerId, Liar>,
+    conspiracy: Conspiracy,
+    forgetful: Vec<ServerId>,
+    /// What checking a message led to: the same for everyone who gets it.
+    checked: BTreeMap<(ServerId, Hash), Option<CheckedMessage>>,
+    /// State transfers that were completed, and servers that got over having forgotten.
+    pub transfers: usize,
+    pub recoveries: usize,
     cut_off: Vec<ServerId>,
     trace: Hash,
     /// What each server promised: no server ever says two things (checked at every send).
@@ -95,18 +122,28 @@ pub struct Simulation {
 }
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
-const REQUESTS: usize = 24;
 
-/// Whether what is on disk keeps a server from contradicting a vote: the vote itself, or one of a
-/// later view that was written together with it (earlier views are never voted in again).
-fn covers(stored: Slot, vote: Slot) -> bool {
-    stored == vote || stored.view > vote.view
+/// The thresholds of a grid; or, for a number of servers that fills none, those of ordering alone.
+fn thresholds(n: usize) -> Thresholds {
+    Thresholds::plan(n, None, None).unwrap_or_else(|_| {
+        let (servers, faulty) = (n as u16, (n as u16 - 1) / 3);
+        let quorum = (servers + faulty + 1).div_ceil(2);
+        Thresholds { servers, side: 1, faulty, quorum, masked: 0, rows: 1, columns: 0, threshold: 2 }
+    })
+}
+
+/// Whether what is on disk keeps a server from contradicting a vote: the vote itself, one of a
+/// later view that was written together with it (earlier views are never voted in again), or a
+/// later state (nor are places that have been executed).
+fn covers(disk: &Disk, stored: Option<Slot>, vote: Slot) -> bool {
+    stored.is_some_and(|stored| stored == vote || stored.view > vote.view)
+        || disk.state.is_some_and(|state| state.sequence >= vote.sequence)
 }
 
 impl Simulation {
     pub fn new(n: usize, seed: u64, faults: Faults) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let thresholds = Thresholds::plan(n, None, None).unwrap();
+        let thresholds = thresholds(n);
         let grid = Grid::new(thresholds);
         let identities: Vec<_> = (0..n).map(|i| SigningKey::from_seed(&[i as u8 + 1; 32])).collect();
         let administrator = SigningKey::from_seed(&[200; 32]);
@@ -127,15 +164,14 @@ impl Simulation {
             thresholds,
             servers: servers.collect(),
         });
-        manifest.validate().unwrap();
         let cluster = manifest.cluster_id();
         let voters = (0..n).map(|i| {
             let id = ServerId(i as u8);
             Voter::generate(cluster, &identities[i], id, Epoch(0), 0, &mut StdRng::seed_from_u64(i as u64))
         });
-        let clients = (0..REQUESTS).map(|i| {
+        let clients = (0..faults.requests).map(|i| {
             let name = Name::new(format!("name-{i}")).unwrap();
-            let keys = vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![i as u8 + 1; 32]) }];
+            let keys = vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![i as u8 | 1; 32]) }];
             let entry = Entry {
                 keys,
                 owner: None,
@@ -164,6 +200,12 @@ impl Simulation {
             gateways: BTreeMap::new(),
             healed: false,
             dead: Vec::new(),
+            liars: BTreeMap::new(),
+            conspiracy: Conspiracy::default(),
+            forgetful: Vec::new(),
+            checked: BTreeMap::new(),
+            transfers: 0,
+            recoveries: 0,
             cut_off: Vec::new(),
             trace: Hash([0; 32]),
             promises: BTreeMap::new(),
@@ -173,30 +215,27 @@ impl Simulation {
             rng: StdRng::seed_from_u64(rng.random()),
         };
         let twin = faults.twins.then_some(ServerId(n as u8));
-        for id in grid.servers().chain(twin) {
+        for _ in grid.servers().chain(twin) {
             simulation.servers.push(Server {
                 replica: None,
                 disk: Disk::default(),
                 uncommitted: VecDeque::new(),
                 keyrings: BTreeMap::new(),
                 published: None,
+                skew_ms: simulation.rng.random_range(0..=2 * faults.skew_ms),
+                backup: None,
             });
+        }
+        simulation.choose_faulty();
+        for id in grid.servers().chain(twin) {
             simulation.start(id);
         }
-        for i in 0..REQUESTS {
+        for i in 0..faults.requests {
             let at = simulation.rng.random_range(0..6_000);
             simulation.schedule(at, Event::Submit(i));
         }
         if faults.crashes {
             simulation.schedule_crashes();
-        }
-        if faults.deaths {
-            let f = simulation.manifest.thresholds.f();
-            for victim in 0..simulation.rng.random_range(1..=f) {
-                let at = simulation.rng.random_range(0..7_000);
-                simulation.dead.push(ServerId(victim as u8));
-                simulation.schedule(at, Event::Crash(ServerId(victim as u8)));
-            }
         }
         if faults.partitions {
             for _ in 0..simulation.rng.random_range(1..4) {
@@ -209,6 +248,55 @@ impl Simulation {
             }
         }
         simulation
+    }
+
+    /// At most f servers are faulty, whatever their faults are.
+    fn choose_faulty(&mut self) {
+        let (n, mut room) = (self.voters.len(), self.manifest.thresholds.f());
+        let mut kinds = Vec::new();
+        kinds.extend(self.faults.liars.then_some(Event::Restart as fn(ServerId) -> Event));
+        kinds.extend(self.faults.deaths.then_some(Event::Crash as fn(ServerId) -> Event));
+        kinds.extend(self.faults.forgetful.then_some(Event::Forget as fn(ServerId) -> Event));
+        if self.faults.twins {
+            room -= 1;
+        }
+        let count = if kinds.is_empty() || room == 0 { 0 } else { self.rng.random_range(1..=room) };
+        // Primaries in a row that do nothing cost a doubled timeout each: here at most three.
+        let mut faulty: Vec<_> = loop {
+            let mut chosen: Vec<usize> = (usize::from(self.faults.twins)..n).collect();
+            while chosen.len() > count {
+                let out = self.rng.random_range(0..chosen.len());
+                chosen.remove(out);
+            }
+            let four_in_a_row = (0..n).any(|i| (0..4).all(|j| chosen.contains(&((i + j) % n))));
+            if !four_in_a_row {
+                break chosen;
+            }
+        };
+        if let ([_], true) = (&kinds[..], self.faults.deaths) {
+            // The first primaries.
+            faulty = (0..count.min(3)).collect();
+        }
+        for id in faulty.into_iter().map(|i| ServerId(i as u8)) {
+            let at = self.rng.random_range(0..7_000);
+            match kinds[self.rng.random_range(0..kinds.len())](id) {
+                Event::Crash(_) => {
+                    self.dead.push(id);
+                    self.schedule(at, Event::Crash(id));
+                }
+                Event::Forget(_) => {
+                    self.forgetful.push(id);
+                    self.schedule(at / 4, Event::Backup(id));
+                    self.schedule(at / 2 + 100, Event::Forget(id));
+                }
+                _ => {
+                    let rng = StdRng::seed_from_u64(self.rng.random());
+                    let voter = self.voters[id.index()].clone();
+                    let liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
+                    self.liars.insert(id, liar);
+                }
+            }
+        }
     }
 
     /// Single crashes, and sometimes all at once.
@@ -234,10 +322,11 @@ impl Simulation {
         if node.index() < self.voters.len() { node } else { ServerId(0) }
     }
     fn is_liar(&self, node: ServerId) -> bool {
-        self.faults.twins && self.identity(node) == ServerId(0)
+        (self.faults.twins && self.identity(node) == ServerId(0)) || self.liars.contains_key(&node)
     }
     fn honest(&self) -> impl Iterator<Item = &Server> {
-        self.servers.iter().take(self.voters.len()).skip(usize::from(self.faults.twins))
+        let of_number = |(i, server)| (!self.is_liar(ServerId(i as u8))).then_some(server);
+        self.servers.iter().take(self.voters.len()).enumerate().filter_map(of_number)
     }
 
     fn schedule(&mut self, after_ms: u64, event: Event) {
@@ -251,6 +340,7 @@ impl Simulation {
             voter: self.voters[self.identity(id).index()].clone(),
             opening: Arc::new(OpeningKey::derive(&[self.identity(id).0; 32])),
             boot: self.rng.random(),
+            log_tail: self.faults.log_tail,
         };
         let server = &mut self.servers[id.index()];
         server.replica = Some(Replica::start(identity, server.disk.stored()));
@@ -271,13 +361,19 @@ impl Simulation {
     }
 
     fn step(&mut self, id: ServerId, input: Input) {
-        let now = self.now;
         let liar = self.is_liar(id);
+        let skew_ms = self.servers.get(id.index()).map_or(0, |server| server.skew_ms);
+        let now = self.now.plus_ms(skew_ms);
         if let Some(replica) = self.servers.get_mut(id.index()).and_then(|server| server.replica.as_mut()) {
+            let before = replica.status();
             replica.handle(now, input);
             let status = replica.status();
             assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
-            assert!(status.log_entries < 1_000, "seed {}: the log of server {id} grows", self.seed);
+            let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
+            assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
+            assert!(status.pending_requests <= self.faults.requests, "seed {}: requests pile up", self.seed);
+            self.transfers += usize::from(before.transfer.is_some() && status.transfer.is_none());
+            self.recoveries += usize::from(before.part == Part::Recovering && status.part == Part::Voting);
             self.after_step(id);
         }
     }
@@ -296,7 +392,7 @@ impl Simulation {
     }
 
     fn commit(&mut self, id: ServerId) {
-        let (from, liar, twins) = (self.identity(id), self.is_liar(id), self.faults.twins);
+        let (from, liar) = (self.identity(id), self.is_liar(id));
         let server = &mut self.servers[id.index()];
         let effects: Vec<_> = server.uncommitted.drain(..).collect();
         let mut unsent = Vec::new();
@@ -308,15 +404,8 @@ impl Simulation {
         }
         let Some(durable) = durable else { return };
         for released in unsent.into_iter().map(|unsent| unsent.release(&durable)) {
-            for accusation in released.accusations {
-                // Nobody who is honest may be accused.
-                let equivocation = match accusation {
-                    Accusation::Equivocation { server, .. } => !(twins && server == ServerId(0)),
-                    _ => false,
-                };
-                let of_liar = matches!(accusation, Accusation::Equivocation { .. });
-                self.equivocations += usize::from(!liar && of_liar);
-                assert!(liar || !equivocation, "seed {}: {accusation}", self.seed);
+            for accusation in released.accusations.into_iter().filter(|_| !liar) {
+                self.check_accusation(id, &accusation);
             }
             for (target, message) in released.messages {
                 if !liar {
@@ -324,13 +413,15 @@ impl Simulation {
                 }
                 let bytes = Arc::new(encode(&*message));
                 self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
-                match target {
-                    Target::One(to) => self.send(from, to, bytes),
-                    Target::All => {
-                        for to in self.manifest.grid().servers().filter(|to| *to != from) {
-                            self.send(from, to, Arc::clone(&bytes));
-                        }
-                    }
+                let to: Vec<_> = match target {
+                    Target::One(to) => vec![to],
+                    Target::All => self.manifest.grid().servers().filter(|to| *to != from).collect(),
+                };
+                if let Some(liar) = self.liars.get_mut(&id) {
+                    let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
+                    self.send_lies(id, lies);
+                } else {
+                    to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), 0));
                 }
             }
             if let Some(published) = released.published.filter(|_| !liar) {
@@ -342,7 +433,13 @@ impl Simulation {
         }
     }
 
-    fn send(&mut self, from: ServerId, to: ServerId, bytes: Arc<Vec<u8>>) {
+    fn send_lies(&mut self, from: ServerId, lies: Vec<(ServerId, u64, PeerMessage)>) {
+        for (to, delay_ms, message) in lies {
+            self.send(from, to, Arc::new(encode(&message)), delay_ms);
+        }
+    }
+
+    fn send(&mut self, from: ServerId, to: ServerId, bytes: Arc<Vec<u8>>, held_back_ms: u64) {
         if self.cut_off.contains(&from) != self.cut_off.contains(&to) {
             return;
         }
@@ -360,7 +457,7 @@ impl Simulation {
         };
         for node in nodes {
             for _ in 0..copies {
-                let delay_ms = self.rng.random_range(0..=max_delay_ms);
+                let delay_ms = held_back_ms + self.rng.random_range(0..=max_delay_ms);
                 self.schedule(delay_ms, Event::Deliver { to: node, from, bytes: Arc::clone(&bytes) });
             }
         }
@@ -375,7 +472,7 @@ impl Simulation {
                 let slot = signed.body.0;
                 let known = disk.slots.get(&slot.sequence).and_then(|s| s.accepted.as_ref());
                 assert!(
-                    known.is_some_and(|(p, _)| covers(p.body.0, slot)),
+                    covers(disk, known.map(|(p, _)| p.body.0), slot),
                     "pre-prepare sent before it was durable"
                 );
                 ("pre-prepare", slot.view, slot.sequence, slot.digest)
@@ -384,7 +481,7 @@ impl Simulation {
                 let slot = signed.body.0;
                 let known = disk.slots.get(&slot.sequence).and_then(|s| s.accepted.as_ref());
                 assert!(
-                    known.is_some_and(|(p, _)| covers(p.body.0, slot)),
+                    covers(disk, known.map(|(p, _)| p.body.0), slot),
                     "prepare sent before it was durable"
                 );
                 ("prepare", slot.view, slot.sequence, slot.digest)
@@ -393,10 +490,10 @@ impl Simulation {
                 let slot = signed.body.0;
                 let known = disk.slots.get(&slot.sequence).and_then(|s| s.prepared.as_ref());
                 assert!(
-                    known.is_some_and(|(p, _)| covers(p.statement.0, slot)),
+                    covers(disk, known.map(|(p, _)| p.statement.0), slot),
                     "commit sent before it was durable"
                 );
-                assert!(known.unwrap().0.votes.len() >= self.manifest.thresholds.q());
+                assert!(known.is_none_or(|(p, _)| p.votes.len() >= self.manifest.thresholds.q()));
                 ("commit", slot.view, slot.sequence, slot.digest)
             }
             PeerMessage::Checkpoint(signed) => {
@@ -473,9 +570,8 @@ impl Simulation {
         client.attempts += 1;
         let request = client.request.clone().verify(&self.cluster).unwrap();
         // A liar's clients go on to the next server: here they begin there.
-        let gateway =
-            ServerId(self.rng.random_range(usize::from(self.faults.twins)..self.voters.len()) as u8);
-        if self.servers[gateway.index()].replica.is_none() {
+        let gateway = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
+        if self.servers[gateway.index()].replica.is_none() || self.is_liar(gateway) {
             self.schedule(300, Event::Submit(index));
             return;
         }
@@ -498,6 +594,8 @@ impl Simulation {
                 }
                 Event::Tick(_) | Event::Commit(_) => {}
                 Event::Crash(id) => eprintln!("{time:>6} {number:>6} crash {id}"),
+                Event::Backup(id) => eprintln!("{time:>6} {number:>6} backup of {id}"),
+                Event::Forget(id) => eprintln!("{time:>6} {number:>6} {id} forgets"),
                 Event::Restart(id) => eprintln!("{time:>6} {number:>6} restart {id}"),
                 Event::Partition(side) => eprintln!("{time:>6} {number:>6} cut off: {side:?}"),
                 Event::Submit(index) => eprintln!("{time:>6} {number:>6} client {index} asks"),
@@ -505,29 +603,41 @@ impl Simulation {
         }
         match event {
             Event::Deliver { to, from, bytes } => {
-                let message: PeerMessage = decode(&bytes).expect("what was encoded decodes");
-                let server = &mut self.servers[to.index()];
-                if server.replica.is_some() {
-                    let keyring = server.keyrings.get_mut(&from).unwrap();
-                    let checked = message.check(from, keyring).expect("honest messages pass");
+                if self.servers[to.index()].replica.is_some()
+                    && let Some(checked) = self.check(from, to, &bytes)
+                {
                     self.step(to, Input::Message(from, checked));
                 }
             }
             Event::Tick(id) => {
                 if self.servers[id.index()].replica.is_some() {
                     self.step(id, Input::Tick);
+                    if let Some(liar) = self.liars.get_mut(&id) {
+                        let lies = liar.tick(self.now, &mut self.conspiracy);
+                        self.send_lies(id, lies);
+                    }
                     self.schedule(Replica::tick_interval_ms(), Event::Tick(id));
                 }
             }
             Event::Commit(id) => self.commit(id),
-            Event::Crash(id) => {
-                let server = &mut self.servers[id.index()];
-                server.replica = None;
-                server.uncommitted.clear();
-                server.published = None;
-                self.gateways.retain(|(gateway, _), _| *gateway != id);
-                self.events
-                    .retain(|_, event| !matches!(event, Event::Tick(i) | Event::Commit(i) if *i == id));
+            Event::Crash(id) => self.crash(id),
+            Event::Backup(id) => {
+                self.servers[id.index()].backup = Some(self.servers[id.index()].disk.clone())
+            }
+            Event::Forget(id) => {
+                self.crash(id);
+                // An old copy; a new disk, with the server's keys; a new disk, and no trace.
+                let kind = self.rng.random_range(0..3);
+                let backup = self.servers[id.index()].backup.take().unwrap_or_default();
+                let disk = if kind == 0 { backup } else { Disk { amnesia: kind == 1, ..Disk::default() } };
+                self.servers[id.index()].disk = disk;
+                if self.faults.loss > 0.0 {
+                    // What nobody has heard it say it may take back: only what follows is checked.
+                    self.promises.retain(|(server, ..), _| *server != id);
+                    self.left.remove(&id);
+                }
+                let down = self.rng.random_range(60..1_500);
+                self.schedule(down, Event::Restart(id));
             }
             Event::Restart(id) => {
                 if self.servers[id.index()].replica.is_none() && !(self.dead.contains(&id) && self.healed) {
@@ -536,6 +646,61 @@ impl Simulation {
             }
             Event::Submit(index) => self.submit(index),
             Event::Partition(side) => self.cut_off = side,
+        }
+    }
+
+    fn crash(&mut self, id: ServerId) {
+        let server = &mut self.servers[id.index()];
+        server.replica = None;
+        server.uncommitted.clear();
+        server.published = None;
+        self.gateways.retain(|(gateway, _), _| *gateway != id);
+        self.events.retain(|_, event| !matches!(event, Event::Tick(i) | Event::Commit(i) if *i == id));
+    }
+
+    /// Checks a message as the server's link does. Only liars say what does not pass.
+    fn check(&mut self, from: ServerId, to: ServerId, bytes: &Arc<Vec<u8>>) -> Option<CheckedMessage> {
+        let digest = sha256(bytes);
+        let heard = self.is_liar(to);
+        if let Some(known) = self.checked.get(&(from, digest)).filter(|_| !heard) {
+            return known.clone();
+        }
+        let message: PeerMessage = decode(bytes).expect("what was encoded decodes");
+        if heard {
+            self.conspiracy.hear(&message, self.voters[from.index()].certificate());
+        }
+        let keyring = self.servers[to.index()].keyrings.get_mut(&from).expect("there is one for each server");
+        let checked = message.check(from, keyring);
+        if let Err(error) = &checked {
+            assert!(self.is_liar(from), "seed {}: server {from} is honest, but {error}", self.seed);
+        }
+        if self.checked.len() > 4_000 {
+            self.checked.clear();
+        }
+        self.checked.insert((from, digest), checked.as_ref().ok().cloned());
+        checked.ok()
+    }
+
+    /// Nobody who is honest is accused, and no honest server finds fault with itself.
+    fn check_accusation(&mut self, by: ServerId, accusation: &Accusation) {
+        let seed = self.seed;
+        match accusation {
+            Accusation::Equivocation { server, .. } => {
+                self.equivocations += 1;
+                let took_back = self.forgetful.contains(server) && self.faults.loss > 0.0;
+                assert!(self.is_liar(*server) || took_back, "seed {seed}: {by} says: {accusation}");
+            }
+            Accusation::BadProposal { server, .. }
+            | Accusation::WrongState { server, .. }
+            | Accusation::WrongPart { server, .. } => {
+                assert!(self.is_liar(*server), "seed {seed}: {by} says: {accusation}")
+            }
+            Accusation::Amnesia { .. } => {
+                assert!(self.forgetful.contains(&by), "seed {seed}: {by} says: {accusation}")
+            }
+            Accusation::Damaged(_) | Accusation::Unreadable { .. } | Accusation::Diverged { .. } => {
+                panic!("seed {seed}: {by} says: {accusation}")
+            }
         }
     }
 
@@ -558,8 +723,8 @@ impl Simulation {
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
         assert!(open.is_empty(), "seed {}: no receipt for {open:?} although the network healed", self.seed);
         assert!(self.is_done(), "seed {}: servers do not catch up: {:?}", self.seed, self.positions());
-        for server in self.honest().filter(|server| server.replica.is_some()) {
-            let published = server.published.as_ref().unwrap();
+        for server in self.honest() {
+            let Some(published) = &server.published else { continue };
             for client in &self.clients {
                 let record = layout::record(&published.snapshot, &client.name);
                 let record = record.unwrap_or_else(|| panic!("seed {}: {} is lost", self.seed, client.name));
@@ -583,7 +748,11 @@ impl Simulation {
                     && self.clients.iter().all(|c| layout::record(&published.snapshot, &c.name).is_some())
             })
         };
-        let mut alive = self.honest().filter(|server| server.replica.is_some());
+        // One that forgot may have to wait for longer than this goes on; it counts as faulty till then.
+        let forgot = |server: &&Server| {
+            server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Recovering)
+        };
+        let mut alive = self.honest().filter(|server| server.replica.is_some() && !forgot(server));
         self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date)
     }
 

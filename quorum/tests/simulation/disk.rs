@@ -8,14 +8,14 @@ use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
 use quorum::signing::Signed;
 use std::collections::BTreeMap;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Slot {
     pub accepted: Option<(Signed<PrePrepare>, Batch)>,
     pub prepared: Option<(QuorumProof<Prepare>, Option<Batch>)>,
     pub committed: Option<(QuorumProof<Commit>, Option<Batch>)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Disk {
     pub slots: BTreeMap<Sequence, Slot>,
     pub state: Option<Checkpoint>,

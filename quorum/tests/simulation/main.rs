@@ -8,8 +8,11 @@
 
 mod cluster;
 mod disk;
+mod liar;
+mod scenarios;
 
 use cluster::{Faults, Simulation};
+use scenarios::*;
 
 fn seeds(default: u64) -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -19,120 +22,81 @@ fn seeds(default: u64) -> Vec<u64> {
     }
 }
 
-/// Runs all seeds; says how often the liar was accused.
-fn run(servers: usize, faults: Faults, default_seeds: u64) -> usize {
-    let mut accused = 0;
+/// What happened in all runs, to show that something did.
+#[derive(Default)]
+struct Happened {
+    equivocations: usize,
+    transfers: usize,
+    recoveries: usize,
+}
+
+fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
+    let mut happened = Happened::default();
     for seed in seeds(default_seeds) {
         let mut simulation = Simulation::new(servers, seed, faults);
         simulation.verbose = std::env::var_os("KDS_SIM_SEED").is_some();
         simulation.run();
-        accused += simulation.equivocations;
+        happened.equivocations += simulation.equivocations;
+        happened.transfers += simulation.transfers;
+        happened.recoveries += simulation.recoveries;
     }
-    accused
+    happened
 }
 
-const GOOD: Faults = Faults {
-    loss: 0.0,
-    duplication: 0.0,
-    max_delay_ms: 20,
-    crashes: false,
-    deaths: false,
-    partitions: false,
-    twins: false,
-};
-const LOSSY: Faults = Faults {
-    loss: 0.15,
-    duplication: 0.1,
-    max_delay_ms: 400,
-    crashes: false,
-    deaths: false,
-    partitions: false,
-    twins: false,
-};
-const CRASHING: Faults = Faults {
-    loss: 0.05,
-    duplication: 0.05,
-    max_delay_ms: 150,
-    crashes: true,
-    deaths: false,
-    partitions: false,
-    twins: false,
-};
-
-const DYING: Faults = Faults {
-    loss: 0.05,
-    duplication: 0.05,
-    max_delay_ms: 100,
-    crashes: false,
-    deaths: true,
-    partitions: false,
-    twins: false,
-};
-const EVERYTHING: Faults = Faults {
-    loss: 0.1,
-    duplication: 0.1,
-    max_delay_ms: 300,
-    crashes: true,
-    deaths: true,
-    partitions: true,
-    twins: false,
-};
-
-#[test]
-fn four_replicas_on_a_good_network() {
-    run(4, GOOD, 10);
+macro_rules! simulations {
+    ($($name:ident: $servers:literal, $faults:ident, $seeds:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            run($servers, $faults, $seeds);
+        })*
+    };
 }
-#[test]
-fn four_replicas_with_loss_duplication_and_reordering() {
-    run(4, LOSSY, 40);
+simulations! {
+    four_replicas_on_a_good_network: 4, GOOD, 10;
+    four_replicas_with_loss_duplication_and_reordering: 4, LOSSY, 40;
+    four_replicas_that_crash_and_forget_what_was_not_durable: 4, CRASHING, 40;
+    four_replicas_whose_primary_dies: 4, DYING, 40;
+    four_replicas_and_a_liar: 4, LYING, 200;
+    four_replicas_and_everything_at_once: 4, EVERYTHING, 200;
+    seven_replicas_and_liars: 7, LYING, 60;
+    seven_replicas_and_everything_at_once: 7, EVERYTHING, 60;
+    nine_replicas_with_loss_duplication_and_reordering: 9, LOSSY, 10;
+    nine_replicas_that_crash_and_forget_what_was_not_durable: 9, CRASHING, 10;
+    nine_replicas_whose_first_primaries_die: 9, DYING, 10;
+    nine_replicas_and_liars: 9, LYING, 40;
+    nine_replicas_and_everything_at_once: 9, EVERYTHING, 40;
+    sixteen_replicas_and_liars: 16, LYING, 6;
+    sixteen_replicas_and_everything_at_once: 16, EVERYTHING, 6;
 }
-#[test]
-fn four_replicas_that_crash_and_forget_what_was_not_durable() {
-    run(4, CRASHING, 40);
-}
-#[test]
-fn nine_replicas_with_loss_duplication_and_reordering() {
-    run(9, LOSSY, 10);
-}
-#[test]
-fn nine_replicas_that_crash_and_forget_what_was_not_durable() {
-    run(9, CRASHING, 10);
-}
-
-#[test]
-fn four_replicas_whose_primary_dies() {
-    run(4, DYING, 40);
-}
-#[test]
-fn nine_replicas_whose_first_primaries_die() {
-    run(9, DYING, 10);
-}
-#[test]
-fn four_replicas_and_everything_at_once() {
-    run(4, EVERYTHING, 60);
-}
-#[test]
-fn nine_replicas_and_everything_at_once() {
-    run(9, EVERYTHING, 12);
-}
-
-const TWINS: Faults = Faults {
-    loss: 0.05,
-    duplication: 0.05,
-    max_delay_ms: 100,
-    crashes: false,
-    deaths: false,
-    partitions: false,
-    twins: true,
-};
 
 #[test]
 fn four_replicas_and_a_primary_that_says_two_things() {
-    assert!(run(4, TWINS, 60) > 0, "the twins never said two things: this tests nothing");
+    assert!(run(4, TWINS, 60).equivocations > 0, "the twins never said two things: this tests nothing");
 }
 #[test]
 fn nine_replicas_and_a_primary_that_says_two_things() {
-    assert!(run(9, TWINS, 10) > 0, "the twins never said two things: this tests nothing");
+    assert!(run(9, TWINS, 10).equivocations > 0, "the twins never said two things: this tests nothing");
+}
+#[test]
+fn four_replicas_of_which_one_forgets() {
+    assert!(run(4, FORGETTING, 60).recoveries > 0, "no server recovered: this tests nothing");
+}
+#[test]
+fn four_replicas_that_fall_far_behind() {
+    assert!(run(4, LAGGING, 40).transfers > 0, "no state was transferred: this tests nothing");
+}
+
+/// Replays what a hunt found: `KDS_SIM_SEED` with `KDS_SIM_SCENARIO`, or without them one run of each.
+#[test]
+fn replay() {
+    let only = std::env::var("KDS_SIM_SCENARIO").ok();
+    for (name, sizes, faults) in ALL {
+        for servers in *sizes {
+            if only.as_ref().is_none_or(|only| *only == format!("{name}:{servers}")) {
+                run(*servers, *faults, 1);
+            }
+        }
+    }
 }
 
 /// The same seed gives the same run, to the last byte sent.

@@ -1,0 +1,55 @@
+//! What can go wrong, in the combinations that are run.
+
+use crate::cluster::Faults;
+use quorum::limits::LOG_TAIL_BATCHES;
+
+pub const GOOD: Faults = Faults {
+    loss: 0.0,
+    duplication: 0.0,
+    max_delay_ms: 20,
+    crashes: false,
+    deaths: false,
+    partitions: false,
+    twins: false,
+    liars: false,
+    forgetful: false,
+    skew_ms: 0,
+    log_tail: LOG_TAIL_BATCHES,
+    requests: 24,
+};
+pub const LOSSY: Faults = Faults { loss: 0.15, duplication: 0.1, max_delay_ms: 400, skew_ms: 300, ..GOOD };
+pub const CRASHING: Faults =
+    Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 150, crashes: true, ..GOOD };
+pub const DYING: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 100, deaths: true, ..GOOD };
+pub const TWINS: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 100, twins: true, ..GOOD };
+pub const LYING: Faults = Faults { max_delay_ms: 60, liars: true, skew_ms: 300, ..GOOD };
+/// On a good network, so that a server that forgot must not contradict one word of what it said.
+pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
+/// Partitions under which the rest goes on, and short logs: who was cut off needs state transfer.
+pub const LAGGING: Faults =
+    Faults { partitions: true, crashes: true, log_tail: 4, requests: 100, max_delay_ms: 40, ..GOOD };
+pub const EVERYTHING: Faults = Faults {
+    loss: 0.1,
+    duplication: 0.1,
+    max_delay_ms: 300,
+    crashes: true,
+    deaths: true,
+    partitions: true,
+    liars: true,
+    forgetful: true,
+    skew_ms: 300,
+    log_tail: 8,
+    ..GOOD
+};
+
+/// All of them, with the numbers of servers that they are hunted with.
+pub const ALL: &[(&str, &[usize], Faults)] = &[
+    ("lossy", &[4, 9], LOSSY),
+    ("crashing", &[4, 9], CRASHING),
+    ("dying", &[4, 9], DYING),
+    ("twins", &[4, 7, 9], TWINS),
+    ("lying", &[4, 4, 7, 9, 16], LYING),
+    ("forgetting", &[4, 9], FORGETTING),
+    ("lagging", &[4, 9], LAGGING),
+    ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
+];
