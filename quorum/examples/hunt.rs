@@ -8,6 +8,12 @@
 //! Prints each failure with the command that replays it, and ends with status 1 if there was one.
 //! With `SCENARIO:SERVERS` it stays there. The mutation check runs it on broken copies of the core.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a clock says when the hunt ends, not what happens in a run"
+)]
+
 #[path = "../tests/simulation/cluster.rs"]
 mod cluster;
 #[path = "../tests/simulation/disk.rs"]
@@ -39,12 +45,13 @@ fn main() {
     let (start, mut reported) = (Instant::now(), Instant::now());
     let limit = Duration::from_secs_f64(minutes * 60.0);
     let (mut runs, mut failures, mut transfers, mut recoveries, mut equivocations) = (0u64, 0, 0, 0, 0);
+    let mut trace = quorum::Hash([0; 32]);
     std::panic::set_hook(Box::new(|_| {}));
     for seed in first.. {
         for (name, servers, faults) in &lairs {
             if start.elapsed() >= limit {
                 println!(
-                    "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting"
+                    "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting; trace of the last run {trace}"
                 );
                 std::process::exit(i32::from(failures > 0));
             }
@@ -52,13 +59,19 @@ fn main() {
             let run = catch_unwind(AssertUnwindSafe(|| {
                 let mut simulation = Simulation::new(*servers, seed, *faults);
                 simulation.run();
-                (simulation.transfers, simulation.recoveries, simulation.equivocations)
+                (
+                    simulation.transfers,
+                    simulation.recoveries,
+                    simulation.equivocations,
+                    simulation.trace_digest(),
+                )
             }));
             match run {
                 Ok(happened) => {
                     transfers += happened.0;
                     recoveries += happened.1;
                     equivocations += happened.2;
+                    trace = happened.3;
                 }
                 Err(panic) => {
                     failures += 1;

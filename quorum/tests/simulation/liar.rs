@@ -7,7 +7,7 @@ use quorum::certificate::{Certificate, Checkpoint, Held};
 use quorum::ids::{ClusterId, Sequence, ServerId, Timestamp, View};
 use quorum::map::PartItem;
 use quorum::message::{
-    Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare, Slot, Status, Suspect, ViewChange,
+    Batch, Commit, Evidence, NewView, PeerMessage, PrePrepare, Prepare, Slot, Status, Suspect, ViewChange,
 };
 use quorum::signing::{KeyCertificate, Signed, Voter};
 use rand::rngs::StdRng;
@@ -64,7 +64,7 @@ pub struct Conspiracy {
     batches: BTreeMap<Hash, Batch>,
     heard: Vec<PeerMessage>,
     certificates: Vec<Certificate>,
-    view_changes: BTreeMap<View, BTreeMap<ServerId, Vec<(Signed<ViewChange>, KeyCertificate)>>>,
+    view_changes: BTreeMap<View, BTreeMap<ServerId, Vec<Evidence<ViewChange>>>>,
     highest_view: View,
 }
 
