@@ -310,7 +310,8 @@ pub struct AskParts {
     pub parts: Vec<WantedPart>,
 }
 
-/// Parts of a state, in the order of the question; not all of them if they are large.
+/// Parts of a state, in the order of the question; not all of them if they are large, and none if the
+/// sender does not have that state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Parts {
     /// The question that this answers.

@@ -129,17 +129,15 @@ impl Replica {
         }
     }
 
-    /// A retry of a request that executed: its client is answered now, or when it is certified.
-    pub(super) fn announce_reply(&mut self, id: RequestId) {
-        let uncertified = self.own_checkpoints.values().any(|own| own.replied.contains(&id));
-        if uncertified {
-            return;
-        }
-        match self.own_checkpoints.last_entry() {
-            // After a restart the reply is there, and the certificate to show it under is not yet.
-            Some(mut last) if self.certified_snapshot.is_none() => last.get_mut().replied.push(id),
-            _ if self.certified_snapshot.is_none() => {}
-            _ => self.tell_clients([id]),
+    /// A retry of a request that executed: its client is answered now, or when the state that holds
+    /// the reply is certified.
+    pub(super) fn announce_reply(&mut self, id: RequestId, executed_at: Sequence) {
+        if executed_at <= self.certified() && self.certified_snapshot.is_some() {
+            self.tell_clients([id]);
+        } else if let Some((_, own)) = self.own_checkpoints.range_mut(executed_at..).next()
+            && !own.replied.contains(&id)
+        {
+            own.replied.push(id);
         }
     }
 

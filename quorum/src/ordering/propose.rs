@@ -19,9 +19,9 @@ impl Replica {
     /// A request of this server's own client: it waits here and goes to the primary.
     pub(super) fn on_request(&mut self, now: Timestamp, request: VerifiedRequest) {
         let id = request.id();
-        if self.state.reply(id).is_some() {
+        if let Some(reply) = self.state.reply(id) {
             // A retry (PBFT §4.1): the stored reply is shown once it is certified.
-            self.announce_reply(id);
+            self.announce_reply(id, reply.sequence);
             return;
         }
         let signed = request.signed().clone();

@@ -321,6 +321,6 @@ impl Replica {
         let vote = self.voter.sign(checkpoint);
         let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
         let own = super::OwnCheckpoint { vote, snapshot, replied: Vec::new() };
-        self.own_checkpoints.insert(checkpoint.sequence, own);
+        self.own_checkpoints.entry(checkpoint.sequence).or_insert(own);
     }
 }

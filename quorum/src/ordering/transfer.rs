@@ -47,8 +47,8 @@ struct Transfer {
     sync: map::Sync,
     /// Who has been asked for what.
     asked: BTreeMap<ServerId, Asked>,
-    /// Servers that sent something wrong: not asked again for this state.
-    refused: ServerSet,
+    /// Servers that do not have this state, or sent something wrong: not asked again for it.
+    useless: ServerSet,
     /// When a part came in last.
     advanced: Timestamp,
     parts: u64,
@@ -120,9 +120,10 @@ impl Replica {
     pub(super) fn on_offer(&mut self, now: Timestamp, certificate: Certificate) {
         let sequence = certificate.statement.sequence;
         self.target = self.target.max(sequence);
-        let known =
-            self.transferring.offer.as_ref().map_or(self.executed(), |offer| offer.statement.sequence);
-        if sequence > known.max(self.executed()) {
+        let waiting = self.transferring.offer.as_ref().map(|offer| offer.statement.sequence);
+        let current =
+            self.transferring.current.as_ref().map(|transfer| transfer.certificate.statement.sequence);
+        if Some(sequence) > waiting.max(current).max(Some(self.executed())) {
             self.transferring.offer = Some(certificate);
             self.drive_transfer(now);
         }
@@ -168,7 +169,7 @@ impl Replica {
                 certificate: offer,
                 sync,
                 asked: BTreeMap::new(),
-                refused: ServerSet::default(),
+                useless: ServerSet::default(),
                 advanced: now,
                 parts: 0,
             });
@@ -195,7 +196,7 @@ impl Replica {
         let n = self.manifest.thresholds.n() as u64;
         let mut free: Vec<_> = (1..n)
             .map(|step| ServerId(((u64::from(self.id.0) + transfer.parts + step) % n) as u8))
-            .filter(|peer| *peer != self.id && !transfer.refused.contains(*peer))
+            .filter(|peer| *peer != self.id && !transfer.useless.contains(*peer))
             .filter(|peer| !transfer.asked.contains_key(peer))
             .collect();
         // Those who were late come last: others may answer what they did not.
@@ -225,7 +226,11 @@ impl Replica {
                 let parts = Parts { question: ask.question, parts };
                 self.pending.send(Target::One(from), PeerMessage::Parts(parts));
             }
-            None => self.offer_state(from, ask.sequence),
+            None => {
+                let nothing = Parts { question: ask.question, parts: vec![] };
+                self.pending.send(Target::One(from), PeerMessage::Parts(nothing));
+                self.offer_state(from, ask.sequence);
+            }
         }
     }
 
@@ -237,6 +242,9 @@ impl Replica {
             return;
         }
         let places = transfer.asked.remove(&from).map_or(vec![], |asked| asked.places);
+        if answer.parts.is_empty() {
+            transfer.useless.insert(from);
+        }
         let mut parts = answer.parts.into_iter();
         for place in places {
             match parts.next() {
@@ -248,7 +256,7 @@ impl Replica {
                     }
                     Err(why) => {
                         transfer.sync.put_back(place);
-                        transfer.refused.insert(from);
+                        transfer.useless.insert(from);
                         self.pending.accuse(Accusation::WrongPart { server: from, why });
                     }
                 },

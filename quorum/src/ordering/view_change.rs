@@ -150,6 +150,10 @@ impl Replica {
         if self.primary() == self.id {
             return;
         }
+        if self.executed() < self.target {
+            // The others go on, or went on: who is behind catches up before it judges the primary.
+            return;
+        }
         let oldest = self.pool.oldest();
         let timeout = self.changing.timeout_ms;
         let starved = oldest.is_some_and(|oldest| waited.min(now.since_ms(oldest)) >= timeout);
@@ -161,7 +165,6 @@ impl Replica {
         let stale = self.state.time() != Timestamp(0)
             && now.since_ms(self.state.time()) >= timeout.max(3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS)
             && waited < timeout
-            && self.executed() >= self.target
             && self.stale_since(now);
         if starved || censored || idle || stale {
             let suspect = self.voter.sign(Suspect { view: self.view });

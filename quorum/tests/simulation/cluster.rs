@@ -7,7 +7,7 @@ use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
 use quorum::grid::Grid;
 use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
-use quorum::limits::{FLUSH_BATCHES, WINDOW};
+use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
 use quorum::ordering::{Accusation, Identity, Input, Part, Published, Replica, Target, Unsent, WriteBatch};
@@ -467,6 +467,14 @@ impl Simulation {
     /// after it, ever.
     fn check_promise(&mut self, id: ServerId, message: &PeerMessage) {
         let disk = &self.servers[id.index()].disk;
+        let shown = match message {
+            PeerMessage::Certificate(certificate) | PeerMessage::Offer(certificate) => Some(certificate),
+            PeerMessage::ViewChange(change) => change.body.stable.as_ref(),
+            _ => None,
+        };
+        if let Some(certificate) = shown {
+            assert!(certificate.votes.len() >= self.manifest.thresholds.q(), "a certificate without q votes");
+        }
         let (phase, view, sequence, said) = match message {
             PeerMessage::PrePrepare(signed, _) => {
                 let slot = signed.body.0;
@@ -534,6 +542,11 @@ impl Simulation {
     fn check_published(&mut self, id: ServerId, published: Published) {
         let statement = published.certificate.statement;
         assert_eq!(published.snapshot.root(), statement.root);
+        // Agreed time: never back, and not further ahead than a correct clock's error allows.
+        let before = self.servers[id.index()].published.as_ref().map(|before| before.certificate.statement);
+        assert!(before.is_none_or(|before| before.time <= statement.time), "agreed time goes back");
+        let latest = self.now.plus_ms(2 * self.faults.skew_ms + CLOCK_BOUND_MS);
+        assert!(statement.time <= latest, "seed {}: agreed time runs ahead", self.seed);
         let root = *self.roots.entry(statement.sequence).or_insert(statement.root);
         assert_eq!(root, statement.root, "seed {}: two certificates at {}", self.seed, statement.sequence);
         self.servers[id.index()].published = Some(published);
@@ -733,9 +746,18 @@ impl Simulation {
         }
     }
 
-    fn positions(&self) -> Vec<Option<(Sequence, Sequence)>> {
-        let status =
-            |server: &Server| server.replica.as_ref().map(|r| (r.status().executed, r.status().certified));
+    /// How far everyone is, for a failure's message.
+    fn positions(&self) -> Vec<String> {
+        let status = |server: &Server| {
+            server.replica.as_ref().map_or("down".into(), |replica| {
+                let s = replica.status();
+                let active = if s.active { "" } else { " changing" };
+                format!(
+                    "{}/{} of {} in view {}{active} {:?} {:?}",
+                    s.executed, s.certified, s.target, s.view, s.part, s.transfer
+                )
+            })
+        };
         self.servers.iter().map(status).collect()
     }
 

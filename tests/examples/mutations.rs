@@ -1,0 +1,173 @@
+//! Breaks the core on purpose, one rule at a time, and counts the simulated runs until that is noticed.
+//!
+//! ```text
+//! cargo run -p kds-tests --example mutations [-- NAME...]
+//! ```
+//!
+//! A copy of the workspace is changed, built and hunted (`quorum/examples/hunt.rs`); what the hunt
+//! does not notice within its time, the unit tests must. Ends with status 1 if anything survives, and
+//! if a mutation no longer finds the code that it changes.
+
+use anyhow::{Context as _, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A rule, and how to break it: in `file`, `find` (which stands there once) becomes `replace`.
+struct Mutation {
+    name: &'static str,
+    scenario: &'static str,
+    file: &'static str,
+    find: &'static str,
+    replace: &'static str,
+}
+
+macro_rules! mutations {
+    ($($name:literal, $scenario:literal, $file:literal: $find:literal => $replace:literal;)*) => {
+        &[$(Mutation { name: $name, scenario: $scenario, file: $file, find: $find, replace: $replace },)*]
+    };
+}
+
+const MUTATIONS: &[Mutation] = mutations! {
+    "commit after q-1 prepares", "all", "ordering/agree.rs":
+        "entry.prepared_now(quorum)" => "entry.prepared_now(quorum - 1)";
+    "execute after q-1 commits", "all", "ordering/agree.rs":
+        "entry.committed_now(quorum)" => "entry.committed_now(quorum - 1)";
+    "certify after q-1 checkpoint votes", "all", "ordering/certify.rs":
+        "book.proof(own.vote.body(), quorum)" => "book.proof(own.vote.body(), quorum - 1)";
+    "believe a certificate of f+1", "lying", "certificate.rs":
+        "if signers.len() < thresholds.q() {" => "if signers.len() < thresholds.f() + 1 {";
+    "count a server's second, different vote", "twins", "certificate.rs":
+        "Some(_) => Err(Box::new(vote))," => "Some(_) => { self.votes.insert(vote.server(), vote); Ok(true) }";
+    "vote while a view change is under way", "everything", "ordering/agree.rs":
+        "view == self.view && self.changing.active" => "view == self.view";
+    "do not persist what is accepted", "all", "ordering/propose.rs":
+        "self.pending.write(Write::Accepted { pre_prepare: proposal.clone(), batch: Arc::clone(&wire) });" => "";
+    "do not persist what is prepared", "all", "ordering/agree.rs":
+        "self.pending.write(Write::Prepared { sequence, proof });" => "let _ = proof;";
+    "do not persist what is committed", "all", "ordering/agree.rs":
+        "self.pending.write(Write::Committed { batch: None, proof: proof.clone() });" => "";
+    "do not persist the view before leaving it", "dying", "ordering/view_change.rs":
+        "self.pending.write(Write::View { view, new_view: None });" => "";
+    "do not put votes back at a restart", "crashing", "ordering/restore.rs":
+        "entry.pre_prepare = Some(pre_prepare);" => "let _ = pre_prepare;";
+    "show nothing prepared in a view change", "everything", "ordering/view_change.rs":
+        "let prepared = prepared.map(|(proof, _)| proof.clone()).collect();" => "let prepared = prepared.map(|(proof, _)| proof.clone()).take(0).collect();";
+    "ignore what view changes show", "everything", "ordering/view_change.rs":
+        "for proof in view_changes.flat_map(|change| &change.prepared) {" => "for proof in view_changes.flat_map(|change| &change.prepared).take(0) {";
+    "let the older view win in a new view", "everything", "ordering/view_change.rs":
+        "if slot.view > known.0 {" => "if slot.view < known.0 {";
+    "accept what the new view does not call for", "all", "ordering/view_change.rs":
+        "Some(expected) if expected != digest => {" => "Some(expected) if expected != digest && sequence.0 == u64::MAX => {";
+    "begin a view with f+1 view changes", "lying", "message.rs":
+        "if self.view_changes.len() != thresholds.q() {" => "if self.view_changes.len() <= thresholds.f() {";
+    "do not check proofs in view changes", "lying", "message.rs":
+        "previous = slot.sequence.0;\n            proof.verify(keyring)?;" => "previous = slot.sequence.0;";
+    "leave a view on a single suspicion", "lying", "ordering/view_change.rs":
+        "against.len() > self.manifest.thresholds.f()" => "!against.is_empty()";
+    "never suspect", "dying", "ordering/view_change.rs":
+        "if starved || censored || idle || stale {" => "if starved && censored && idle && stale {";
+    "give up on a view only where q name it exactly", "everything", "ordering/view_change.rs":
+        "changes.filter(|change| change.body().view >= self.view)" => "changes.filter(|change| change.body().view == self.view)";
+    "execute a request twice", "all", "state/mod.rs":
+        "if self.reply(id).is_some() {\n            return true;" => "if self.reply(id).is_some() && id.sequence == u64::MAX {\n            return true;";
+    "let agreed time go back", "all", "state/mod.rs":
+        "self.time = self.time.max(batch.time());" => "self.time = batch.time();";
+    "accept any time", "lying", "ordering/propose.rs":
+        "&& batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
+    "vote although votes are forgotten", "forgetting", "ordering/standing.rs":
+        "if !estimation.amnesia {\n            self.standing" => "if true {\n            self.standing";
+    "do not look at what the others hold", "forgetting", "ordering/standing.rs":
+        "estimation.amnesia = true;" => "";
+    "vote again before a certificate is high enough", "forgetting", "ordering/standing.rs":
+        "&& self.certified() >= until" => "&& self.certified() <= until";
+    "take any part of a state", "all", "map/sync.rs":
+        "match found == hash {" => "match found == hash || self.missing > 0 {";
+    "offer no state to those far behind", "lagging", "ordering/catch_up.rs":
+        "// The log no longer reaches back to there.\n            self.offer_state(peer, status.executed);" => "";
+    "write only a part of a fetched state", "lagging", "ordering/transfer.rs":
+        "leaves.entry(key).or_insert(value);" => "let _ = (key, value);";
+    "keep nothing of the log below a fetched state", "lagging", "ordering/transfer.rs":
+        "self.pending.write(Write::Trim { through: statement.sequence });" => "self.pending.write(Write::Reset);";
+    "take a late answer for one to a newer question", "everything", "ordering/transfer.rs":
+        "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
+};
+
+/// Minutes that the hunt gets for one mutation.
+const MINUTES: &str = "1.5";
+
+fn main() -> anyhow::Result<()> {
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests stand in the workspace")?;
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("copy");
+    copy_workspace(source, &copy)?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or(source.join("target"), PathBuf::from).join("mutants");
+    let cargo = |arguments: &[&str]| -> anyhow::Result<std::process::Output> {
+        let mut command = Command::new("cargo");
+        command.args(arguments).current_dir(&copy).env("CARGO_TARGET_DIR", &target);
+        Ok(command.env("CARGO_INCREMENTAL", "1").output()?)
+    };
+    let (mut survivors, mut outdated) = (Vec::new(), Vec::new());
+    println!("{:<55} noticed", "rule broken");
+    for mutation in
+        MUTATIONS.iter().filter(|m| only.is_empty() || only.iter().any(|only| m.name.contains(only.as_str())))
+    {
+        let path = copy.join("quorum/src").join(mutation.file);
+        let original = std::fs::read_to_string(&path)?;
+        if original.matches(mutation.find).count() != 1 {
+            outdated.push(mutation.name);
+            continue;
+        }
+        std::fs::write(&path, original.replace(mutation.find, mutation.replace))?;
+        let built = cargo(&["build", "--quiet", "--package", "quorum", "--example", "hunt"])?;
+        ensure!(built.status.success(), "{}: {}", mutation.name, String::from_utf8_lossy(&built.stderr));
+        let hunt = Command::new(target.join("debug/examples/hunt"))
+            .args([MINUTES, mutation.scenario])
+            .env("KDS_HUNT_STOP", "1")
+            .output()?;
+        let text = String::from_utf8_lossy(&hunt.stdout).into_owned();
+        let noticed = text.lines().find_map(|line| line.strip_prefix("run "));
+        let by_unit_test = || -> anyhow::Result<bool> {
+            Ok(!cargo(&["test", "--quiet", "--package", "quorum", "--lib"])?.status.success())
+        };
+        match noticed {
+            Some(how) => {
+                let how: String = how.chars().take(150).collect();
+                println!("{:<55} after run {how}", mutation.name);
+            }
+            None if !hunt.status.success() => println!("{:<55} by a crash of the hunt", mutation.name),
+            None if by_unit_test()? => {
+                println!("{:<55} by a unit test (not in {MINUTES} min of runs)", mutation.name)
+            }
+            None => {
+                println!("{:<55} NOT AT ALL: {}", mutation.name, text.lines().last().unwrap_or_default());
+                survivors.push(mutation.name);
+            }
+        }
+        std::fs::write(&path, original)?;
+    }
+    ensure!(outdated.is_empty(), "these mutations no longer find what they change: {outdated:?}");
+    ensure!(survivors.is_empty(), "nothing noticed: {survivors:?}");
+    Ok(())
+}
+
+/// What is needed to build the core: all members' manifests, and their sources.
+fn copy_workspace(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let text = name.to_string_lossy();
+        if text == "target" || (text.starts_with('.') && text != ".cargo") {
+            continue;
+        }
+        let (path, to) = (entry.path(), to.join(&name));
+        if entry.file_type()?.is_dir() {
+            copy_workspace(&path, &to)?;
+        } else {
+            std::fs::copy(&path, &to)?;
+        }
+    }
+    Ok(())
+}
