@@ -48,7 +48,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "self.pending.write(Write::Committed { batch: None, proof: proof.clone() });" => "";
     "do not persist the view before leaving it", "dying", "ordering/view_change.rs":
         "self.pending.write(Write::View { view, new_view: None });" => "";
-    "do not put votes back at a restart", "crashing", "ordering/restore.rs":
+    "do not put votes back at a restart", "everything", "ordering/restore.rs":
         "entry.pre_prepare = Some(pre_prepare);" => "let _ = pre_prepare;";
     "show nothing prepared in a view change", "everything", "ordering/view_change.rs":
         "let prepared = prepared.map(|(proof, _)| proof.clone()).collect();" => "let prepared = prepared.map(|(proof, _)| proof.clone()).take(0).collect();";

@@ -1,7 +1,9 @@
 //! Real clusters for tests: `kds-server` processes in a temporary folder, on free ports, and
 //! servers that lie.
 
+pub mod faults;
 pub mod liar;
+pub mod linearizable;
 pub mod load;
 
 use anyhow::{Context as _, bail, ensure};
@@ -32,6 +34,8 @@ pub struct Cluster {
     children: Vec<Option<Child>>,
     /// Where each server's log stood at its last start.
     log_starts: Vec<usize>,
+    /// Through which programs each server is started.
+    wrappers: Vec<Vec<String>>,
     /// Its manifest.
     pub manifest: Arc<Manifest>,
     /// A client with short timeouts.
@@ -43,10 +47,20 @@ pub struct Cluster {
 impl Cluster {
     /// Makes and starts a cluster, and waits until every server is ready.
     pub async fn start(servers: usize) -> anyhow::Result<Self> {
+        let mut cluster = Self::new(servers, &[])?;
+        for server in 0..servers {
+            cluster.run(server)?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+    /// Makes a cluster and starts nothing; `init` gets these arguments too.
+    pub fn new(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let made = Command::new(program("kds-server"))
             .args(["init", "--servers", &servers.to_string(), "--dir"])
             .arg(folder.path())
+            .args(arguments)
             .output()?;
         ensure!(made.status.success(), "init failed: {}", String::from_utf8_lossy(&made.stderr));
         let manifest = manifest_file::read(&folder.path().join("manifest.toml"))?;
@@ -56,12 +70,16 @@ impl Cluster {
             keystore::read_signing_key(&folder.path().join("admin.key"), SecretKind::SigningKey, None)?;
         let children = (0..servers).map(|_| None).collect();
         let log_starts = vec![0; servers];
-        let mut cluster = Self { folder, children, log_starts, manifest, client, administrator };
-        for server in 0..servers {
-            cluster.run(server)?;
-        }
-        cluster.ready().await?;
-        Ok(cluster)
+        let wrappers = vec![vec![]; servers];
+        Ok(Self { folder, children, log_starts, wrappers, manifest, client, administrator })
+    }
+    /// Starts a server through another program from now on.
+    pub fn start_through<S: Into<String>>(&mut self, server: usize, program: impl IntoIterator<Item = S>) {
+        self.wrappers[server] = program.into_iter().map(Into::into).collect();
+    }
+    /// A server's process, if it runs.
+    pub fn process(&self, server: usize) -> Option<u32> {
+        self.children[server].as_ref().map(Child::id)
     }
     /// A client that has seen nothing yet.
     pub fn fresh_client(&self) -> Client {
@@ -81,7 +99,10 @@ impl Cluster {
         let folder = self.server_dir(server);
         self.log_starts[server] = self.log(server).len();
         let log = std::fs::File::options().create(true).append(true).open(folder.join("server.log"))?;
-        let child = Command::new(program("kds-server"))
+        let command =
+            [self.wrappers[server].as_slice(), &[program("kds-server").display().to_string()]].concat();
+        let child = Command::new(&command[0])
+            .args(&command[1..])
             .arg("run")
             .arg("--config")
             .arg(folder.join("config.toml"))

@@ -40,8 +40,8 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     let dir = folder.path();
     let thresholds = Thresholds::plan(args.servers, None, None)?;
     println!("A cluster of {} servers, each its own process, in {}\n", thresholds.servers, dir.display());
-    let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    NewCluster { thresholds, dir, base_port: None, host, epoch_seconds: 30 }.write()?;
+    let hosts = &[IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    NewCluster { thresholds, dir, base_port: None, hosts, epoch_seconds: 30 }.write()?;
     let manifest = manifest_file::read(&dir.join("manifest.toml"))?;
     let client = Client::new(manifest.clone(), Options::default())?;
     let administrator = keystore::read_signing_key(

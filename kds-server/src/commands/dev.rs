@@ -33,9 +33,9 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     let manifest_path = args.dir.join("manifest.toml");
     if !manifest_path.exists() {
         let thresholds = Thresholds::plan(args.servers, None, None)?;
-        let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let hosts = &[IpAddr::V4(Ipv4Addr::LOCALHOST)];
         let dir = args.dir.as_path();
-        NewCluster { thresholds, dir, base_port: args.base_port, host, epoch_seconds: 30 }.write()?;
+        NewCluster { thresholds, dir, base_port: args.base_port, hosts, epoch_seconds: 30 }.write()?;
     }
     let manifest = manifest_file::read(&manifest_path)?;
     let ready = args.dir.join("ready");

@@ -29,9 +29,9 @@ pub struct Args {
     /// Server N gets client port P+2N and peer port P+2N+1 (default: free ports)
     #[arg(long, value_name = "P")]
     base_port: Option<u16>,
-    /// Address that servers listen on and are reached at
-    #[arg(long, default_value = "127.0.0.1")]
-    host: IpAddr,
+    /// Address that servers listen on and are reached at; or one for each server, separated by commas
+    #[arg(long, default_value = "127.0.0.1", value_delimiter = ',')]
+    host: Vec<IpAddr>,
     /// Length of an epoch, in seconds of agreed time
     #[arg(long, default_value_t = 30)]
     epoch_seconds: u32,
@@ -52,7 +52,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         thresholds,
         dir: &args.dir,
         base_port: args.base_port,
-        host: args.host,
+        hosts: &args.host,
         epoch_seconds: args.epoch_seconds,
     };
     let manifest = cluster.write()?;
@@ -73,8 +73,8 @@ pub struct NewCluster<'a> {
     pub dir: &'a Path,
     /// Ports, or free ones.
     pub base_port: Option<u16>,
-    /// Where servers listen.
-    pub host: IpAddr,
+    /// Where servers listen: one address for all, or one for each.
+    pub hosts: &'a [IpAddr],
     /// Seconds.
     pub epoch_seconds: u32,
 }
@@ -112,7 +112,7 @@ impl NewCluster<'_> {
                 &identity,
                 passphrase.as_ref(),
             )?;
-            let hosts = [self.host.to_string(), "localhost".into()];
+            let hosts = [clients.ip().to_string(), "localhost".into()];
             let own = kds_certs::generate(&format!("kds server {id}"), &hosts, year)?;
             let key = own.key_pem.as_bytes();
             keystore::write(&folder.join(TLS_KEY), SecretKind::TlsKey, None, key, passphrase.as_ref())?;
@@ -149,16 +149,23 @@ impl NewCluster<'_> {
     }
 
     fn addresses(&self, n: usize) -> anyhow::Result<Vec<(SocketAddr, SocketAddr)>> {
-        let at = |port| SocketAddr::new(self.host, port);
+        ensure!(
+            self.hosts.len() == 1 || self.hosts.len() == n,
+            "--host takes one address for all servers, or one for each of the {n}; it got {}",
+            self.hosts.len()
+        );
+        let host = |server: usize| self.hosts[server % self.hosts.len()];
         if let Some(base) = self.base_port {
             if usize::from(base) + 2 * n > usize::from(u16::MAX) {
                 bail!("{} ports from {base} on do not exist; take a lower --base-port", 2 * n);
             }
-            return Ok((0..n as u16).map(|i| (at(base + 2 * i), at(base + 2 * i + 1))).collect());
+            let at = |i: usize, port| SocketAddr::new(host(i), base + 2 * i as u16 + port);
+            return Ok((0..n).map(|i| (at(i, 0), at(i, 1))).collect());
         }
+        ensure!(self.hosts.len() == 1, "give --base-port too: free ports can only be found on this machine");
         // All are held until all are chosen, so that none comes up twice.
-        let held = (0..2 * n).map(|_| TcpListener::bind(at(0))).collect::<Result<Vec<_>, _>>();
-        let held = held.with_context(|| format!("cannot listen on {}", self.host))?;
+        let held = (0..2 * n).map(|_| TcpListener::bind((host(0), 0))).collect::<Result<Vec<_>, _>>();
+        let held = held.with_context(|| format!("cannot listen on {}", host(0)))?;
         let ports = held.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
         Ok(ports.chunks(2).map(|pair| (pair[0], pair[1])).collect())
     }

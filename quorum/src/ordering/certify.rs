@@ -28,7 +28,7 @@ impl Replica {
     /// A certificate from a peer, for a server that missed the votes.
     pub(super) fn on_certificate(&mut self, certificate: Certificate) {
         let sequence = certificate.statement.sequence;
-        self.target = self.target.max(sequence);
+        self.note_certified(sequence);
         if sequence > self.certified() && self.own_checkpoints.contains_key(&sequence) {
             self.adopt(certificate);
         }
@@ -70,7 +70,7 @@ impl Replica {
         self.pending.write(Write::Certified(Arc::clone(&certificate)));
         self.certificate = Some(certificate);
         self.certified_snapshot = Some(own.snapshot.clone());
-        self.target = self.target.max(sequence);
+        self.note_certified(sequence);
 
         let later = self.own_checkpoints.split_off(&sequence.next());
         for (_, done) in std::mem::replace(&mut self.own_checkpoints, later) {

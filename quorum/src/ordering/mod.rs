@@ -126,7 +126,9 @@ pub struct Replica {
     published_completion: Option<Arc<Completion>>,
     /// Where the state was last written to disk.
     flushed: Sequence,
-    /// The highest sequence number that somebody showed to be certified.
+    /// The highest sequence number that somebody showed to be certified: q servers executed it.
+    certified_anywhere: Sequence,
+    /// The highest sequence number that somebody showed to be committed or certified.
     target: Sequence,
     progress: catch_up::Progress,
     changing: Changing,
@@ -276,6 +278,10 @@ impl Replica {
 
     fn certified(&self) -> Sequence {
         self.certificate.as_ref().map_or(Sequence(0), |certificate| certificate.statement.sequence)
+    }
+    fn note_certified(&mut self, sequence: Sequence) {
+        self.certified_anywhere = self.certified_anywhere.max(sequence);
+        self.target = self.target.max(sequence);
     }
     fn executed(&self) -> Sequence {
         self.state.sequence()

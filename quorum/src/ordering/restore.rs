@@ -171,6 +171,7 @@ impl Replica {
             completion: CompletionTracker::new(manifest.grid()),
             published_completion: None,
             flushed,
+            certified_anywhere: Sequence(0),
             target: Sequence(0),
             progress: Progress::default(),
             changing: Changing::new(),

@@ -172,6 +172,9 @@ impl Replica {
 
     /// One of the others says what it holds; every signature in it holds.
     pub(super) fn on_witness(&mut self, now: Timestamp, from: ServerId, witness: Witness) {
+        if let Some(certificate) = &witness.certificate {
+            self.note_certified(certificate.statement.sequence);
+        }
         let (id, own_executed, own_view) = (self.id, self.executed(), self.view);
         let Standing::Estimating(estimation) = &mut self.standing else { return };
         if witness.boot != estimation.boot {
@@ -180,7 +183,6 @@ impl Replica {
         // More than a certificate and the window after it is not believed.
         let certified =
             witness.certificate.as_ref().map_or(0, |certificate| certificate.statement.sequence.0);
-        self.target = self.target.max(Sequence(certified));
         let executed = Sequence(witness.executed.0.min(certified.saturating_add(WINDOW)));
         estimation.answers.insert(from, executed);
 

@@ -119,7 +119,7 @@ impl Replica {
 
     pub(super) fn on_offer(&mut self, now: Timestamp, certificate: Certificate) {
         let sequence = certificate.statement.sequence;
-        self.target = self.target.max(sequence);
+        self.note_certified(sequence);
         let waiting = self.transferring.offer.as_ref().map(|offer| offer.statement.sequence);
         let current =
             self.transferring.current.as_ref().map(|transfer| transfer.certificate.statement.sequence);
@@ -141,7 +141,7 @@ impl Replica {
 
     /// Whether single batches are of no use: its state is wrong, or it begins with (almost) nothing.
     pub(super) fn wants_state(&self) -> bool {
-        self.diverged || (!self.may_vote() && self.target.0 > self.executed().0 + WINDOW)
+        self.diverged || (!self.may_vote() && self.certified_anywhere.0 > self.executed().0 + WINDOW)
     }
 
     /// At every tick and answer: begins, goes on, takes a newer target, or gives up what is no
@@ -299,7 +299,7 @@ impl Replica {
         self.flushed = statement.sequence;
         self.certificate = Some(certificate);
         self.certified_snapshot = Some(snapshot);
-        self.target = self.target.max(statement.sequence);
+        self.note_certified(statement.sequence);
         self.own_checkpoints.clear();
         self.boundaries.clear();
         self.checkpoints = self.checkpoints.split_off(&statement.sequence.next());

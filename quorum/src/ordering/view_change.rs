@@ -150,7 +150,7 @@ impl Replica {
         if self.primary() == self.id {
             return;
         }
-        if self.executed() < self.target {
+        if self.executed() < self.certified_anywhere {
             // The others go on, or went on: who is behind catches up before it judges the primary.
             return;
         }
@@ -251,7 +251,7 @@ impl Replica {
             return;
         }
         if let Some(stable) = &change.body().stable {
-            self.target = self.target.max(stable.statement.sequence);
+            self.note_certified(stable.statement.sequence);
         }
         self.changing.view_changes.insert(server, change);
         // f+1 servers are ahead: an honest one among them has reason to be (PBFT §4.5.2).
@@ -367,7 +367,7 @@ impl Replica {
         let plan = Plan::of(null, new_view.body().view_changes.iter().map(|(change, _)| &change.body));
         let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
         let slots = plan.slots;
-        self.target = self.target.max(stable);
+        self.note_certified(stable);
         self.view = new_view.body().view;
         self.changing.active = true;
         self.changing.low = stable;

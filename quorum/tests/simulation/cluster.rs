@@ -734,7 +734,14 @@ impl Simulation {
             self.next_event();
         }
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
-        assert!(open.is_empty(), "seed {}: no receipt for {open:?} although the network healed", self.seed);
+        assert!(
+            open.is_empty(),
+            "seed {}: no receipt for {open:?} although the network healed; dead {:?}, lying {:?}: {:#?}",
+            self.seed,
+            self.dead,
+            self.liars.keys().collect::<Vec<_>>(),
+            self.positions()
+        );
         assert!(self.is_done(), "seed {}: servers do not catch up: {:?}", self.seed, self.positions());
         for server in self.honest() {
             let Some(published) = &server.published else { continue };
