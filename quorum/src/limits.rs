@@ -58,7 +58,9 @@ pub const LOG_TAIL_BATCHES: u64 = 4096;
 /// Bytes of executed batches that stay in memory and on disk for servers that fell behind.
 pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 /// Executed batches sent in answer to one status message of a server that fell behind.
-pub const CATCH_UP_BATCHES: u64 = 16;
+pub const CATCH_UP_BATCHES: u64 = 64;
+/// Bytes of the batches in such an answer, about; the first always goes.
+pub const CATCH_UP_BYTES: usize = MAX_FRAME_BYTES;
 /// Executed batches after which changed parts of the state are written to the database.
 pub const FLUSH_BATCHES: u64 = 16;
 /// How often a snapshot is kept for servers that fetch state, in milliseconds of agreed time, and how

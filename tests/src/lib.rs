@@ -145,7 +145,11 @@ impl Cluster {
         for server in (0..self.children.len()).filter(|server| self.children[*server].is_some()) {
             let link = self.client.link(quorum::ServerId(server as u8)).context("no such server")?;
             while !matches!(link.send("GET", "/readyz", vec![]).await, Ok((200, _))) {
-                ensure!(Instant::now() < deadline, "server {server} is not ready:\n{}", self.log(server));
+                ensure!(
+                    Instant::now() < deadline,
+                    "server {server} is not ready:\n{}",
+                    stdout(&self.cli(&["status", "--json"]))
+                );
                 tokio::time::sleep(Duration::from_millis(30)).await;
             }
         }

@@ -9,7 +9,7 @@ use super::effects::{Target, Write};
 use super::log::LogEntry;
 use crate::certificate::QuorumProof;
 use crate::ids::{Sequence, ServerId, Timestamp};
-use crate::limits::{CATCH_UP_BATCHES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
+use crate::limits::{CATCH_UP_BATCHES, CATCH_UP_BYTES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
 use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
 use crate::signing::Verified;
 use std::collections::BTreeMap;
@@ -148,8 +148,13 @@ impl Replica {
             self.offer_state(peer, status.executed);
         }
         let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
+        let mut bytes = 0;
         for (_, entry) in self.log.range(first..=last) {
             let Some(proof) = &entry.committed else { continue };
+            bytes += entry.bytes();
+            if bytes > CATCH_UP_BYTES {
+                break;
+            }
             if let Some(batch) = entry.wire_with(&proof.statement.0.digest) {
                 let message = PeerMessage::Committed(proof.clone(), batch);
                 self.pending.send(Target::One(peer), message);
@@ -178,7 +183,9 @@ impl Replica {
             entry.committed = Some(proof);
         }
         self.execute_ready();
-        let used_up = self.executed() > executed && !self.log.contains_key(&self.executed().next());
+        let in_log = |entry: &LogEntry| entry.committed.is_some();
+        let next = self.log.get(&self.executed().next());
+        let used_up = self.executed() > executed && !next.is_some_and(in_log);
         if used_up && self.executed() < self.target {
             self.send_status(from);
         }

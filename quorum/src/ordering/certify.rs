@@ -31,6 +31,11 @@ impl Replica {
         self.note_certified(sequence);
         if sequence > self.certified() && self.own_checkpoints.contains_key(&sequence) {
             self.adopt(certificate);
+        } else if sequence > self.executed()
+            && self.ahead.as_ref().is_none_or(|ahead| ahead.statement.sequence <= self.executed())
+        {
+            // Kept until it is reached, and not exchanged for later ones that run away.
+            self.ahead = Some(certificate);
         }
     }
 
@@ -138,6 +143,8 @@ impl Replica {
             && !own.replied.contains(&id)
         {
             own.replied.push(id);
+        } else if executed_at > self.certified() && !self.replied_before.contains(&id) {
+            self.replied_before.push(id);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::effects::{ShareBytes, Write};
 use super::{OwnCheckpoint, Replica};
-use crate::limits::FLUSH_BATCHES;
+use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::{CheckedBatch, PeerMessage};
 use crate::request::Operation;
 use crate::sealing::ShareContext;
@@ -45,12 +45,29 @@ impl Replica {
         }
         let sequence = executed.checkpoint.sequence;
         self.next_sequence = self.next_sequence.max(sequence.next());
+        let mut replied = std::mem::take(&mut self.replied_before);
+        replied.extend(executed.replied);
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.statement.sequence > sequence) {
+            // Catching up: q servers have certified a later batch, so nobody needs this vote.
+            self.replied_before = replied;
+            return;
+        }
         let vote = self.voter.sign(executed.checkpoint);
         self.promise(&vote, PeerMessage::Checkpoint);
         self.boundary_vote(&vote);
         let _ = self.checkpoints.entry(sequence).or_default().add(vote.clone());
-        let own = OwnCheckpoint { vote, snapshot: executed.snapshot, replied: executed.replied };
+        let own = OwnCheckpoint { vote, snapshot: executed.snapshot, replied };
         self.own_checkpoints.insert(sequence, own);
+        if self.own_checkpoints.len() as u64 > WINDOW
+            && let Some((_, oldest)) = self.own_checkpoints.pop_first()
+            && let Some(mut next) = self.own_checkpoints.first_entry()
+        {
+            // A certificate of a later one serves as well.
+            next.get_mut().replied.extend(oldest.replied);
+        }
+        if let Some(reached) = self.ahead.take_if(|ahead| ahead.statement.sequence <= sequence) {
+            self.on_certificate(reached);
+        }
     }
 
     /// Opens this server's share of a deposit, or erases one. A share that does not open leaves

@@ -119,6 +119,10 @@ pub struct Replica {
     checkpoints: BTreeMap<Sequence, VoteBook<Checkpoint>>,
     own_checkpoints: BTreeMap<Sequence, OwnCheckpoint>,
     certificate: Option<Arc<Certificate>>,
+    /// A certificate of a batch that is not executed here yet: what comes before it needs no votes.
+    ahead: Option<Certificate>,
+    /// Requests that were executed before that batch.
+    replied_before: Vec<RequestId>,
     /// The state that the certificate is about; none after a restart until the next one.
     certified_snapshot: Option<Snapshot>,
     own_held: Option<Verified<Held>>,

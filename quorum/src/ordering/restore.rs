@@ -166,6 +166,8 @@ impl Replica {
             checkpoints: BTreeMap::new(),
             own_checkpoints: BTreeMap::new(),
             certificate: None,
+            ahead: None,
+            replied_before: Vec::new(),
             certified_snapshot: None,
             own_held: None,
             completion: CompletionTracker::new(manifest.grid()),

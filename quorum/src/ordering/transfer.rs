@@ -301,6 +301,7 @@ impl Replica {
         self.certified_snapshot = Some(snapshot);
         self.note_certified(statement.sequence);
         self.own_checkpoints.clear();
+        self.ahead.take_if(|ahead| ahead.statement.sequence <= statement.sequence);
         self.boundaries.clear();
         self.checkpoints = self.checkpoints.split_off(&statement.sequence.next());
         self.log = self.log.split_off(&statement.sequence.next());

@@ -459,15 +459,7 @@ mod tests {
     fn a_backup_votes_only_for_what_the_new_view_calls_for() {
         let (keyring, voters) = voters(4);
         let cluster = *keyring.cluster();
-        let identity = Identity {
-            manifest: Arc::clone(keyring.manifest()),
-            voter: voters[2].clone(),
-            opening: Arc::new(OpeningKey::derive(&[1; 32])),
-            boot: 0,
-            log_tail: crate::limits::LOG_TAIL_BATCHES,
-        };
-        let mut backup = Replica::start(identity, Stored::default());
-        backup.standing = crate::ordering::standing::Standing::Voting;
+        let mut backup = replica(&voters, 2, &keyring);
         let now = Timestamp(1_000_000);
         let batch = |ms| CheckedBatch::new(&cluster, Timestamp(ms), vec![]);
         // Far older than the clock bound: a batch that is carried over keeps its time.
@@ -501,5 +493,85 @@ mod tests {
         assert_eq!(votes_for(2, &wrong), (false, false), "a place that is certified already");
         assert_eq!(votes_for(3, &right), (true, false));
         assert_eq!(votes_for(4, &wrong), (true, false), "places after the plan are free");
+    }
+
+    fn replica(voters: &[crate::signing::Voter], id: usize, keyring: &crate::signing::Keyring) -> Replica {
+        let identity = Identity {
+            manifest: Arc::clone(keyring.manifest()),
+            voter: voters[id].clone(),
+            opening: Arc::new(OpeningKey::derive(&[1; 32])),
+            boot: 0,
+            log_tail: crate::limits::LOG_TAIL_BATCHES,
+        };
+        let mut replica = Replica::start(identity, Stored::default());
+        replica.standing = crate::ordering::standing::Standing::Voting;
+        replica
+    }
+
+    /// f servers, however loud, make nobody leave a view; f+1 do.
+    #[test]
+    fn a_view_ends_when_more_than_f_servers_suspect_its_primary() {
+        let (keyring, voters) = voters(9);
+        let mut replica = replica(&voters, 8, &keyring);
+        let now = Timestamp(1_000_000);
+        let mut suspects = |server: usize| {
+            for _ in 0..3 {
+                let suspect = voters[server].sign(Suspect { view: View(0) });
+                let from = ServerId(server as u8);
+                replica.handle(now, Input::Message(from, CheckedMessage::Suspect(suspect)));
+            }
+            replica.status().view
+        };
+        assert_eq!((suspects(3), suspects(4)), (View(0), View(0)));
+        assert_eq!(suspects(5), View(1));
+    }
+
+    /// What begins a view is checked in full, before the replica sees it.
+    #[test]
+    fn evidence_for_a_new_view_is_checked() {
+        use crate::message::{MessageError, PeerMessage};
+        let (mut keyring, voters) = voters(4);
+        for voter in &voters {
+            keyring.add(*voter.certificate()).unwrap();
+        }
+        let slot = Slot { view: View(0), sequence: Sequence(1), digest: Hash([5; 32]) };
+        let mut book = crate::certificate::VoteBook::default();
+        for voter in &voters[..3] {
+            book.add(voter.sign(Prepare(slot))).unwrap();
+        }
+        let proof = book.proof(&Prepare(slot), 3).unwrap();
+        let mut forged = proof.clone();
+        forged.statement.0.digest = Hash([6; 32]);
+        let mut short = proof.clone();
+        short.votes.pop();
+        let body = |prepared| ViewChange { view: View(1), stable: None, prepared };
+        let mut check =
+            |from: usize, message: PeerMessage| message.check(ServerId(from as u8), &mut keyring).map(drop);
+        let change = |prepared| PeerMessage::ViewChange(voters[2].sign(body(prepared)).signed().clone());
+        assert_eq!(check(2, change(vec![proof.clone()])), Ok(()));
+        assert!(matches!(check(2, change(vec![forged.clone()])), Err(MessageError::Quorum(_))));
+        assert!(matches!(check(2, change(vec![short])), Err(MessageError::Quorum(_))));
+        // Twice the same place; a proof from the view that is to begin.
+        assert_eq!(check(2, change(vec![proof.clone(), proof.clone()])), Err(MessageError::BadViewChange));
+        let late = ViewChange { view: View(0), ..body(vec![proof.clone()]) };
+        let late = PeerMessage::ViewChange(voters[2].sign(late).signed().clone());
+        assert_eq!(check(2, late), Err(MessageError::BadViewChange));
+
+        let changes = |ids: &[usize], prepared: Vec<_>| -> Vec<_> {
+            ids.iter().map(|id| voters[*id].sign(body(prepared.clone())).stored()).collect()
+        };
+        let new_view = |view_changes| {
+            let new_view = voters[1].sign(NewView { view: View(1), view_changes });
+            PeerMessage::NewView(Box::new(new_view.signed().clone()), *new_view.key())
+        };
+        assert_eq!(check(3, new_view(changes(&[0, 1, 2], vec![proof.clone()]))), Ok(()));
+        assert_eq!(check(3, new_view(changes(&[0, 1], vec![]))), Err(MessageError::BadNewView));
+        assert_eq!(check(3, new_view(changes(&[0, 1, 1], vec![]))), Err(MessageError::BadNewView));
+        assert_eq!(check(3, new_view(changes(&[0, 1, 2, 3], vec![]))), Err(MessageError::BadNewView));
+        assert!(check(3, new_view(changes(&[0, 1, 2], vec![forged]))).is_err());
+        // Not from the view's primary.
+        let other = voters[2].sign(NewView { view: View(1), view_changes: changes(&[0, 1, 2], vec![]) });
+        let other = PeerMessage::NewView(Box::new(other.signed().clone()), *other.key());
+        assert_eq!(check(2, other), Err(MessageError::BadNewView));
     }
 }
