@@ -129,9 +129,15 @@ impl Thresholds {
         Ok(Self { servers: n, side, faulty, quorum, masked, rows, columns, threshold })
     }
 
+    /// One server by itself: no fault is tolerated and no secret is kept. What replication costs is
+    /// measured against it.
+    pub const UNREPLICATED: Self =
+        Self { servers: 1, side: 1, faulty: 0, quorum: 1, masked: 0, rows: 1, columns: 1, threshold: 1 };
+
     /// Whether these numbers are the ones that [`Thresholds::plan`] would give.
     pub fn is_consistent(&self) -> bool {
-        Self::plan(self.n(), Some(self.masked), Some(self.threshold)).as_ref() == Ok(self)
+        *self == Self::UNREPLICATED
+            || Self::plan(self.n(), Some(self.masked), Some(self.threshold)).as_ref() == Ok(self)
     }
 
     /// n as an index bound.

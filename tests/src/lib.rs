@@ -58,7 +58,11 @@ impl Cluster {
     pub fn new(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let made = Command::new(program("kds-server"))
-            .args(["init", "--servers", &servers.to_string(), "--dir"])
+            .args(match servers {
+                1 => vec!["init".into(), "--unreplicated".into()],
+                _ => vec!["init".into(), format!("--servers={servers}")],
+            })
+            .arg("--dir")
             .arg(folder.path())
             .args(arguments)
             .output()?;

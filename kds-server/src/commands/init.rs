@@ -35,6 +35,9 @@ pub struct Args {
     /// Length of an epoch, in seconds of agreed time
     #[arg(long, default_value_t = 30)]
     epoch_seconds: u32,
+    /// One server alone, to measure what replication costs: it tolerates nothing and keeps no secrets
+    #[arg(long, hide = true, conflicts_with = "servers")]
+    unreplicated: bool,
     /// Where servers keep their data: sqlite
     #[arg(long, default_value = "sqlite")]
     database: String,
@@ -47,7 +50,10 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         "database {:?} is not supported in this version; use sqlite",
         args.database
     );
-    let thresholds = Thresholds::plan(args.servers, args.masked, args.threshold)?;
+    let thresholds = match args.unreplicated {
+        true => Thresholds::UNREPLICATED,
+        false => Thresholds::plan(args.servers, args.masked, args.threshold)?,
+    };
     let cluster = NewCluster {
         thresholds,
         dir: &args.dir,

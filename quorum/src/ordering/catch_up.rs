@@ -73,6 +73,9 @@ impl Replica {
     pub(super) fn tell_status(&mut self) {
         // f+1 servers, others each time: one of them is correct.
         let n = self.manifest.thresholds.n() as u64;
+        if n == 1 {
+            return;
+        }
         for step in 1..=self.manifest.thresholds.f() as u64 + 1 {
             let peer = ServerId(((u64::from(self.id.0) + self.progress.rotation % (n - 1) + step) % n) as u8);
             if peer != self.id {

@@ -229,6 +229,7 @@ impl Replica {
             self.progress.last_tick = now;
             self.forget_hopeless(now);
             self.ask_witnesses();
+            self.conclude(now);
             self.retransmit(now);
             self.watch_primary(now);
             self.drive_transfer(now);

@@ -222,7 +222,7 @@ impl Replica {
     }
 
     /// With q−1 answers it is clear whether anything is forgotten.
-    fn conclude(&mut self, now: Timestamp) {
+    pub(super) fn conclude(&mut self, now: Timestamp) {
         let quorum = self.quorum();
         let Standing::Estimating(estimation) = &self.standing else { return };
         if estimation.answers.len() + 1 < quorum {
