@@ -1,5 +1,6 @@
 //! The one owner of the replica: inputs in, effects out.
 
+use crate::peers::Peers;
 use crate::server::Shared;
 use quorum::ids::Timestamp;
 use quorum::ordering::{Input, Part, Replica, ReplicaStatus, Unsent, WriteBatch};
@@ -47,6 +48,7 @@ pub async fn run(
     mut replica: Replica,
     mut inputs: mpsc::Receiver<Input>,
     effects: mpsc::Sender<(WriteBatch, Unsent)>,
+    peers: Peers,
     shared: Arc<Shared>,
 ) {
     let mut tick = interval(Duration::from_millis(Replica::tick_interval_ms()));
@@ -63,6 +65,9 @@ pub async fn run(
                 }
             }
             _ = tick.tick() => replica.handle(now(), Input::Tick),
+        }
+        for (target, message) in replica.drain_free() {
+            peers.send(target, &message);
         }
         if let Some(ready) = replica.drain()
             && effects.send(ready).await.is_err()

@@ -154,8 +154,9 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
     let links = peers::dial_all(&manifest, &tls, voting, &inputs, &shared)?;
-    let committer = tokio::spawn(committer::run(storage, effects_received, links, Arc::clone(&shared)));
-    let driver = tokio::spawn(driver::run(replica, inputs_received, effects, Arc::clone(&shared)));
+    let committer =
+        tokio::spawn(committer::run(storage, effects_received, links.clone(), Arc::clone(&shared)));
+    let driver = tokio::spawn(driver::run(replica, inputs_received, effects, links, Arc::clone(&shared)));
     let peer_tls = kds_certs::peer_server(&manifest, &tls)?;
     let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&manifest), inputs.clone()));
     let announcing = tokio::spawn(announce(Arc::clone(&shared), voting, voting_key, sealing, inputs.clone()));

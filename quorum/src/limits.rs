@@ -48,11 +48,15 @@ pub const MAX_PENDING: usize = 16 * 1024;
 
 /// Sequence numbers between the low and the high watermark (PBFT §4.2's L).
 pub const WINDOW: u64 = 256;
-/// Batches that the primary keeps in flight.
-pub const PIPELINE: u64 = 4;
+/// Batches that the primary keeps in flight at most.
+pub const PIPELINE: u64 = 8;
+/// How long the primary lets requests gather while a batch is in flight, in milliseconds: a round of
+/// agreement costs the same for one request as for hundreds. Where the network is slow this keeps the
+/// pipeline full; where it is fast the next batch goes as soon as the last one is executed.
+pub const GATHER_MS: u64 = 50;
 /// Batches beyond the last executed one that a backup accepts proposals for: what a lying primary
 /// can make it store, at a megabyte each.
-pub const PROPOSALS_AHEAD: u64 = 8 * PIPELINE;
+pub const PROPOSALS_AHEAD: u64 = 32;
 /// Executed batches that stay in memory and on disk for servers that fell behind.
 pub const LOG_TAIL_BATCHES: u64 = 4096;
 /// Bytes of executed batches that stay in memory and on disk for servers that fell behind.

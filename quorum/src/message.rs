@@ -265,8 +265,6 @@ pub struct Witness {
     pub prepare: Option<Evidence<Prepare>>,
     /// The asker's commit vote for the highest sequence number.
     pub commit: Option<Evidence<Commit>>,
-    /// The asker's checkpoint vote for the highest sequence number.
-    pub checkpoint: Option<Evidence<Checkpoint>>,
     /// The asker's last view change.
     pub view_change: Option<Evidence<ViewChange>>,
 }
@@ -291,7 +289,6 @@ impl Witness {
         }
         holds(&self.prepare, keyring)?;
         holds(&self.commit, keyring)?;
-        holds(&self.checkpoint, keyring)?;
         // What it says about others does not matter here, only that its author left a view.
         holds(&self.view_change, keyring)
     }
@@ -444,6 +441,35 @@ pub enum MessageError {
 }
 
 impl PeerMessage {
+    /// Whether a crash of its sender could make it untrue: such a message leaves only when what it
+    /// promises is durable. The others say what was proved by others, ask, or, like a checkpoint vote,
+    /// follow from what q servers are bound to: a server that forgets such a vote comes to the same one
+    /// again.
+    pub fn promises(&self) -> bool {
+        match self {
+            Self::PrePrepare(..)
+            | Self::Prepare(_)
+            | Self::Commit(_)
+            | Self::Held(_)
+            | Self::ViewChange(_)
+            | Self::NewView(..) => true,
+            Self::Keys(_)
+            | Self::Forward(_)
+            | Self::Checkpoint(_)
+            | Self::Certificate(_)
+            | Self::Status(_)
+            | Self::Committed(..)
+            | Self::Suspect(_)
+            | Self::Fetch(_)
+            | Self::Fetched(_)
+            | Self::AskWitness(_)
+            | Self::Witness(_)
+            | Self::Offer(_)
+            | Self::AskParts(_)
+            | Self::Parts(_) => false,
+        }
+    }
+
     /// Checks everything in a message that came over the link from `from`. Learns the certified
     /// keys that it carries.
     pub fn check(self, from: ServerId, keyring: &mut Keyring) -> Result<CheckedMessage, MessageError> {

@@ -293,10 +293,15 @@ async fn main() -> anyhow::Result<()> {
         std::env::args().nth(i).map_or(Ok(default), |text| text.parse()).context("a number")
     };
     let (seconds, rounds) = (argument(1, 5.0)?, argument(2, 3.0)? as usize);
+    let only = std::env::args().nth(3);
     let names = ["unreplicated", "n = 4", "n = 9", "etcd, 3 members"];
     let mut all: Vec<Vec<Vec<Measured>>> = vec![vec![Vec::new(); CLIENTS.len()]; names.len()];
     for round in 1..=rounds {
         for (system, name) in names.iter().enumerate() {
+            if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+                all[system].iter_mut().for_each(|of| of.push(Measured::default()));
+                continue;
+            }
             eprintln!("round {round} of {rounds}: {name} …");
             let measured = match system {
                 0 => ours(1, seconds).await?,

@@ -72,7 +72,9 @@ impl Replica {
         if entry.committed.is_none()
             && let (Some(proof), true) = (entry.committed_now(quorum), entry.proposal().is_some())
         {
-            self.pending.write(Write::Committed { batch: None, proof: proof.clone() });
+            // It promises nothing yet: q servers hold the proof that it is prepared. It is durable, with
+            // the certificate, before this server says that it holds the batch.
+            self.pending.write_along(Write::Committed { batch: None, proof: proof.clone() });
             entry.committed = Some(proof);
             self.execute_ready();
         }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 impl Replica {
     pub(super) fn on_checkpoint(&mut self, vote: Verified<Checkpoint>) {
         let (sequence, server) = (vote.body().sequence, vote.server());
-        self.witnessed.checkpoint(&vote);
         self.boundary_vote(&vote);
         if sequence <= self.certified() || sequence.0 > self.certified().0 + WINDOW {
             return;

@@ -3,7 +3,7 @@
 //! *Persist before send* is a type here and not a comment (design §3): messages stay inside
 //! [`Unsent`] until the shell shows a [`Durable`], which it gets only by giving up the
 //! [`WriteBatch`] that was made together with them, or a later one: so writes can be committed
-//! in groups.
+//! in groups. Messages that promise nothing ([`PeerMessage::promises`]) do not wait.
 
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::ids::{Epoch, Sequence, ServerId, View};
@@ -152,7 +152,7 @@ pub struct Published {
 #[derive(Debug, Default)]
 pub struct Released {
     /// Messages to other servers.
-    pub messages: Vec<(Target, Arc<PeerMessage>)>,
+    pub messages: Vec<Outgoing>,
     /// A newer certified state, if there is one.
     pub published: Option<Published>,
     /// Requests whose reply is part of the certified state now.
@@ -250,20 +250,39 @@ pub enum Accusation {
     },
 }
 
+/// A message and whom it goes to.
+pub type Outgoing = (Target, Arc<PeerMessage>);
+
 /// Effects as the replica collects them.
 #[derive(Default)]
 pub(super) struct Pending {
     next_ticket: u64,
     writes: Vec<Write>,
+    /// Whether something has to be written now. Otherwise it waits for what comes next.
+    urgent: bool,
     released: Released,
+    free: Vec<Outgoing>,
 }
 
 impl Pending {
     pub(super) fn write(&mut self, write: Write) {
         self.writes.push(write);
+        self.urgent = true;
+    }
+    /// Something that no message promises yet: it goes along with the next write that one does.
+    pub(super) fn write_along(&mut self, write: Write) {
+        self.writes.push(write);
     }
     pub(super) fn send(&mut self, target: Target, message: PeerMessage) {
-        self.released.messages.push((target, Arc::new(message)));
+        let outgoing = match message.promises() {
+            true => &mut self.released.messages,
+            false => &mut self.free,
+        };
+        outgoing.push((target, Arc::new(message)));
+    }
+    /// Messages that wait for nothing.
+    pub(super) fn drain_free(&mut self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.free)
     }
     pub(super) fn send_all<T: Clone>(&mut self, vote: &Verified<T>, wrap: fn(Signed<T>) -> PeerMessage) {
         self.send(Target::All, wrap(vote.signed().clone()));
@@ -281,7 +300,7 @@ impl Pending {
         self.released.accusations.push(accusation);
     }
     pub(super) fn drain(&mut self) -> Option<(WriteBatch, Unsent)> {
-        let nothing = self.writes.is_empty()
+        let nothing = !self.urgent
             && self.released.messages.is_empty()
             && self.released.published.is_none()
             && self.released.replied.is_empty()
@@ -292,6 +311,7 @@ impl Pending {
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
+        self.urgent = false;
         let writes = WriteBatch { ticket, writes: std::mem::take(&mut self.writes) };
         Some((writes, Unsent { ticket, released: std::mem::take(&mut self.released) }))
     }

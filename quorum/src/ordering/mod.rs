@@ -30,7 +30,9 @@ mod standing;
 mod transfer;
 mod view_change;
 
-pub use effects::{Accusation, Durable, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch};
+pub use effects::{
+    Accusation, Durable, Outgoing, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch,
+};
 pub use pool::PoolError;
 pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
 pub use standing::Part;
@@ -191,6 +193,11 @@ impl Replica {
             self.transferring.advanced = now;
             self.recovered(now);
         }
+    }
+
+    /// Messages since the last call that promise nothing: they may leave at once.
+    pub fn drain_free(&mut self) -> Vec<Outgoing> {
+        self.pending.drain_free()
     }
 
     /// The effects since the last call: commit the writes, then release the messages.

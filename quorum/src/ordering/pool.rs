@@ -48,6 +48,10 @@ impl RequestPool {
     pub(super) fn has_unproposed(&self) -> bool {
         !self.queues.is_empty()
     }
+    /// How many requests have not been proposed.
+    pub(super) fn unproposed(&self) -> usize {
+        self.queues.values().map(BTreeMap::len).sum()
+    }
     /// Whether `add` would take a request.
     pub(super) fn has_room(&self, request: &VerifiedRequest) -> Result<(), PoolError> {
         let id = request.id();

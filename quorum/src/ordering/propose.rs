@@ -4,7 +4,8 @@ use super::effects::{Accusation, Target, Write};
 use super::{Replica, log};
 use crate::ids::{Sequence, Timestamp};
 use crate::limits::{
-    CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_REQUEST_BYTES, PIPELINE, PROPOSALS_AHEAD, WINDOW,
+    CLOCK_BOUND_MS, GATHER_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_REQUEST_BYTES,
+    PIPELINE, PROPOSALS_AHEAD, WINDOW,
 };
 use crate::message::{CheckedBatch, PeerMessage, PrePrepare, Prepare};
 use crate::request::VerifiedRequest;
@@ -57,7 +58,10 @@ impl Replica {
             let in_flight = self.next_sequence.0.saturating_sub(self.executed().0 + 1);
             let room = in_flight < PIPELINE && self.next_sequence.0 <= self.certified().0 + WINDOW;
             let beat = in_flight == 0 && now.since_ms(self.last_proposed) >= HEARTBEAT_MS;
-            if !room || (!self.pool.has_unproposed() && !beat) {
+            let gathered = in_flight == 0
+                || self.pool.unproposed() >= MAX_BATCH_REQUESTS
+                || now.since_ms(self.last_proposed) >= GATHER_MS;
+            if !room || (!(self.pool.has_unproposed() && gathered) && !beat) {
                 return;
             }
             let requests = self.pool.take(MAX_BATCH_BYTES - BATCH_ENVELOPE_BYTES);

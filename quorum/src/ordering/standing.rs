@@ -19,7 +19,7 @@
 
 use super::Replica;
 use super::effects::{Accusation, Target, Write};
-use crate::certificate::{Checkpoint, QuorumProof};
+use crate::certificate::QuorumProof;
 use crate::ids::{Sequence, ServerId, Timestamp, View};
 use crate::limits::{PROPOSALS_AHEAD, WINDOW};
 use crate::message::{Commit, Evidence, PeerMessage, Prepare, Witness};
@@ -83,7 +83,6 @@ pub(super) struct Witnessed(BTreeMap<ServerId, Seen>);
 struct Seen {
     prepare: Option<Evidence<Prepare>>,
     commit: Option<Evidence<Commit>>,
-    checkpoint: Option<Evidence<Checkpoint>>,
 }
 
 fn keep_newer<T, K: Ord>(known: &mut Option<Evidence<T>>, evidence: Evidence<T>, key: impl Fn(&T) -> K) {
@@ -111,9 +110,6 @@ impl Witnessed {
         keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| {
             (c.0.sequence, c.0.view)
         });
-    }
-    pub(super) fn checkpoint(&mut self, vote: &Verified<Checkpoint>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().checkpoint, vote.stored(), |c| c.sequence);
     }
     /// From proofs in this replica's own database, which were checked before they were written.
     pub(super) fn prepared(&mut self, proof: &QuorumProof<Prepare>) {
@@ -162,11 +158,11 @@ impl Replica {
 
     /// Somebody has started and wants to know what it signed before.
     pub(super) fn on_ask_witness(&mut self, from: ServerId, boot: u64) {
-        let Seen { prepare, commit, checkpoint } = self.witnessed.of(from);
+        let Seen { prepare, commit } = self.witnessed.of(from);
         let view_change = self.view_change_of(from).map(Verified::stored);
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
         let executed = self.executed();
-        let witness = Witness { boot, executed, certificate, prepare, commit, checkpoint, view_change };
+        let witness = Witness { boot, executed, certificate, prepare, commit, view_change };
         self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
     }
 
@@ -205,9 +201,6 @@ impl Replica {
             let slot = vote.body.0;
             let known = slot.sequence <= own_executed || memory(slot.sequence).prepared >= Some(slot.view);
             shown(slot.sequence, View(0), known);
-        }
-        if let Some((vote, _)) = witness.checkpoint.as_ref().filter(|(vote, _)| vote.server == id) {
-            shown(vote.body.sequence, View(0), vote.body.sequence <= own_executed);
         }
         if let Some((change, _)) = witness.view_change.as_ref().filter(|(change, _)| change.server == id) {
             shown(Sequence(0), change.body.view, change.body.view <= own_view);

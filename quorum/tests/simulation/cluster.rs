@@ -10,7 +10,9 @@ use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
-use quorum::ordering::{Accusation, Identity, Input, Part, Published, Replica, Target, Unsent, WriteBatch};
+use quorum::ordering::{
+    Accusation, Identity, Input, Outgoing, Part, Published, Replica, Target, Unsent, WriteBatch,
+};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::sealing::OpeningKey;
@@ -379,6 +381,8 @@ impl Simulation {
     }
 
     fn after_step(&mut self, id: ServerId) {
+        let free = self.servers[id.index()].replica.as_mut().map(Replica::drain_free);
+        self.send_out(id, free.unwrap_or_default());
         let server = &mut self.servers[id.index()];
         let Some(effects) = server.replica.as_mut().and_then(Replica::drain) else { return };
         if server.uncommitted.is_empty() {
@@ -392,7 +396,7 @@ impl Simulation {
     }
 
     fn commit(&mut self, id: ServerId) {
-        let (from, liar) = (self.identity(id), self.is_liar(id));
+        let liar = self.is_liar(id);
         let server = &mut self.servers[id.index()];
         let effects: Vec<_> = server.uncommitted.drain(..).collect();
         let mut unsent = Vec::new();
@@ -407,28 +411,33 @@ impl Simulation {
             for accusation in released.accusations.into_iter().filter(|_| !liar) {
                 self.check_accusation(id, &accusation);
             }
-            for (target, message) in released.messages {
-                if !liar {
-                    self.check_promise(id, &message);
-                }
-                let bytes = Arc::new(encode(&*message));
-                self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
-                let to: Vec<_> = match target {
-                    Target::One(to) => vec![to],
-                    Target::All => self.manifest.grid().servers().filter(|to| *to != from).collect(),
-                };
-                if let Some(liar) = self.liars.get_mut(&id) {
-                    let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
-                    self.send_lies(id, lies);
-                } else {
-                    to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), 0));
-                }
-            }
+            self.send_out(id, released.messages);
             if let Some(published) = released.published.filter(|_| !liar) {
                 self.check_published(id, published);
             }
             for request in released.replied {
                 self.acknowledge(id, request);
+            }
+        }
+    }
+
+    fn send_out(&mut self, id: ServerId, messages: Vec<Outgoing>) {
+        let (from, liar) = (self.identity(id), self.is_liar(id));
+        for (target, message) in messages {
+            if !liar {
+                self.check_promise(id, &message);
+            }
+            let bytes = Arc::new(encode(&*message));
+            self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
+            let to: Vec<_> = match target {
+                Target::One(to) => vec![to],
+                Target::All => self.manifest.grid().servers().filter(|to| *to != from).collect(),
+            };
+            if let Some(liar) = self.liars.get_mut(&id) {
+                let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
+                self.send_lies(id, lies);
+            } else {
+                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), 0));
             }
         }
     }

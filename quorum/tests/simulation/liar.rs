@@ -351,8 +351,7 @@ impl Liar {
             PeerMessage::Witness(witness) => {
                 let mut witness = witness.as_ref().clone();
                 witness.executed = Sequence(u64::MAX / 2);
-                (witness.prepare, witness.commit, witness.checkpoint, witness.view_change) =
-                    (None, None, None, None);
+                (witness.prepare, witness.commit, witness.view_change) = (None, None, None);
                 PeerMessage::Witness(Box::new(witness))
             }
             PeerMessage::Parts(parts) => {
