@@ -218,9 +218,10 @@ async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> an
 pub async fn listen(
     listener: TcpListener,
     config: rustls::ServerConfig,
-    manifest: Arc<Manifest>,
+    shared: Arc<Shared>,
     inputs: mpsc::Sender<Input>,
 ) {
+    let manifest = Arc::clone(&shared.manifest);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     // Strangers get no further than the handshake, and those are bounded by themselves, so that
     // they take no place from a server.
@@ -239,7 +240,7 @@ pub async fn listen(
                 continue;
             }
         };
-        let (acceptor, manifest, inputs) = (acceptor.clone(), Arc::clone(&manifest), inputs.clone());
+        let (acceptor, shared, inputs) = (acceptor.clone(), Arc::clone(&shared), inputs.clone());
         let (strangers, links) = (Arc::clone(&strangers), Arc::clone(&links));
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);
@@ -255,13 +256,15 @@ pub async fn listen(
                 Err(_) => return,
             };
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let Some(peer) = certificate.and_then(|c| kds_certs::server_of(&manifest, c)) else { return };
+            let Some(peer) = certificate.and_then(|c| kds_certs::server_of(&shared.manifest, c)) else {
+                return;
+            };
             drop(handshake);
             let Ok(_link) = Arc::clone(&links[peer.index()]).try_acquire_owned() else {
                 tracing::warn!(%peer, "refused one more link");
                 return;
             };
-            if let Err(error) = receive(stream, peer, manifest, inputs).await {
+            if let Err(error) = receive(stream, peer, shared, inputs).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }
         });
@@ -271,14 +274,17 @@ pub async fn listen(
 async fn receive(
     stream: impl AsyncRead + Unpin,
     peer: ServerId,
-    manifest: Arc<Manifest>,
+    shared: Arc<Shared>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
-    let mut keyring = Keyring::new(manifest);
+    let mut keyring = Keyring::new(Arc::clone(&shared.manifest));
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
+        if shared.replica_status.load().needs_no(&message) {
+            continue;
+        }
         match message.check(peer, &mut keyring) {
             Ok(message) => {
                 if inputs.send(Input::Message(peer, message)).await.is_err() {

@@ -158,7 +158,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         tokio::spawn(committer::run(storage, effects_received, links.clone(), Arc::clone(&shared)));
     let driver = tokio::spawn(driver::run(replica, inputs_received, effects, links, Arc::clone(&shared)));
     let peer_tls = kds_certs::peer_server(&manifest, &tls)?;
-    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&manifest), inputs.clone()));
+    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&shared), inputs.clone()));
     let announcing = tokio::spawn(announce(Arc::clone(&shared), voting, voting_key, sealing, inputs.clone()));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;

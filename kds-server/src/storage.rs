@@ -7,12 +7,13 @@ use anyhow::{Context as _, bail};
 use quorum::codec::{decode, encode};
 use quorum::ids::{ClusterId, Sequence, ServerId};
 use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
+use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection as _, QueryBuilder, Row as _, SqlStr};
+use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Encode, Row as _, SqlStr, Sqlite, Type};
 use std::path::Path;
 use std::time::Duration;
 
@@ -177,16 +178,27 @@ impl Storage {
     }
 
     /// Makes writes durable, all or none.
+    ///
+    /// One transaction is one text, sent to the database's thread in one piece: a round trip there
+    /// for each statement would cost more than the statements.
     pub async fn commit(&mut self, writes: &[&Write]) -> Result<(), sqlx::Error> {
         if writes.is_empty() {
             return Ok(());
         }
-        let shares = self.shares.clone();
-        let mut transaction = self.writer.begin().await?;
-        for write in writes {
-            apply(&mut transaction, write, &shares).await?;
+        let mut transaction = Transaction::begin();
+        writes
+            .iter()
+            .try_for_each(|write| transaction.add(write, &self.shares))
+            .map_err(sqlx::Error::Encode)?;
+        let Transaction { mut sql, arguments, repeats, .. } = transaction;
+        sql.push_str("COMMIT");
+        let query = sqlx::query_with(AssertSqlSafe(sql), arguments).persistent(repeats);
+        let done = query.execute(&mut self.writer).await;
+        if done.is_err() {
+            // Nothing of it stays; where the transaction is over already this has nothing to do.
+            let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.writer).await;
         }
-        transaction.commit().await
+        done.map(drop)
     }
 
     /// Closes the file cleanly.
@@ -198,103 +210,129 @@ impl Storage {
     }
 }
 
-async fn apply(db: &mut SqliteConnection, write: &Write, shares: &ShareBox) -> Result<(), sqlx::Error> {
-    let query = match write {
-        Write::Accepted { pre_prepare, batch } => sqlx::query(
-            "INSERT INTO slots (sequence, accepted, accepted_batch) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (sequence) DO UPDATE SET accepted = ?2, accepted_batch = ?3, prepared_batch = \
-             CASE WHEN prepared IS NULL THEN NULL ELSE coalesce(prepared_batch, accepted_batch) END",
-        )
-        .bind(pre_prepare.body.0.sequence.0 as i64)
-        .bind(encode(pre_prepare))
-        .bind(encode(batch.as_ref())),
-        Write::Prepared { sequence, proof } => sqlx::query(
-            "INSERT INTO slots (sequence, prepared) VALUES (?1, ?2) ON CONFLICT (sequence) \
-             DO UPDATE SET prepared = ?2, prepared_batch = NULL",
-        )
-        .bind(sequence.0 as i64)
-        .bind(encode(proof)),
-        Write::Committed { batch, proof } => sqlx::query(
-            "INSERT INTO slots (sequence, committed, committed_batch) VALUES (?1, ?2, ?3) \
-             ON CONFLICT (sequence) DO UPDATE SET committed = ?2, committed_batch = ?3",
-        )
-        .bind(proof.statement.0.sequence.0 as i64)
-        .bind(encode(proof))
-        .bind(batch.as_ref().map(|batch| encode(batch.as_ref()))),
-        Write::View { view, new_view } => {
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('view', ?)")
-                .bind(encode(&(view, new_view)))
-        }
-        Write::Certified(certificate) => {
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('certificate', ?)")
-                .bind(encode(certificate.as_ref()))
-        }
-        Write::State { checkpoint, leaves } => {
-            write_leaves(db, leaves).await?;
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('checkpoint', ?)")
-                .bind(encode(checkpoint))
-        }
-        Write::Share { index, epoch, share } => {
-            sqlx::query("INSERT OR REPLACE INTO shares (secret, epoch, share) VALUES (?, ?, ?)")
-                .bind(*index as i64)
-                .bind(epoch.0 as i64)
-                .bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
-        }
-        Write::EraseShare { index } => sqlx::query("DELETE FROM shares WHERE secret = ?").bind(*index as i64),
-        Write::Secrets { indices, epoch } => {
-            // By way of a temporary table: there may be more of them than one statement can bind.
-            sqlx::raw_sql(
-                "CREATE TEMP TABLE IF NOT EXISTS present (secret INTEGER PRIMARY KEY); DELETE FROM present",
-            )
-            .execute(&mut *db)
-            .await?;
-            for chunk in indices.chunks(ROWS_PER_STATEMENT) {
-                let mut query = QueryBuilder::new("INSERT INTO present (secret) ");
-                query.push_values(chunk, |mut row, index| {
-                    row.push_bind(*index as i64);
-                });
-                query.build().execute(&mut *db).await?;
-            }
-            sqlx::query("DELETE FROM shares WHERE secret NOT IN (SELECT secret FROM present)")
-                .execute(&mut *db)
-                .await?;
-            sqlx::query(
-                "INSERT OR IGNORE INTO shares (secret, epoch, share) SELECT secret, ?, NULL FROM present",
-            )
-            .bind(epoch.0 as i64)
-        }
-        Write::Amnesia(true) => {
-            sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('amnesia', x'')")
-        }
-        Write::Amnesia(false) => sqlx::query("DELETE FROM meta WHERE name = 'amnesia'"),
-        Write::Reset => {
-            sqlx::query("DELETE FROM slots").execute(&mut *db).await?;
-            sqlx::query("DELETE FROM leaves").execute(&mut *db).await?;
-            sqlx::query("DELETE FROM meta WHERE name IN ('checkpoint', 'certificate')")
-        }
-        Write::Trim { through } => {
-            sqlx::query("DELETE FROM slots WHERE sequence <= ?").bind(through.0 as i64)
-        }
-    };
-    query.execute(db).await.map(drop)
+/// The text of a transaction and the values that it binds.
+struct Transaction {
+    sql: String,
+    arguments: SqliteArguments,
+    /// Whether the same text is likely to come again, and worth keeping prepared.
+    repeats: bool,
 }
 
-async fn write_leaves(db: &mut SqliteConnection, leaves: &[quorum::state::Leaf]) -> Result<(), sqlx::Error> {
-    let (set, gone): (Vec<_>, Vec<_>) = leaves.iter().partition(|(_, value)| value.is_some());
-    for chunk in set.chunks(ROWS_PER_STATEMENT) {
-        let mut query = QueryBuilder::new("INSERT OR REPLACE INTO leaves (key, value) ");
-        query.push_values(chunk, |mut row, (key, value)| {
-            row.push_bind(key.as_slice()).push_bind(value.as_deref().unwrap_or_default());
-        });
-        query.build().execute(&mut *db).await?;
+impl Transaction {
+    fn begin() -> Self {
+        Self { sql: "BEGIN IMMEDIATE; ".into(), arguments: SqliteArguments::default(), repeats: true }
     }
-    for chunk in gone.chunks(ROWS_PER_STATEMENT) {
-        let mut query = QueryBuilder::new("DELETE FROM leaves WHERE key IN (");
-        let mut keys = query.separated(", ");
-        chunk.iter().for_each(|(key, _)| {
-            keys.push_bind(key.as_slice());
-        });
-        query.push(")").build().execute(&mut *db).await?;
+
+    /// One statement; its values are bound in the order of its question marks.
+    fn statement(&mut self, sql: &str) {
+        self.sql.push_str(sql);
+        self.sql.push_str("; ");
     }
-    Ok(())
+    fn bind<T: for<'q> Encode<'q, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> Result<(), BoxDynError> {
+        self.arguments.add(value)
+    }
+
+    fn add(&mut self, write: &Write, shares: &ShareBox) -> Result<(), BoxDynError> {
+        match write {
+            Write::Accepted { pre_prepare, batch } => {
+                self.statement(
+                    "INSERT INTO slots (sequence, accepted, accepted_batch) VALUES (?, ?, ?) \
+                     ON CONFLICT (sequence) DO UPDATE SET accepted = excluded.accepted, \
+                     accepted_batch = excluded.accepted_batch, prepared_batch = \
+                     CASE WHEN prepared IS NULL THEN NULL ELSE coalesce(slots.prepared_batch, slots.accepted_batch) END",
+                );
+                self.bind(pre_prepare.body.0.sequence.0 as i64)?;
+                self.bind(encode(pre_prepare))?;
+                self.bind(encode(batch.as_ref()))
+            }
+            Write::Prepared { sequence, proof } => {
+                self.statement(
+                    "INSERT INTO slots (sequence, prepared) VALUES (?, ?) ON CONFLICT (sequence) \
+                     DO UPDATE SET prepared = excluded.prepared, prepared_batch = NULL",
+                );
+                self.bind(sequence.0 as i64)?;
+                self.bind(encode(proof))
+            }
+            Write::Committed { batch, proof } => {
+                self.statement(
+                    "INSERT INTO slots (sequence, committed, committed_batch) VALUES (?, ?, ?) \
+                     ON CONFLICT (sequence) DO UPDATE SET committed = excluded.committed, committed_batch = excluded.committed_batch",
+                );
+                self.bind(proof.statement.0.sequence.0 as i64)?;
+                self.bind(encode(proof))?;
+                self.bind(batch.as_ref().map(|batch| encode(batch.as_ref())))
+            }
+            Write::View { view, new_view } => self.meta("view", encode(&(view, new_view))),
+            Write::Certified(certificate) => self.meta("certificate", encode(certificate.as_ref())),
+            Write::State { checkpoint, leaves } => {
+                self.leaves(leaves)?;
+                self.meta("checkpoint", encode(checkpoint))
+            }
+            Write::Share { index, epoch, share } => {
+                self.statement("INSERT OR REPLACE INTO shares (secret, epoch, share) VALUES (?, ?, ?)");
+                self.bind(*index as i64)?;
+                self.bind(epoch.0 as i64)?;
+                self.bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
+            }
+            Write::EraseShare { index } => {
+                self.statement("DELETE FROM shares WHERE secret = ?");
+                self.bind(*index as i64)
+            }
+            Write::Secrets { indices, epoch } => {
+                // By way of a temporary table: there may be more of them than one statement can bind.
+                self.repeats = false;
+                self.statement("CREATE TEMP TABLE IF NOT EXISTS present (secret INTEGER PRIMARY KEY)");
+                self.statement("DELETE FROM present");
+                for chunk in indices.chunks(ROWS_PER_STATEMENT) {
+                    let rows = vec!["(?)"; chunk.len()].join(", ");
+                    self.statement(&format!("INSERT INTO present (secret) VALUES {rows}"));
+                    chunk.iter().try_for_each(|index| self.bind(*index as i64))?;
+                }
+                self.statement("DELETE FROM shares WHERE secret NOT IN (SELECT secret FROM present)");
+                self.statement(
+                    "INSERT OR IGNORE INTO shares (secret, epoch, share) SELECT secret, ?, NULL FROM present",
+                );
+                self.bind(epoch.0 as i64)
+            }
+            Write::Amnesia(true) => self.meta("amnesia", vec![]),
+            Write::Amnesia(false) => {
+                self.statement("DELETE FROM meta WHERE name = 'amnesia'");
+                Ok(())
+            }
+            Write::Reset => {
+                self.statement("DELETE FROM slots");
+                self.statement("DELETE FROM leaves");
+                self.statement("DELETE FROM meta WHERE name IN ('checkpoint', 'certificate')");
+                Ok(())
+            }
+            Write::Trim { through } => {
+                self.statement("DELETE FROM slots WHERE sequence <= ?");
+                self.bind(through.0 as i64)
+            }
+        }
+    }
+
+    fn meta(&mut self, name: &str, value: Vec<u8>) -> Result<(), BoxDynError> {
+        self.statement(&format!("INSERT OR REPLACE INTO meta (name, value) VALUES ('{name}', ?)"));
+        self.bind(value)
+    }
+
+    fn leaves(&mut self, leaves: &[quorum::state::Leaf]) -> Result<(), BoxDynError> {
+        self.repeats = false;
+        let (set, gone): (Vec<_>, Vec<_>) = leaves.iter().partition(|(_, value)| value.is_some());
+        for chunk in set.chunks(ROWS_PER_STATEMENT) {
+            let rows = vec!["(?, ?)"; chunk.len()].join(", ");
+            self.statement(&format!("INSERT OR REPLACE INTO leaves (key, value) VALUES {rows}"));
+            for (key, value) in chunk {
+                self.bind(key.clone())?;
+                self.bind(value.as_deref().unwrap_or_default().to_vec())?;
+            }
+        }
+        for chunk in gone.chunks(ROWS_PER_STATEMENT) {
+            let keys = vec!["?"; chunk.len()].join(", ");
+            self.statement(&format!("DELETE FROM leaves WHERE key IN ({keys})"));
+            chunk.iter().try_for_each(|(key, _)| self.bind(key.clone()))?;
+        }
+        Ok(())
+    }
 }

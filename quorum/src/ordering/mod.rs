@@ -157,10 +157,16 @@ pub struct ReplicaStatus {
     pub view: View,
     /// Whether that view has begun.
     pub active: bool,
+    /// Everything up to here is prepared.
+    pub prepared: Sequence,
     /// The last batch executed.
     pub executed: Sequence,
     /// The last batch certified.
     pub certified: Sequence,
+    /// Everything up to here is known to be complete.
+    pub complete: Sequence,
+    /// The first snapshot whose certificate still lacks votes.
+    pub uncertified_snapshot: Option<Sequence>,
     /// The highest sequence number seen certified anywhere.
     pub target: Sequence,
     /// The epoch of the executed state.
@@ -175,6 +181,28 @@ pub struct ReplicaStatus {
     pub part: Part,
     /// The state that it fetches.
     pub transfer: Option<TransferProgress>,
+}
+
+impl ReplicaStatus {
+    /// Whether a message can be dropped unread: a vote beyond the q that were needed. Checking its
+    /// signature would cost more than anything else that is done with it.
+    pub fn needs_no(&self, message: &PeerMessage) -> bool {
+        match message {
+            PeerMessage::Prepare(vote) => {
+                let slot = vote.body.0;
+                slot.view <= self.view && slot.sequence <= self.prepared
+            }
+            PeerMessage::Commit(vote) => {
+                vote.body.0.view <= self.view && vote.body.0.sequence <= self.executed
+            }
+            PeerMessage::Checkpoint(vote) => {
+                let sequence = vote.body.sequence;
+                sequence <= self.certified && self.uncertified_snapshot.is_none_or(|first| sequence < first)
+            }
+            PeerMessage::Held(held) => held.body.sequence <= self.complete,
+            _ => false,
+        }
+    }
 }
 
 impl Replica {
@@ -261,6 +289,12 @@ impl Replica {
         ReplicaStatus {
             view: self.view,
             active: self.changing.active,
+            prepared: self.prepared_through(),
+            complete: self
+                .published_completion
+                .as_ref()
+                .map_or(Sequence(0), |completion| completion.sequence),
+            uncertified_snapshot: self.uncertified_snapshot(),
             executed: self.state.sequence(),
             certified: self.certified(),
             target: self.target,
@@ -288,6 +322,12 @@ impl Replica {
         }
     }
 
+    /// How far batches are prepared here without a gap.
+    fn prepared_through(&self) -> Sequence {
+        let after = self.log.range(self.executed().next()..);
+        let prepared = after.take_while(|(_, entry)| entry.own_commit.is_some());
+        prepared.last().map_or(self.executed(), |(sequence, _)| *sequence)
+    }
     fn certified(&self) -> Sequence {
         self.certificate.as_ref().map_or(Sequence(0), |certificate| certificate.statement.sequence)
     }

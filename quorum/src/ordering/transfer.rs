@@ -100,6 +100,12 @@ impl Replica {
         }
     }
 
+    /// The first snapshot that nobody can be offered yet.
+    pub(super) fn uncertified_snapshot(&self) -> Option<Sequence> {
+        let uncertified = self.boundaries.iter().find(|(_, boundary)| boundary.certificate.is_none());
+        uncertified.map(|(sequence, _)| *sequence)
+    }
+
     fn certify_boundary(&mut self, sequence: Sequence) {
         let quorum = self.quorum();
         if let Some(boundary) = self.boundaries.get_mut(&sequence)
