@@ -128,6 +128,10 @@ impl<T: Tagged + Copy + PartialEq> VoteBook<T> {
             Some(_) => Err(Box::new(vote)),
         }
     }
+    /// Who voted for what.
+    pub fn votes_cast(&self) -> Vec<(ServerId, T)> {
+        self.votes.values().map(|vote| (vote.server(), *vote.body())).collect()
+    }
     /// How many servers voted for this statement.
     pub fn count(&self, statement: &T) -> usize {
         self.votes.values().filter(|vote| vote.body() == statement).count()

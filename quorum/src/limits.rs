@@ -92,7 +92,7 @@ pub const VIEW_CHANGE_TIMEOUT_MS: u64 = 2_000;
 /// Where doubling ends, in milliseconds.
 pub const VIEW_CHANGE_TIMEOUT_MAX_MS: u64 = 60_000;
 /// How long one request may wait while others are executed, in milliseconds: longer than a full
-/// queue takes, so that load is not mistaken for censorship.
+/// queue takes, so that load is not mistaken for censorship. A new primary gets half of it.
 pub const CENSORSHIP_TIMEOUT_MS: u64 = 20_000;
 /// How long a suspicion counts, in milliseconds; it is said again while it lasts.
 pub const SUSPICION_LIFETIME_MS: u64 = 2_000;

@@ -125,7 +125,8 @@ fn lookup<'a>(root: Option<&'a Arc<Node>>, key: &[u8]) -> Option<&'a Arc<[u8]>> 
     (found == key).then_some(value)
 }
 
-/// The map that execution changes.
+/// The map that execution changes. Copies share what neither changes; copy it [sealed](Map::seal).
+#[derive(Clone)]
 pub struct Map {
     hasher: Hasher,
     root: Option<Arc<Node>>,

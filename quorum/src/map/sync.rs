@@ -140,6 +140,7 @@ impl Snapshot {
 }
 
 /// The tree as far as it is known.
+#[derive(Clone)]
 enum Building {
     /// Not there yet.
     Wanted { hash: Hash, path: Path, candidates: Vec<Arc<Node>> },
@@ -150,6 +151,7 @@ enum Building {
 }
 
 /// A map on its way to a certified root.
+#[derive(Clone)]
 pub struct Sync {
     base: Map,
     root: Hash,

@@ -21,7 +21,7 @@ const REPEATED_SLOTS: usize = 16;
 const REPEATED_REQUESTS: usize = 256;
 
 /// What retransmission remembers.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Progress {
     pub(super) last_tick: Timestamp,
     /// What was certified at the last tick.
@@ -30,6 +30,14 @@ pub(super) struct Progress {
     rotation: u64,
     /// When and where each server was last helped.
     helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
+}
+
+impl Progress {
+    /// What decides its future, for model checkers.
+    pub(super) fn fingerprint(&self) -> impl serde::Serialize {
+        let helped: Vec<_> = self.helped.iter().map(|(server, when)| (*server, *when)).collect();
+        (self.last_tick, self.certified, self.rotation, helped)
+    }
 }
 
 impl Replica {

@@ -264,6 +264,13 @@ pub(super) struct Pending {
     free: Vec<Outgoing>,
 }
 
+impl Clone for Pending {
+    /// Effects are handed out once: a copy has none.
+    fn clone(&self) -> Self {
+        Self { next_ticket: self.next_ticket, ..Self::default() }
+    }
+}
+
 impl Pending {
     pub(super) fn write(&mut self, write: Write) {
         self.writes.push(write);

@@ -9,7 +9,7 @@ use crate::signing::{Signed, Verified};
 use std::sync::Arc;
 
 /// What is known about one sequence number.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct LogEntry {
     /// The proposal that this replica agreed to, or made.
     pub(super) pre_prepare: Option<Signed<PrePrepare>>,
@@ -78,6 +78,13 @@ impl LogEntry {
     /// The commit proof, once q servers promise to execute one batch, and it is here.
     pub(super) fn committed_now(&self, quorum: usize) -> Option<QuorumProof<Commit>> {
         self.commits.proof(&Commit(self.slot()?), quorum)
+    }
+    /// What decides its future, for model checkers.
+    pub(super) fn fingerprint(&self) -> impl serde::Serialize {
+        let prepared = self.prepared.as_ref().map(|(proof, _)| proof.statement);
+        let committed = self.committed.as_ref().map(|proof| proof.statement);
+        let own = (self.own_prepare.is_some(), self.own_commit.is_some(), self.batch.is_some());
+        (self.slot(), self.prepares.votes_cast(), self.commits.votes_cast(), prepared, committed, own)
     }
     /// Keeps only what a server that fell behind may ask for.
     pub(super) fn strip(&mut self) {

@@ -39,6 +39,7 @@ pub use standing::Part;
 pub use transfer::TransferProgress;
 pub use view_change::Plan;
 
+use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 #[cfg(doc)]
@@ -89,6 +90,7 @@ pub enum Input {
 }
 
 /// A vote with what it is about, from execution until its certificate is there.
+#[derive(Clone)]
 struct OwnCheckpoint {
     vote: Verified<Checkpoint>,
     snapshot: Snapshot,
@@ -96,6 +98,7 @@ struct OwnCheckpoint {
 }
 
 /// A snapshot that is kept for servers that fetch state.
+#[derive(Clone)]
 struct Boundary {
     checkpoint: Checkpoint,
     snapshot: Snapshot,
@@ -103,7 +106,8 @@ struct Boundary {
     certificate: Option<Certificate>,
 }
 
-/// One server's part in ordering.
+/// One server's part in ordering. A value: a copy has the same future (model checking relies on it).
+#[derive(Clone)]
 pub struct Replica {
     id: ServerId,
     cluster: ClusterId,
@@ -278,6 +282,22 @@ impl Replica {
             now.since_ms(waiting.received) < RETRANSMIT_MS
                 || crate::state::admit(state.map(), manifest, state.time(), waiting.request.request()).is_ok()
         });
+    }
+
+    /// A digest of everything that decides its future: for model checkers.
+    pub fn fingerprint(&self) -> Hash {
+        let slots = self.log.iter().map(|(sequence, entry)| (*sequence, entry.fingerprint()));
+        let checkpoints = self.checkpoints.iter().map(|(sequence, book)| (*sequence, book.votes_cast()));
+        let parts = (
+            (self.id, self.view, self.state.sequence(), self.state.time(), self.entered, self.next_sequence),
+            (self.last_proposed, self.certified(), self.target, self.certified_anywhere, self.part()),
+            slots.collect::<Vec<_>>(),
+            checkpoints.collect::<Vec<_>>(),
+            self.changing.fingerprint(),
+            self.pool.fingerprint(),
+            self.progress.fingerprint(),
+        );
+        crate::codec::sha256(&crate::codec::encode(&parts))
     }
 
     /// This server.

@@ -8,6 +8,7 @@ use crate::request::{RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A waiting request.
+#[derive(Clone)]
 pub(super) struct Waiting {
     pub(super) request: VerifiedRequest,
     pub(super) received: Timestamp,
@@ -32,7 +33,7 @@ pub enum PoolError {
     NumberInUse,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct RequestPool {
     waiting: BTreeMap<RequestId, Waiting>,
     queues: BTreeMap<PublicKey, BTreeMap<u64, RequestId>>,
@@ -44,6 +45,12 @@ pub(super) struct RequestPool {
 impl RequestPool {
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
+    }
+    /// What decides its future, for model checkers.
+    pub(super) fn fingerprint(&self) -> impl serde::Serialize {
+        let waiting = self.waiting.iter();
+        let waiting = waiting.map(|(id, w)| (id.client, id.sequence, w.received, w.forwarded, w.queued));
+        waiting.collect::<Vec<_>>()
     }
     pub(super) fn has_unproposed(&self) -> bool {
         !self.queues.is_empty()

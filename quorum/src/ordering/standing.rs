@@ -42,6 +42,7 @@ pub enum Part {
 }
 
 /// See the module.
+#[derive(Clone)]
 pub(super) enum Standing {
     Voting,
     Estimating(Estimation),
@@ -49,6 +50,7 @@ pub(super) enum Standing {
 }
 
 /// What the others have said since the start.
+#[derive(Clone)]
 pub(super) struct Estimation {
     /// Answers name it, so that those to an earlier start do not count.
     boot: u64,
@@ -76,7 +78,7 @@ impl Estimation {
 }
 
 /// The newest votes that a replica has seen of each other one, to show them to their author.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Witnessed(BTreeMap<ServerId, Seen>);
 
 #[derive(Clone, Default)]

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What this replica knows about states that it could fetch, and the one that it does fetch.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Transferring {
     /// The highest certificate offered.
     offer: Option<Certificate>,
@@ -42,6 +42,7 @@ impl Transferring {
     }
 }
 
+#[derive(Clone)]
 struct Transfer {
     certificate: Certificate,
     sync: map::Sync,
@@ -55,6 +56,7 @@ struct Transfer {
 }
 
 /// A question that is not answered yet.
+#[derive(Clone)]
 struct Asked {
     question: u64,
     places: Vec<usize>,

@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a replica knows about changing its view.
+#[derive(Clone)]
 pub(super) struct Changing {
     /// Whether it takes part in its view; otherwise it waits for that view's new-view message.
     pub(super) active: bool,
@@ -67,6 +68,17 @@ impl Changing {
             since: Timestamp(0),
             later_view_seen: false,
         }
+    }
+    /// What decides its future, for model checkers.
+    pub(super) fn fingerprint(&self) -> impl serde::Serialize {
+        let changes: Vec<_> = self.view_changes.values().map(|change| change.signed().clone()).collect();
+        let new_view = self.new_view.as_ref().map(|new_view| new_view.signed().clone());
+        let fetched: Vec<_> = self.fetched.keys().copied().collect();
+        let suspicions: Vec<_> = self.suspicions.iter().map(|(server, since)| (*server, *since)).collect();
+        let expected: Vec<_> = self.expected.iter().map(|(sequence, digest)| (*sequence, *digest)).collect();
+        let wanted: Vec<_> = self.wanted.iter().copied().collect();
+        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low);
+        (changes, new_view, fetched, suspicions, expected, wanted, timers)
     }
     /// Nobody has had a chance yet.
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
@@ -157,9 +169,11 @@ impl Replica {
         let oldest = self.pool.oldest();
         let timeout = self.changing.timeout_ms;
         let starved = oldest.is_some_and(|oldest| waited.min(now.since_ms(oldest)) >= timeout);
-        // Requests are served first come, first served: one that waits so long is being censored.
-        let censored =
-            oldest.is_some_and(|oldest| now.since_ms(oldest) >= CENSORSHIP_TIMEOUT_MS.max(timeout));
+        // Requests are served first come, first served: one that waits so long is being censored. Every
+        // new primary gets time of its own to serve it, or views would change without end.
+        let censored = oldest
+            .is_some_and(|oldest| now.since_ms(oldest) >= CENSORSHIP_TIMEOUT_MS.max(timeout))
+            && now.since_ms(self.entered) >= (CENSORSHIP_TIMEOUT_MS / 2).max(timeout);
         let idle = waited >= timeout.max(3 * HEARTBEAT_MS + CLOCK_BOUND_MS);
         // Time is part of the service: a primary that does not advance it lets certificates age.
         let stale = self.state.time() != Timestamp(0)

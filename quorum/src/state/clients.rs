@@ -12,7 +12,7 @@ use crate::request::{Outcome, Reply, RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What can be rebuilt from the table's entries: expiries in order and entries per client.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ClientIndex {
     expiries: BTreeSet<(Timestamp, RequestId)>,
     entries: BTreeMap<PublicKey, usize>,

@@ -60,6 +60,7 @@ pub struct Executed {
 }
 
 /// The replicated state.
+#[derive(Clone)]
 pub struct State {
     manifest: Arc<Manifest>,
     cluster: ClusterId,
