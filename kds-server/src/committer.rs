@@ -7,13 +7,15 @@
 use crate::peers::Peers;
 use crate::server::{Health, Shared};
 use crate::storage::Storage;
-use quorum::ordering::{Durable, Released, Unsent, Write, WriteBatch};
+use quorum::ordering::{Accusation, Durable, Released, Unsent, Write, WriteBatch};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Write batches that one transaction takes at most.
 const GROUP: usize = 64;
+/// Shortest time between two complaints about others in the log; all of them are counted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_millis(500);
 /// SQLite's primary result code for a full disk.
 const SQLITE_FULL: &str = "13";
 
@@ -25,6 +27,7 @@ pub async fn run(
     shared: Arc<Shared>,
 ) -> Storage {
     let mut group = Vec::with_capacity(GROUP);
+    let mut complaints = Complaints::default();
     while effects.recv_many(&mut group, GROUP).await > 0 {
         let (batches, unsent): (Vec<_>, Vec<_>) = group.drain(..).unzip();
         if !commit(&mut storage, &batches, &shared).await {
@@ -32,7 +35,7 @@ pub async fn run(
         }
         // All of them are durable: the last one's proof covers the earlier ones' messages.
         let Some(durable) = batches.into_iter().map(WriteBatch::committed).last() else { continue };
-        release(unsent, &durable, &peers, &shared);
+        release(unsent, &durable, &peers, &shared, &mut complaints);
     }
     storage
 }
@@ -62,12 +65,38 @@ async fn commit(storage: &mut Storage, batches: &[WriteBatch], shared: &Shared) 
     }
 }
 
-fn release(unsent: Vec<Unsent>, durable: &Durable, peers: &Peers, shared: &Shared) {
+/// Logs who misbehaved, but not as often as a liar likes.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Complaints {
+    fn log(&mut self, accusation: &Accusation) {
+        metrics::counter!("kds_accusations_total").increment(1);
+        // What this server finds wrong with itself is always said.
+        if accusation.accused().is_some() && self.last.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL)
+        {
+            self.unsaid += 1;
+            return;
+        }
+        self.last = Some(Instant::now());
+        let unsaid = std::mem::take(&mut self.unsaid);
+        tracing::warn!(%accusation, unsaid, "misbehaviour");
+    }
+}
+
+fn release(
+    unsent: Vec<Unsent>,
+    durable: &Durable,
+    peers: &Peers,
+    shared: &Shared,
+    complaints: &mut Complaints,
+) {
     for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
         let Released { messages, published, replied, refused, accusations } = released;
-        for accusation in accusations {
-            tracing::warn!(%accusation, "misbehaviour");
-        }
+        accusations.iter().for_each(|accusation| complaints.log(accusation));
         for (target, message) in messages {
             peers.send(target, &message);
         }

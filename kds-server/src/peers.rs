@@ -8,7 +8,8 @@
 use crate::server::Shared;
 use anyhow::Context as _;
 use kds_certs::TlsIdentity;
-use quorum::codec::{decode, encode};
+use quorum::Hash;
+use quorum::codec::{decode, encode, sha256};
 use quorum::ids::ServerId;
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::manifest::Manifest;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Frames that wait for one peer.
@@ -40,6 +41,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A healthy peer says something every second.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shortest time between two messages with much evidence from one peer.
+const HEAVY_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -279,10 +282,16 @@ async fn receive(
 ) -> anyhow::Result<()> {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
     let mut keyring = Keyring::new(Arc::clone(&shared.manifest));
+    let mut heavy = Heavy::default();
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
         if shared.replica_status.load().needs_no(&message) {
+            continue;
+        }
+        if matches!(message, PeerMessage::ViewChange(_) | PeerMessage::NewView(..))
+            && !heavy.admit(&frame).await
+        {
             continue;
         }
         match message.check(peer, &mut keyring) {
@@ -299,6 +308,32 @@ async fn receive(
     }
 }
 
+/// Keeps messages that carry much evidence from costing much: a view change of a large cluster can hold
+/// thousands of signatures, and a liar sends as many as it likes.
+#[derive(Default)]
+struct Heavy {
+    /// Digest of the last one. Correct servers repeat theirs until the view begins.
+    last: Option<Hash>,
+    next: Option<Instant>,
+}
+
+impl Heavy {
+    /// Whether to check a message: not if it is the last one again; and one after the other slowly, which
+    /// holds up nobody but its sender.
+    async fn admit(&mut self, frame: &[u8]) -> bool {
+        let digest = Some(sha256(frame));
+        if self.last == digest {
+            return false;
+        }
+        if let Some(next) = self.next {
+            tokio::time::sleep_until(next).await;
+        }
+        self.next = Some(Instant::now() + HEAVY_INTERVAL);
+        self.last = digest;
+        true
+    }
+}
+
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Vec<u8>> {
     let length = reader.read_u32().await? as usize;
     anyhow::ensure!(length <= MAX_FRAME_BYTES, "it announces a frame of {length} bytes");
@@ -312,6 +347,18 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn evidence_is_checked_once_and_slowly() {
+        let mut heavy = Heavy::default();
+        let begin = Instant::now();
+        assert!(heavy.admit(b"one").await);
+        assert!(!heavy.admit(b"one").await);
+        for i in 0..3u8 {
+            assert!(heavy.admit(&[i]).await);
+        }
+        assert!(begin.elapsed() >= 3 * HEAVY_INTERVAL);
+    }
 
     #[tokio::test]
     async fn oversized_and_broken_frames_are_refused_without_memory() {

@@ -47,8 +47,10 @@ fn main() {
     let (mut runs, mut failures, mut transfers, mut recoveries, mut equivocations) = (0u64, 0, 0, 0, 0);
     let mut trace = quorum::Hash([0; 32]);
     std::panic::set_hook(Box::new(|_| {}));
-    for seed in first.. {
-        for (name, servers, faults) in &lairs {
+    for round in 0.. {
+        for (place, (name, servers, faults)) in lairs.iter().enumerate() {
+            // Some stand there more than once: each with seeds of its own.
+            let seed = first + round + 1_000_000_000 * place as u64;
             if start.elapsed() >= limit {
                 println!(
                     "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting; trace of the last run {trace}"

@@ -198,7 +198,7 @@ impl Ordering {
             | PeerMessage::Fetched(_) => true,
             _ => false,
         };
-        if !HONEST.contains(&to) || !messages.iter().all(|message| matters(message)) {
+        if !HONEST.contains(&to) || !messages.iter().all(matters) {
             return;
         }
         let mut digests = Vec::new();

@@ -34,9 +34,9 @@ const MUTATIONS: &[Mutation] = mutations! {
         "entry.committed_now(quorum)" => "entry.committed_now(quorum - 1)";
     "certify after q-1 checkpoint votes", "all", "ordering/certify.rs":
         "book.proof(own.vote.body(), quorum)" => "book.proof(own.vote.body(), quorum - 1)";
-    "believe a certificate of f+1", "lying", "certificate.rs":
+    "believe a certificate of f+1", "unit", "certificate.rs":
         "if signers.len() < thresholds.q() {" => "if signers.len() < thresholds.f() + 1 {";
-    "count a server's second, different vote", "twins", "certificate.rs":
+    "count a server's second, different vote", "unit", "certificate.rs":
         "Some(_) => Err(Box::new(vote))," => "Some(_) => { self.votes.insert(vote.server(), vote); Ok(true) }";
     "vote while a view change is under way", "everything", "ordering/agree.rs":
         "view == self.view && self.changing.active" => "view == self.view";
@@ -45,42 +45,42 @@ const MUTATIONS: &[Mutation] = mutations! {
     "do not persist what is prepared", "all", "ordering/agree.rs":
         "self.pending.write(Write::Prepared { sequence, proof });" => "let _ = proof;";
     "do not persist what is committed", "all", "ordering/agree.rs":
-        "self.pending.write(Write::Committed { batch: None, proof: proof.clone() });" => "";
+        "self.pending.write_along(Write::Committed { batch: None, proof: proof.clone() });" => "";
     "do not persist the view before leaving it", "dying", "ordering/view_change.rs":
         "self.pending.write(Write::View { view, new_view: None });" => "";
-    "do not put votes back at a restart", "everything", "ordering/restore.rs":
+    "do not put votes back at a restart", "everything:7", "ordering/restore.rs":
         "entry.pre_prepare = Some(pre_prepare);" => "let _ = pre_prepare;";
-    "show nothing prepared in a view change", "everything", "ordering/view_change.rs":
+    "show nothing prepared in a view change", "everything:4", "ordering/view_change.rs":
         "let prepared = prepared.map(|(proof, _)| proof.clone()).collect();" => "let prepared = prepared.map(|(proof, _)| proof.clone()).take(0).collect();";
-    "ignore what view changes show", "everything", "ordering/view_change.rs":
+    "ignore what view changes show", "everything:4", "ordering/view_change.rs":
         "for proof in view_changes.flat_map(|change| &change.prepared) {" => "for proof in view_changes.flat_map(|change| &change.prepared).take(0) {";
-    "let the older view win in a new view", "everything", "ordering/view_change.rs":
+    "let the older view win in a new view", "unit", "ordering/view_change.rs":
         "if slot.view > known.0 {" => "if slot.view < known.0 {";
-    "accept what the new view does not call for", "all", "ordering/view_change.rs":
+    "accept what the new view does not call for", "unit", "ordering/view_change.rs":
         "Some(expected) if expected != digest => {" => "Some(expected) if expected != digest && sequence.0 == u64::MAX => {";
-    "begin a view with f+1 view changes", "lying", "message.rs":
+    "begin a view with f+1 view changes", "unit", "message.rs":
         "if self.view_changes.len() != thresholds.q() {" => "if self.view_changes.len() <= thresholds.f() {";
-    "do not check proofs in view changes", "lying", "message.rs":
+    "do not check proofs in view changes", "unit", "message.rs":
         "previous = slot.sequence.0;\n            proof.verify(keyring)?;" => "previous = slot.sequence.0;";
-    "leave a view on a single suspicion", "lying", "ordering/view_change.rs":
+    "leave a view on a single suspicion", "unit", "ordering/view_change.rs":
         "against.len() > self.manifest.thresholds.f()" => "!against.is_empty()";
     "never suspect", "dying", "ordering/view_change.rs":
         "if starved || censored || idle || stale {" => "if starved && censored && idle && stale {";
     "give up on a view only where q name it exactly", "everything", "ordering/view_change.rs":
         "changes.filter(|change| change.body().view >= self.view)" => "changes.filter(|change| change.body().view == self.view)";
-    "execute a request twice", "all", "state/mod.rs":
+    "execute a request twice", "everything:4", "state/mod.rs":
         "if self.reply(id).is_some() {\n            return true;" => "if self.reply(id).is_some() && id.sequence == u64::MAX {\n            return true;";
     "let agreed time go back", "all", "state/mod.rs":
         "self.time = self.time.max(batch.time());" => "self.time = batch.time();";
-    "accept any time", "lying", "ordering/propose.rs":
-        "&& batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
+    "accept any time", "lying:4", "ordering/propose.rs":
+        "&& batch.time() > agreed && batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time() > agreed && batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
     "vote although votes are forgotten", "forgetting", "ordering/standing.rs":
         "if !estimation.amnesia {\n            self.standing" => "if true {\n            self.standing";
     "do not look at what the others hold", "forgetting", "ordering/standing.rs":
         "estimation.amnesia = true;" => "";
     "vote again before a certificate is high enough", "forgetting", "ordering/standing.rs":
         "&& self.certified() >= until" => "&& self.certified() <= until";
-    "take any part of a state", "all", "map/sync.rs":
+    "take any part of a state", "lagging", "map/sync.rs":
         "match found == hash {" => "match found == hash || self.missing > 0 {";
     "offer no state to those far behind", "lagging", "ordering/catch_up.rs":
         "// The log no longer reaches back to there.\n            self.offer_state(peer, status.executed);" => "";
@@ -88,12 +88,20 @@ const MUTATIONS: &[Mutation] = mutations! {
         "leaves.entry(key).or_insert(value);" => "let _ = (key, value);";
     "keep nothing of the log below a fetched state", "lagging", "ordering/transfer.rs":
         "self.pending.write(Write::Trim { through: statement.sequence });" => "self.pending.write(Write::Reset);";
-    "take a late answer for one to a newer question", "everything", "ordering/transfer.rs":
+    "judge the primary while behind", "lagging", "ordering/view_change.rs":
+        "if self.executed() < self.certified_anywhere {" => "if self.executed() < self.certified_anywhere && self.id.0 > 200 {";
+    "judge a new primary by the time before it", "lying:16", "ordering/view_change.rs":
+        "&& now.since_ms(self.entered) >= (CENSORSHIP_TIMEOUT_MS / 2).max(timeout);" => "&& self.entered <= now;";
+    "say what is held before it is durable", "all", "ordering/effects.rs":
+        "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Held(_)) {";
+    "commit before the proof is durable", "all", "ordering/effects.rs":
+        "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Commit(_)) {";
+    "take a late answer for one to a newer question", "everything:9", "ordering/transfer.rs":
         "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
 };
 
 /// Minutes that the hunt gets for one mutation.
-const MINUTES: &str = "1.5";
+const MINUTES: &str = "1";
 
 fn main() -> anyhow::Result<()> {
     let only: Vec<String> = std::env::args().skip(1).collect();
@@ -122,10 +130,12 @@ fn main() -> anyhow::Result<()> {
         std::fs::write(&path, original.replace(mutation.find, mutation.replace))?;
         let built = cargo(&["build", "--quiet", "--package", "quorum", "--example", "hunt"])?;
         ensure!(built.status.success(), "{}: {}", mutation.name, String::from_utf8_lossy(&built.stderr));
-        let hunt = Command::new(target.join("debug/examples/hunt"))
-            .args([MINUTES, mutation.scenario])
-            .env("KDS_HUNT_STOP", "1")
-            .output()?;
+        // Some rules no liar of the simulation happens to test: their unit tests do.
+        let mut hunt = match mutation.scenario {
+            "unit" => Command::new("true"),
+            _ => Command::new(target.join("debug/examples/hunt")),
+        };
+        let hunt = hunt.args([MINUTES, mutation.scenario]).env("KDS_HUNT_STOP", "1").output()?;
         let text = String::from_utf8_lossy(&hunt.stdout).into_owned();
         let noticed = text.lines().find_map(|line| line.strip_prefix("run "));
         let by_unit_test = || -> anyhow::Result<bool> {
@@ -138,7 +148,7 @@ fn main() -> anyhow::Result<()> {
             }
             None if !hunt.status.success() => println!("{:<55} by a crash of the hunt", mutation.name),
             None if by_unit_test()? => {
-                println!("{:<55} by a unit test (not in {MINUTES} min of runs)", mutation.name)
+                println!("{:<55} by a unit test", mutation.name)
             }
             None => {
                 println!("{:<55} NOT AT ALL: {}", mutation.name, text.lines().last().unwrap_or_default());

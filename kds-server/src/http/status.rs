@@ -89,6 +89,9 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
     metrics::gauge!("kds_view").set(replica.view.0 as f64);
     metrics::gauge!("kds_sequence_executed").set(replica.executed.0 as f64);
     metrics::gauge!("kds_sequence_certified").set(replica.certified.0 as f64);
+    metrics::gauge!("kds_votes").set(f64::from(u8::from(replica.part == Part::Voting)));
+    let missing = replica.transfer.map_or(0, |transfer| transfer.missing);
+    metrics::gauge!("kds_transfer_missing_parts").set(missing as f64);
     metrics::gauge!("kds_epoch").set(replica.epoch.0 as f64);
     metrics::gauge!("kds_requests_waiting").set(replica.pending_requests as f64);
     metrics::gauge!("kds_log_entries").set(replica.log_entries as f64);

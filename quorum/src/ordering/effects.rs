@@ -250,6 +250,19 @@ pub enum Accusation {
     },
 }
 
+impl Accusation {
+    /// The other server that is to blame; none where this one finds fault with itself.
+    pub fn accused(&self) -> Option<ServerId> {
+        match self {
+            Self::Equivocation { server, .. }
+            | Self::BadProposal { server, .. }
+            | Self::WrongState { server, .. }
+            | Self::WrongPart { server, .. } => Some(*server),
+            Self::Amnesia { .. } | Self::Damaged(_) | Self::Unreadable { .. } | Self::Diverged { .. } => None,
+        }
+    }
+}
+
 /// A message and whom it goes to.
 pub type Outgoing = (Target, Arc<PeerMessage>);
 

@@ -3,7 +3,7 @@
 
 use crate::bytes::Hash;
 use crate::certificate::{QuorumProof, VoteBook};
-use crate::ids::{Sequence, View};
+use crate::ids::{Sequence, Timestamp, View};
 use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare, Slot};
 use crate::signing::{Signed, Verified};
 use std::sync::Arc;
@@ -43,6 +43,10 @@ impl LogEntry {
     pub(super) fn set_executed(&mut self, digest: Hash, wire: Arc<Batch>) {
         self.strip();
         self.wire = Some((digest, wire));
+    }
+    /// The time of its batch.
+    pub(super) fn time(&self) -> Option<Timestamp> {
+        self.wire.as_ref().map(|(_, batch)| batch.time)
     }
     /// The accepted proposal with its batch.
     pub(super) fn proposal(&self) -> Option<(&Signed<PrePrepare>, &Arc<Batch>)> {

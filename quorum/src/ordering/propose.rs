@@ -1,6 +1,7 @@
 //! Requests come in; the primary puts them into batches; backups accept them (PBFT §4.1, §4.2).
 
 use super::effects::{Accusation, Target, Write};
+use super::log::LogEntry;
 use super::{Replica, log};
 use crate::ids::{Sequence, Timestamp};
 use crate::limits::{
@@ -61,7 +62,8 @@ impl Replica {
             let gathered = in_flight == 0
                 || self.pool.unproposed() >= MAX_BATCH_REQUESTS
                 || now.since_ms(self.last_proposed) >= GATHER_MS;
-            if !room || (!(self.pool.has_unproposed() && gathered) && !beat) {
+            let due = beat || (gathered && self.pool.has_unproposed());
+            if !room || !due {
                 return;
             }
             let requests = self.pool.take(MAX_BATCH_BYTES - BATCH_ENVELOPE_BYTES);
@@ -118,7 +120,10 @@ impl Replica {
             return;
         }
         let carried = self.changing.expected(slot.sequence).is_some();
-        if !carried && batch.time().since_ms(now) > CLOCK_BOUND_MS {
+        // Nor one that others had agreed on before: this server's own clock is the odd one then.
+        let previous = self.log.get(&Sequence(slot.sequence.0 - 1)).and_then(LogEntry::time);
+        let agreed = self.state.time().max(previous.unwrap_or_default());
+        if !carried && batch.time() > agreed && batch.time().since_ms(now) > CLOCK_BOUND_MS {
             let why = "its time is more than a second ahead of this server's clock";
             self.pending.accuse(Accusation::BadProposal { server, sequence: slot.sequence, why });
             return;

@@ -149,6 +149,11 @@ impl Replica {
         if !self.changing.active {
             self.fetch_wanted();
             self.send_view_change();
+            // What came before this replica could vote counts now.
+            self.try_new_view(now);
+            if self.changing.active {
+                return;
+            }
             // q servers have left the views before this one, so it could begin. Those that have gone
             // further count too: they waited for this one, and will not come back to it.
             let changes = self.changing.view_changes.values();
@@ -587,5 +592,24 @@ mod tests {
         let other = voters[2].sign(NewView { view: View(1), view_changes: changes(&[0, 1, 2], vec![]) });
         let other = PeerMessage::NewView(Box::new(other.signed().clone()), *other.key());
         assert_eq!(check(2, other), Err(MessageError::BadNewView));
+    }
+
+    /// Design §3's δ: a first proposal from the future is refused, and its primary named.
+    #[test]
+    fn a_time_ahead_of_the_clock_is_refused() {
+        let (keyring, voters) = voters(4);
+        let mut backup = replica(&voters, 2, &keyring);
+        let now = Timestamp(1_000_000);
+        let mut votes_for = |ms: u64| {
+            let batch = CheckedBatch::new(keyring.cluster(), Timestamp(ms), vec![]);
+            let slot = Slot { view: View(0), sequence: Sequence(1), digest: batch.digest() };
+            let proposal = voters[0].sign(PrePrepare(slot));
+            backup.handle(now, Input::Message(ServerId(0), CheckedMessage::PrePrepare(proposal, batch)));
+            let Some((writes, unsent)) = backup.drain() else { return (false, false) };
+            let released = unsent.release(&writes.committed());
+            (!released.messages.is_empty(), !released.accusations.is_empty())
+        };
+        assert_eq!(votes_for(now.0 + CLOCK_BOUND_MS + 1), (false, true));
+        assert_eq!(votes_for(now.0 + CLOCK_BOUND_MS), (true, false));
     }
 }
