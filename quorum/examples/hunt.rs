@@ -45,7 +45,7 @@ fn main() {
     let (start, mut reported) = (Instant::now(), Instant::now());
     let limit = Duration::from_secs_f64(minutes * 60.0);
     let (mut runs, mut failures, mut transfers, mut recoveries, mut equivocations) = (0u64, 0, 0, 0, 0);
-    let mut trace = quorum::Hash([0; 32]);
+    let (mut trace, mut views) = (quorum::Hash([0; 32]), 0);
     std::panic::set_hook(Box::new(|_| {}));
     for round in 0.. {
         for (place, (name, servers, faults)) in lairs.iter().enumerate() {
@@ -53,7 +53,7 @@ fn main() {
             let seed = first + round + 1_000_000_000 * place as u64;
             if start.elapsed() >= limit {
                 println!(
-                    "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting; trace of the last run {trace}"
+                    "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting, {views} views began; trace of the last run {trace}"
                 );
                 std::process::exit(i32::from(failures > 0));
             }
@@ -66,6 +66,7 @@ fn main() {
                     simulation.recoveries,
                     simulation.equivocations,
                     simulation.trace_digest(),
+                    simulation.view().0,
                 )
             }));
             match run {
@@ -74,6 +75,7 @@ fn main() {
                     recoveries += happened.1;
                     equivocations += happened.2;
                     trace = happened.3;
+                    views += happened.4;
                 }
                 Err(panic) => {
                     failures += 1;

@@ -94,6 +94,12 @@ pub const VIEW_CHANGE_TIMEOUT_MAX_MS: u64 = 60_000;
 /// How long one request may wait while others are executed, in milliseconds: longer than a full
 /// queue takes, so that load is not mistaken for censorship. A new primary gets half of it.
 pub const CENSORSHIP_TIMEOUT_MS: u64 = 20_000;
+/// How long a primary may keep a request that it could propose, beyond twice what agreeing on a
+/// batch takes, in milliseconds; and for how long it may be so slow before it is suspected. Otherwise one
+/// that delays everything to just under the timeout would stay.
+pub const SLUGGISH_MS: u64 = 400;
+/// See [`SLUGGISH_MS`].
+pub const SLUGGISH_FOR_MS: u64 = 4_000;
 /// How long a suspicion counts, in milliseconds; it is said again while it lasts.
 pub const SUSPICION_LIFETIME_MS: u64 = 2_000;
 /// How often an idle primary orders an empty batch, in milliseconds.

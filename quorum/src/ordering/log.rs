@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub(super) struct LogEntry {
     /// The proposal that this replica agreed to, or made.
     pub(super) pre_prepare: Option<Signed<PrePrepare>>,
+    /// When this replica, as a backup, agreed to it.
+    pub(super) accepted_at: Option<Timestamp>,
     /// Its batch, or the one that q commits name.
     pub(super) batch: Option<CheckedBatch>,
     /// A batch as it travels and is stored, with its digest: the committed one once there is one,
@@ -88,6 +90,7 @@ impl LogEntry {
         let prepared = self.prepared.as_ref().map(|(proof, _)| proof.statement);
         let committed = self.committed.as_ref().map(|proof| proof.statement);
         let own = (self.own_prepare.is_some(), self.own_commit.is_some(), self.batch.is_some());
+        let own = (own, self.accepted_at);
         (self.slot(), self.prepares.votes_cast(), self.commits.votes_cast(), prepared, committed, own)
     }
     /// Keeps only what a server that fell behind may ask for.

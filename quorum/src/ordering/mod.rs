@@ -144,6 +144,8 @@ pub struct Replica {
     changing: Changing,
     /// When the current view began here.
     entered: Timestamp,
+    /// The time of the step that is being taken.
+    now: Timestamp,
     /// Its state is not the certified one: it fetches what differs.
     diverged: bool,
     standing: Standing,
@@ -212,6 +214,7 @@ impl ReplicaStatus {
 impl Replica {
     /// Takes one step.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
+        self.now = now;
         let before = self.executed();
         match input {
             Input::Request(request) => self.on_request(now, request),

@@ -144,6 +144,10 @@ impl RequestPool {
             }
         }
     }
+    /// When a waiting request of an own client came: others' come late, by way of their gateways.
+    pub(super) fn received(&self, id: RequestId) -> Option<Timestamp> {
+        self.waiting.get(&id).filter(|waiting| waiting.forwarded.is_some()).map(|waiting| waiting.received)
+    }
     /// When the request that waits longest came.
     pub(super) fn oldest(&self) -> Option<Timestamp> {
         self.waiting.values().map(|waiting| waiting.received).min()

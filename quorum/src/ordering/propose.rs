@@ -128,7 +128,13 @@ impl Replica {
             self.pending.accuse(Accusation::BadProposal { server, sequence: slot.sequence, why });
             return;
         }
+        if !carried {
+            self.note_proposal(now, &batch);
+        }
         self.accept(slot.sequence, proposal, batch);
+        if let Some(entry) = self.log.get_mut(&slot.sequence) {
+            entry.accepted_at = Some(now);
+        }
     }
 
     /// Binds this replica to a proposal: written before any vote for it leaves.

@@ -178,6 +178,7 @@ impl Replica {
             progress: Progress::default(),
             changing: Changing::new(),
             entered: Timestamp(0),
+            now: Timestamp(0),
             diverged: false,
             standing: Standing::Estimating(Estimation::new(boot, amnesia, memory)),
             witnessed: Witnessed::default(),

@@ -20,8 +20,8 @@ use crate::bytes::Hash;
 use crate::certificate::Certificate;
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
-    CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS,
-    VIEW_CHANGE_TIMEOUT_MS,
+    CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_REQUESTS, SLUGGISH_FOR_MS, SLUGGISH_MS,
+    SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS,
 };
 use crate::message::{CheckedBatch, NewView, PeerMessage, PrePrepare, Suspect, ViewChange};
 use crate::signing::Verified;
@@ -51,6 +51,16 @@ pub(super) struct Changing {
     since: Timestamp,
     /// Somebody votes in a view after this one.
     pub(super) later_view_seen: bool,
+    pace: Pace,
+}
+
+/// How fast the primary proposes what it is asked for.
+#[derive(Clone, Default)]
+struct Pace {
+    /// About how long it takes from a proposal to its execution here, in milliseconds.
+    agreement_ms: u64,
+    /// Since when, until when, and how often proposals came late, and how often in time meanwhile.
+    late: Option<(Timestamp, Timestamp, u32, u32)>,
 }
 
 impl Changing {
@@ -67,6 +77,7 @@ impl Changing {
             timeout_ms: VIEW_CHANGE_TIMEOUT_MS,
             since: Timestamp(0),
             later_view_seen: false,
+            pace: Pace::default(),
         }
     }
     /// What decides its future, for model checkers.
@@ -77,7 +88,8 @@ impl Changing {
         let suspicions: Vec<_> = self.suspicions.iter().map(|(server, since)| (*server, *since)).collect();
         let expected: Vec<_> = self.expected.iter().map(|(sequence, digest)| (*sequence, *digest)).collect();
         let wanted: Vec<_> = self.wanted.iter().copied().collect();
-        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low);
+        let pace = (self.pace.agreement_ms, self.pace.late);
+        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low, pace);
         (changes, new_view, fetched, suspicions, expected, wanted, timers)
     }
     /// Nobody has had a chance yet.
@@ -185,11 +197,44 @@ impl Replica {
             && now.since_ms(self.state.time()) >= timeout.max(3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS)
             && waited < timeout
             && self.stale_since(now);
-        if starved || censored || idle || stale {
+        if starved || censored || idle || stale || self.is_sluggish(now) {
             let suspect = self.voter.sign(Suspect { view: self.view });
             self.promise(&suspect, PeerMessage::Suspect);
             self.on_suspect(now, &suspect);
         }
+    }
+
+    /// A batch that was accepted at `accepted` is executed.
+    pub(super) fn note_agreement(&mut self, now: Timestamp, accepted: Timestamp) {
+        let pace = &mut self.changing.pace;
+        let took_ms = now.since_ms(accepted).min(VIEW_CHANGE_TIMEOUT_MS);
+        pace.agreement_ms = (7 * pace.agreement_ms + took_ms) / 8;
+    }
+
+    /// The primary proposes: how long did it keep what this server knows to be waiting? Full batches say
+    /// that it has more to do than it can.
+    pub(super) fn note_proposal(&mut self, now: Timestamp, batch: &CheckedBatch) {
+        let entered = self.entered;
+        let waiting = batch.requests().iter().filter_map(|request| self.pool.received(request.id()));
+        let Some(kept) = waiting.map(|received| now.since_ms(received.max(entered))).max() else { return };
+        let pace = &mut self.changing.pace;
+        let full = batch.requests().len() >= MAX_BATCH_REQUESTS / 2;
+        if full || kept <= SLUGGISH_MS + 2 * pace.agreement_ms {
+            // One in time may be a request that its client had asked another server for before.
+            let more = |(since, last, late, timely)| (since, last, late, timely + 1);
+            pace.late = pace.late.map(more).filter(|(_, _, late, timely)| 2 * timely < *late);
+        } else {
+            let (since, _, late, timely) = pace.late.unwrap_or((now, now, 0, 0));
+            pace.late = Some((since, now, late + 1, timely));
+        }
+    }
+
+    /// Whether most proposals of the last seconds came late.
+    fn is_sluggish(&self, now: Timestamp) -> bool {
+        self.changing.pace.late.is_some_and(|(since, last, late, _)| {
+            let lately = now.since_ms(last) <= SLUGGISH_FOR_MS;
+            late >= 3 && lately && last.since_ms(since) >= SLUGGISH_FOR_MS
+        })
     }
 
     /// Whether batches executed lately all carry an old time: the primary's clock stands still.
@@ -393,6 +438,7 @@ impl Replica {
         self.changing.expected = slots;
         self.changing.new_view = Some(new_view);
         self.changing.suspicions.clear();
+        self.changing.pace.late = None;
         self.changing.wanted.clear();
         self.changing.later_view_seen = false;
         // Votes count in their view only; what was prepared or committed stays known.
@@ -611,5 +657,26 @@ mod tests {
         };
         assert_eq!(votes_for(now.0 + CLOCK_BOUND_MS + 1), (false, true));
         assert_eq!(votes_for(now.0 + CLOCK_BOUND_MS), (true, false));
+    }
+
+    /// Who is shown that q servers have executed more than it has catches up first.
+    #[test]
+    fn a_server_that_is_behind_does_not_suspect_the_primary() {
+        let (keyring, voters) = voters(4);
+        for behind in [false, true] {
+            let mut replica = replica(&voters, 2, &keyring);
+            if behind {
+                let statement =
+                    Checkpoint { sequence: Sequence(5), root: NULL, time: Timestamp(1), epoch: Epoch(0) };
+                let certificate = QuorumProof { statement, votes: vec![], keys: vec![] };
+                let shown = CheckedMessage::Certificate(certificate);
+                replica.handle(Timestamp(1_000_000), Input::Message(ServerId(1), shown));
+            }
+            replica.handle(Timestamp(1_000_000), Input::Tick);
+            replica.handle(Timestamp(1_010_000), Input::Tick);
+            let sent = replica.drain_free();
+            let suspects = sent.iter().any(|(_, message)| matches!(**message, PeerMessage::Suspect(_)));
+            assert_eq!(suspects, !behind);
+        }
     }
 }

@@ -40,6 +40,8 @@ pub struct Faults {
     pub twins: bool,
     /// Some servers follow a Byzantine strategy.
     pub liars: bool,
+    /// The first primary does everything right, and each thing so late, in milliseconds.
+    pub sluggish_ms: u64,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
     /// How far each clock may be off, in milliseconds.
@@ -233,7 +235,8 @@ impl Simulation {
             simulation.start(id);
         }
         for i in 0..faults.requests {
-            let at = simulation.rng.random_range(0..6_000);
+            let busy_ms = if faults.sluggish_ms > 0 { 9_500 } else { 6_000 };
+            let at = simulation.rng.random_range(0..busy_ms);
             simulation.schedule(at, Event::Submit(i));
         }
         if faults.crashes {
@@ -275,6 +278,12 @@ impl Simulation {
                 break chosen;
             }
         };
+        if self.faults.sluggish_ms > 0 {
+            let (rng, voter) = (StdRng::seed_from_u64(self.rng.random()), self.voters[0].clone());
+            let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
+            liar.only_delay(self.faults.sluggish_ms);
+            self.liars.insert(ServerId(0), liar);
+        }
         if let ([_], true) = (&kinds[..], self.faults.deaths) {
             // The first primaries.
             faulty = (0..count.min(3)).collect();
@@ -299,6 +308,14 @@ impl Simulation {
                 }
             }
         }
+    }
+
+    /// The view that most servers are in.
+    pub fn view(&self) -> View {
+        let mut views: Vec<_> =
+            self.honest().filter_map(|server| server.replica.as_ref()).map(|r| r.status().view).collect();
+        views.sort_unstable();
+        views[views.len() / 2]
     }
 
     /// Single crashes, and sometimes all at once.

@@ -147,6 +147,20 @@ impl Liar {
         Self { rng, cluster, voter, n, quorum, habits }
     }
 
+    /// Gives up every habit but being late.
+    pub fn only_delay(&mut self, delay_ms: u64) {
+        self.habits = Habits {
+            mute_from: None,
+            deaf_to: vec![],
+            delay_ms,
+            twist: 0.0,
+            replay: 0.0,
+            hides: false,
+            unrest: 0.0,
+            censors: None,
+        };
+    }
+
     fn others(&self) -> Vec<ServerId> {
         (0..self.n).map(|i| ServerId(i as u8)).filter(|id| *id != self.voter.server()).collect()
     }

@@ -12,6 +12,7 @@ mod liar;
 mod scenarios;
 
 use cluster::{Faults, Simulation};
+use quorum::ids::View;
 use scenarios::*;
 
 fn seeds(default: u64) -> Vec<u64> {
@@ -28,6 +29,7 @@ struct Happened {
     equivocations: usize,
     transfers: usize,
     recoveries: usize,
+    views: Vec<View>,
 }
 
 fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
@@ -39,6 +41,7 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.equivocations += simulation.equivocations;
         happened.transfers += simulation.transfers;
         happened.recoveries += simulation.recoveries;
+        happened.views.push(simulation.view());
     }
     happened
 }
@@ -77,6 +80,16 @@ fn four_replicas_and_a_primary_that_says_two_things() {
 fn nine_replicas_and_a_primary_that_says_two_things() {
     assert!(run(9, TWINS, 10).equivocations > 0, "the twins never said two things: this tests nothing");
 }
+/// Good service is asked for, not just some: a primary that is always late is replaced; one that is not, stays.
+#[test]
+fn four_replicas_and_a_primary_that_is_slow() {
+    for view in run(4, SLUGGISH, 20).views {
+        assert!(view > View(0), "a primary that delays everything by 1.3 s stays");
+    }
+    for view in run(4, GOOD, 10).views {
+        assert_eq!(view, View(0), "a good primary is replaced");
+    }
+}
 #[test]
 fn four_replicas_of_which_one_forgets() {
     assert!(run(4, FORGETTING, 60).recoveries > 0, "no server recovered: this tests nothing");
@@ -84,6 +97,23 @@ fn four_replicas_of_which_one_forgets() {
 #[test]
 fn four_replicas_that_fall_far_behind() {
     assert!(run(4, LAGGING, 40).transfers > 0, "no state was transferred: this tests nothing");
+}
+
+/// What hunts found stays found.
+#[test]
+fn seeds_that_failed_once() {
+    for (scenario, servers, seed) in [
+        ("everything", 4, 92),
+        ("everything", 7, 43),
+        ("lagging", 9, 1_000_008),
+        ("lagging", 4, 1_000_022),
+        ("everything", 9, 1_000_000),
+        ("everything", 7, 1_000_023),
+        ("lying", 16, 3_000_009),
+    ] {
+        let (_, _, faults) = ALL.iter().find(|(name, ..)| *name == scenario).expect("it is in the list");
+        Simulation::new(servers, seed, *faults).run();
+    }
 }
 
 /// Replays what a hunt found: `KDS_SIM_SEED` with `KDS_SIM_SCENARIO`, or without them one run of each.

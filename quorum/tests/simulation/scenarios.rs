@@ -12,6 +12,7 @@ pub const GOOD: Faults = Faults {
     partitions: false,
     twins: false,
     liars: false,
+    sluggish_ms: 0,
     forgetful: false,
     skew_ms: 0,
     log_tail: LOG_TAIL_BATCHES,
@@ -23,6 +24,8 @@ pub const CRASHING: Faults =
 pub const DYING: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 100, deaths: true, ..GOOD };
 pub const TWINS: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 100, twins: true, ..GOOD };
 pub const LYING: Faults = Faults { max_delay_ms: 60, liars: true, skew_ms: 300, ..GOOD };
+/// Just under the timeout.
+pub const SLUGGISH: Faults = Faults { sluggish_ms: 1_300, requests: 60, ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
 /// Partitions under which the rest goes on, and short logs: who was cut off needs state transfer.
@@ -49,6 +52,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("dying", &[4, 9], DYING),
     ("twins", &[4, 7, 9], TWINS),
     ("lying", &[4, 4, 7, 9, 16], LYING),
+    ("sluggish", &[4, 9], SLUGGISH),
     ("forgetting", &[4, 9], FORGETTING),
     ("lagging", &[4, 9], LAGGING),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
