@@ -44,6 +44,9 @@ pub struct Faults {
     pub sluggish_ms: u64,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
+    /// An entry of one server's stored state changes, and the digest beside it too, so that the server
+    /// cannot know when it starts.
+    pub corrupt: bool,
     /// How far each clock may be off, in milliseconds.
     pub skew_ms: u64,
     /// Executed batches that servers keep for others: few of them mean state transfer.
@@ -67,6 +70,8 @@ enum Event {
     Backup(ServerId),
     /// A server's disk is lost, or replaced by the copy.
     Forget(ServerId),
+    /// A server's stored state is changed, unnoticed.
+    Corrupt(ServerId),
     Submit(usize),
     /// From now on these servers and the others do not reach each other.
     Partition(Vec<ServerId>),
@@ -116,6 +121,10 @@ pub struct Simulation {
     /// State transfers that were completed, and servers that got over having forgotten.
     pub transfers: usize,
     pub recoveries: usize,
+    /// Servers that repaired a wrong state.
+    pub repairs: usize,
+    /// The server whose state was changed, and whether it still is wrong.
+    corrupt: Option<(ServerId, bool)>,
     cut_off: Vec<ServerId>,
     trace: Hash,
     /// What each server promised: no server ever says two things (checked at every send).
@@ -210,6 +219,8 @@ impl Simulation {
             checked: BTreeMap::new(),
             transfers: 0,
             recoveries: 0,
+            repairs: 0,
+            corrupt: None,
             cut_off: Vec::new(),
             trace: Hash([0; 32]),
             promises: BTreeMap::new(),
@@ -238,6 +249,10 @@ impl Simulation {
             let busy_ms = if faults.sluggish_ms > 0 { 9_500 } else { 6_000 };
             let at = simulation.rng.random_range(0..busy_ms);
             simulation.schedule(at, Event::Submit(i));
+        }
+        if faults.corrupt {
+            let (id, at) = (simulation.rng.random_range(0..n), simulation.rng.random_range(2_000..7_000));
+            simulation.schedule(at, Event::Corrupt(ServerId(id as u8)));
         }
         if faults.crashes {
             simulation.schedule_crashes();
@@ -341,7 +356,9 @@ impl Simulation {
         if node.index() < self.voters.len() { node } else { ServerId(0) }
     }
     fn is_liar(&self, node: ServerId) -> bool {
-        (self.faults.twins && self.identity(node) == ServerId(0)) || self.liars.contains_key(&node)
+        (self.faults.twins && self.identity(node) == ServerId(0))
+            || self.liars.contains_key(&node)
+            || self.corrupt == Some((node, true))
     }
     fn honest(&self) -> impl Iterator<Item = &Server> {
         let of_number = |(i, server)| (!self.is_liar(ServerId(i as u8))).then_some(server);
@@ -391,6 +408,10 @@ impl Simulation {
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
             assert!(status.pending_requests <= self.faults.requests, "seed {}: requests pile up", self.seed);
+            if before.part == Part::Repairing && status.part == Part::Voting {
+                self.repairs += 1;
+                self.corrupt = Some((id, false));
+            }
             self.transfers += usize::from(before.transfer.is_some() && status.transfer.is_none());
             self.recoveries += usize::from(before.part == Part::Recovering && status.part == Part::Voting);
             self.after_step(id);
@@ -634,6 +655,7 @@ impl Simulation {
                 Event::Tick(_) | Event::Commit(_) => {}
                 Event::Crash(id) => eprintln!("{time:>6} {number:>6} crash {id}"),
                 Event::Backup(id) => eprintln!("{time:>6} {number:>6} backup of {id}"),
+                Event::Corrupt(id) => eprintln!("{time:>6} {number:>6} the state of {id} is changed"),
                 Event::Forget(id) => eprintln!("{time:>6} {number:>6} {id} forgets"),
                 Event::Restart(id) => eprintln!("{time:>6} {number:>6} restart {id}"),
                 Event::Partition(side) => eprintln!("{time:>6} {number:>6} cut off: {side:?}"),
@@ -662,6 +684,13 @@ impl Simulation {
             Event::Crash(id) => self.crash(id),
             Event::Backup(id) => {
                 self.servers[id.index()].backup = Some(self.servers[id.index()].disk.clone())
+            }
+            Event::Corrupt(id) => {
+                self.crash(id);
+                if self.servers[id.index()].disk.corrupt(self.cluster) {
+                    self.corrupt = Some((id, true));
+                }
+                self.schedule(60, Event::Restart(id));
             }
             Event::Forget(id) => {
                 self.crash(id);
@@ -737,7 +766,8 @@ impl Simulation {
             Accusation::BadProposal { server, .. }
             | Accusation::WrongState { server, .. }
             | Accusation::WrongPart { server, .. } => {
-                assert!(self.is_liar(*server), "seed {seed}: {by} says: {accusation}")
+                let was_corrupt = self.corrupt.is_some_and(|(id, _)| id == *server);
+                assert!(self.is_liar(*server) || was_corrupt, "seed {seed}: {by} says: {accusation}")
             }
             Accusation::Amnesia { .. } => {
                 assert!(self.forgetful.contains(&by), "seed {seed}: {by} says: {accusation}")

@@ -2,7 +2,8 @@
 
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
-use quorum::ids::Sequence;
+use quorum::ids::{ClusterId, Sequence};
+use quorum::map::Map;
 use quorum::message::{Batch, Commit, PrePrepare, Prepare};
 use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
 use quorum::signing::Signed;
@@ -74,6 +75,20 @@ impl Disk {
             }
             Write::Trim { through } => self.slots = self.slots.split_off(&through.next()),
         }
+    }
+
+    /// Changes an entry, and the digest of all of them to fit; says whether there was one.
+    pub fn corrupt(&mut self, cluster: ClusterId) -> bool {
+        let Some(state) = &mut self.state else { return false };
+        let Some((_, value)) = self.leaves.iter_mut().find(|(key, _)| key.starts_with(b"n/")) else {
+            return false;
+        };
+        let last = value.len() - 1;
+        value[last] ^= 1;
+        let entries = self.leaves.iter().map(|(key, value)| (key.clone(), value.clone()));
+        state.root = Map::from_entries(cluster, entries).seal().root();
+        self.certificate = None;
+        true
     }
 
     pub fn stored(&self) -> Stored {

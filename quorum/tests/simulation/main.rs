@@ -29,6 +29,7 @@ struct Happened {
     equivocations: usize,
     transfers: usize,
     recoveries: usize,
+    repairs: usize,
     views: Vec<View>,
 }
 
@@ -41,6 +42,7 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.equivocations += simulation.equivocations;
         happened.transfers += simulation.transfers;
         happened.recoveries += simulation.recoveries;
+        happened.repairs += simulation.repairs;
         happened.views.push(simulation.view());
     }
     happened
@@ -56,25 +58,25 @@ macro_rules! simulations {
 }
 simulations! {
     four_replicas_on_a_good_network: 4, GOOD, 10;
-    four_replicas_with_loss_duplication_and_reordering: 4, LOSSY, 40;
-    four_replicas_that_crash_and_forget_what_was_not_durable: 4, CRASHING, 40;
-    four_replicas_whose_primary_dies: 4, DYING, 40;
-    four_replicas_and_a_liar: 4, LYING, 200;
-    four_replicas_and_everything_at_once: 4, EVERYTHING, 200;
-    seven_replicas_and_liars: 7, LYING, 60;
-    seven_replicas_and_everything_at_once: 7, EVERYTHING, 60;
+    four_replicas_with_loss_duplication_and_reordering: 4, LOSSY, 120;
+    four_replicas_that_crash_and_forget_what_was_not_durable: 4, CRASHING, 120;
+    four_replicas_whose_primary_dies: 4, DYING, 100;
+    four_replicas_and_a_liar: 4, LYING, 500;
+    four_replicas_and_everything_at_once: 4, EVERYTHING, 500;
+    seven_replicas_and_liars: 7, LYING, 120;
+    seven_replicas_and_everything_at_once: 7, EVERYTHING, 120;
     nine_replicas_with_loss_duplication_and_reordering: 9, LOSSY, 10;
     nine_replicas_that_crash_and_forget_what_was_not_durable: 9, CRASHING, 10;
     nine_replicas_whose_first_primaries_die: 9, DYING, 10;
-    nine_replicas_and_liars: 9, LYING, 40;
-    nine_replicas_and_everything_at_once: 9, EVERYTHING, 40;
+    nine_replicas_and_liars: 9, LYING, 60;
+    nine_replicas_and_everything_at_once: 9, EVERYTHING, 60;
     sixteen_replicas_and_liars: 16, LYING, 6;
     sixteen_replicas_and_everything_at_once: 16, EVERYTHING, 6;
 }
 
 #[test]
 fn four_replicas_and_a_primary_that_says_two_things() {
-    assert!(run(4, TWINS, 60).equivocations > 0, "the twins never said two things: this tests nothing");
+    assert!(run(4, TWINS, 200).equivocations > 0, "the twins never said two things: this tests nothing");
 }
 #[test]
 fn nine_replicas_and_a_primary_that_says_two_things() {
@@ -92,11 +94,15 @@ fn four_replicas_and_a_primary_that_is_slow() {
 }
 #[test]
 fn four_replicas_of_which_one_forgets() {
-    assert!(run(4, FORGETTING, 60).recoveries > 0, "no server recovered: this tests nothing");
+    assert!(run(4, FORGETTING, 80).recoveries > 0, "no server recovered: this tests nothing");
+}
+#[test]
+fn four_replicas_of_which_one_has_a_wrong_state() {
+    assert!(run(4, CORRUPT, 30).repairs > 5, "no state was repaired: this tests nothing");
 }
 #[test]
 fn four_replicas_that_fall_far_behind() {
-    assert!(run(4, LAGGING, 40).transfers > 0, "no state was transferred: this tests nothing");
+    assert!(run(4, LAGGING, 60).transfers > 0, "no state was transferred: this tests nothing");
 }
 
 /// What hunts found stays found.

@@ -14,6 +14,7 @@ pub const GOOD: Faults = Faults {
     liars: false,
     sluggish_ms: 0,
     forgetful: false,
+    corrupt: false,
     skew_ms: 0,
     log_tail: LOG_TAIL_BATCHES,
     requests: 24,
@@ -28,6 +29,8 @@ pub const LYING: Faults = Faults { max_delay_ms: 60, liars: true, skew_ms: 300, 
 pub const SLUGGISH: Faults = Faults { sluggish_ms: 1_300, requests: 60, ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
+/// A server finds that its state is not the certified one.
+pub const CORRUPT: Faults = Faults { corrupt: true, requests: 60, ..GOOD };
 /// Partitions under which the rest goes on, and short logs: who was cut off needs state transfer.
 pub const LAGGING: Faults =
     Faults { partitions: true, crashes: true, log_tail: 4, requests: 100, max_delay_ms: 40, ..GOOD };
@@ -54,6 +57,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("lying", &[4, 4, 7, 9, 16], LYING),
     ("sluggish", &[4, 9], SLUGGISH),
     ("forgetting", &[4, 9], FORGETTING),
+    ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
 ];
