@@ -65,7 +65,8 @@ impl Operation {
         match self.outcome {
             Outcome::Done => fits.then_some(after),
             Outcome::Refused => (!fits).then_some(state),
-            Outcome::Unknown => Some(if fits { after } else { state }),
+            // Without effect it is as good as never.
+            Outcome::Unknown => fits.then_some(after),
             Outcome::Found(_) => None,
         }
     }
@@ -102,6 +103,18 @@ pub fn check(history: &[Operation]) -> Result<(), Vec<Operation>> {
         let state = *states.last().expect("there is always the first state");
         let from = *next.last().expect("one for each state");
         let mut found = None;
+        // What changes nothing and fits now goes first, and need not be tried anywhere else: whatever
+        // order there is, it may as well stand here.
+        let open = (0..operations.len()).take_while(|i| operations[*i].called <= limit);
+        let idle = open.into_iter().find(|i| !done[*i] && operations[*i].apply(state) == Some(state));
+        if let Some(i) = idle.filter(|_| from == 0) {
+            done[i] = true;
+            order.push(i);
+            states.push(state);
+            *next.last_mut().expect("one for each state") = operations.len();
+            next.push(0);
+            continue;
+        }
         for i in (from..operations.len()).take_while(|i| operations[*i].called <= limit) {
             let Some(after) = (!done[i]).then(|| operations[i].apply(state)).flatten() else { continue };
             done[i] = true;
