@@ -65,7 +65,8 @@ const MUTATIONS: &[Mutation] = mutations! {
     "leave a view on a single suspicion", "unit", "ordering/view_change.rs":
         "against.len() > self.manifest.thresholds.f()" => "!against.is_empty()";
     "never suspect", "dying", "ordering/view_change.rs":
-        "if starved || censored || idle || stale {" => "if starved && censored && idle && stale {";
+        "if starved || censored || idle || stale || self.is_sluggish(now) {" =>
+            "if starved && censored && idle && stale && self.is_sluggish(now) {";
     "give up on a view only where q name it exactly", "everything", "ordering/view_change.rs":
         "changes.filter(|change| change.body().view >= self.view)" => "changes.filter(|change| change.body().view == self.view)";
     "execute a request twice", "everything:4", "state/mod.rs":
