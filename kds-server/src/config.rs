@@ -67,6 +67,8 @@ const STORAGE_KEY: &str = "storage.key";
 pub const TLS_KEY: &str = "tls.key";
 /// The TLS certificate.
 pub const TLS_CERTIFICATE: &str = "tls.pem";
+/// Says that the database was lost, until the new one does.
+pub const LOST_DATABASE: &str = "lost-database";
 /// The database.
 pub const DATABASE: &str = "kds.db";
 
@@ -131,15 +133,14 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
 /// database. (The file is made before the key is, so that a first start that breaks off is not taken
 /// for that.)
 fn lost_database(folder: &Path) -> anyhow::Result<bool> {
-    let database = folder.join(DATABASE);
-    if database.exists() {
-        return Ok(false);
+    let (database, marker) = (folder.join(DATABASE), folder.join(LOST_DATABASE));
+    if !database.exists() {
+        // The marker stays until the new database says so itself: a crash between must not hide it.
+        let new = if folder.join(VOTING_KEY).exists() { &marker } else { &database };
+        let made = File::create(new).and_then(|file| file.sync_all());
+        made.with_context(|| format!("cannot write {}", new.display()))?;
     }
-    let voted = folder.join(VOTING_KEY).exists();
-    if !voted {
-        File::create(&database).with_context(|| format!("cannot write {}", database.display()))?;
-    }
-    Ok(voted)
+    Ok(marker.exists())
 }
 
 /// A key that the server makes for itself at its first start and keeps.

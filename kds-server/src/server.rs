@@ -1,13 +1,13 @@
 //! One server: storage, replica, peers and HTTPS put together, and taken apart again.
 
-use crate::config::{DATABASE, Loaded};
+use crate::config::{DATABASE, LOST_DATABASE, Loaded};
 use crate::storage::{ShareReader, Storage};
 use crate::{committer, driver, http, peers};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use quorum::ids::{ClusterId, ServerId};
 use quorum::manifest::Manifest;
-use quorum::ordering::{Identity, Input, PoolError, Published, Replica, ReplicaStatus};
+use quorum::ordering::{Identity, Input, PoolError, Published, Replica, ReplicaStatus, Write};
 use quorum::request::{Operation, RequestId, SignedRequest};
 use quorum::signing::KeyCertificate;
 use quorum::state::layout;
@@ -130,6 +130,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     if lost_database {
         tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again once nothing that it forgot matters");
         stored.amnesia = true;
+        storage.commit(&[&Write::Amnesia(true)]).await?;
+        std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
     let voting = *voter.certificate();
     let voting_key = voter.key().clone();

@@ -14,6 +14,7 @@ use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use http_body_util::BodyExt as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -38,6 +39,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request may take in all, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How many times the size of the largest body is read before an answer says that it is too large.
+const DRAINED: usize = 16;
 /// Bytes of a request's head.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
@@ -110,16 +113,23 @@ impl<T: DeserializeOwned> axum::extract::FromRequest<App> for Body<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
         let limit = quorum::limits::MAX_REQUEST_BYTES;
-        let bytes = axum::body::to_bytes(request.into_body(), limit).await.map_err(|error| {
-            use std::error::Error as _;
-            let too_large =
-                error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-            if too_large {
-                ApiError::new(ProblemKind::TooLarge, format!("a body has at most {limit} bytes"))
-            } else {
-                ApiError::new(ProblemKind::Malformed, "the body broke off")
+        let mut body = request.into_body();
+        let (mut bytes, mut received) = (Vec::new(), 0usize);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::new(ProblemKind::Malformed, "the body broke off"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            received += data.len();
+            match received {
+                _ if received <= limit => bytes.extend_from_slice(&data),
+                // An answer to a client that is still sending is lost with the connection: what is
+                // too large is read to its end, unless it is far too large.
+                _ if received <= limit * DRAINED => bytes = Vec::new(),
+                _ => break,
             }
-        })?;
+        }
+        if received > limit {
+            return Err(ApiError::new(ProblemKind::TooLarge, format!("a body has at most {limit} bytes")));
+        }
         let parsed = serde_json::from_slice(&bytes)
             .map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?;
         Ok(Self(parsed))
