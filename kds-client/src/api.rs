@@ -3,7 +3,7 @@
 
 use quorum::answer::{PageAnswer, Receipt, RecordAnswer};
 use quorum::certificate::Certificate;
-use quorum::ids::{Epoch, Sequence, ServerId, View};
+use quorum::ids::{Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::ordering::Part;
 use quorum::record::{Name, Record};
 use serde::{Deserialize, Serialize};
@@ -97,11 +97,17 @@ pub struct BriefAnswer {
 }
 
 /// Many names at once.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BulkQuestion {
-    /// At most [`quorum::limits::MAX_LOOKUP_NAMES`].
+    /// Names whose records are wanted with their proofs.
     pub names: Vec<Name>,
+    /// Names whose versions alone are wanted. At most [`quorum::limits::MAX_LOOKUP_NAMES`] together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub brief: Vec<Name>,
+    /// A certificate that the client has: it need not be repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<Sequence>,
 }
 
 /// Answers under one certificate, in the order of the question.
@@ -110,8 +116,14 @@ pub struct BulkQuestion {
 pub struct BulkAnswer {
     /// Records or their absence.
     pub records: Vec<quorum::answer::Proved<Record>>,
-    /// q signatures on the root.
-    pub certificate: Arc<Certificate>,
+    /// Versions of the names that were asked for briefly; 0 where there is no record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<u64>,
+    /// The last batch that this server has a certificate for.
+    pub certified: Sequence,
+    /// q signatures on the root; left out if the client has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Arc<Certificate>>,
     /// Up to where writes are known to be complete; a hint.
     pub complete: Sequence,
 }
@@ -170,6 +182,9 @@ pub struct ServerStatus {
     pub transfer: Option<TransferStatus>,
     /// Peers that it has a link to.
     pub peers_connected: u16,
+    /// What its clock says; servers of older versions do not tell.
+    #[serde(default)]
+    pub time: Option<Timestamp>,
     /// Its program's version.
     pub version: String,
 }

@@ -1,27 +1,35 @@
 //! The client: links to every server, what it trusts, and what it has seen.
 
+use crate::batch::Batcher;
+use crate::cache::Cache;
 use crate::error::{ClientError, LinkError, Misbehaviour};
 use crate::link::Link;
+use crate::pace::Pace;
 use quorum::answer::{AnswerError, Verifier};
-use quorum::certificate::Completion;
-use quorum::ids::{Sequence, ServerId};
+use quorum::ids::ServerId;
 use quorum::manifest::Manifest;
 use quorum::record::Name;
 use rand::seq::SliceRandom as _;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How long an operation may take in all.
     pub timeout: Duration,
-    /// How long a server may take before another row is asked too.
+    /// How long a server may take at most before another row is asked too. Once the client knows how long
+    /// answers usually take, it waits less.
     pub hedge: Duration,
     /// How old a certificate may be.
     pub max_age: Duration,
+    /// Names whose answers are kept in memory for [`Client::lookup_cached`].
+    pub cached_names: usize,
+    /// Where evidence of servers that contradict themselves is kept; nowhere if none.
+    pub evidence: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -30,6 +38,8 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             hedge: Duration::from_millis(500),
             max_age: Duration::from_secs(5),
+            cached_names: 65_536,
+            evidence: None,
         }
     }
 }
@@ -46,8 +56,11 @@ pub struct Client {
 pub(crate) struct Inner {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) links: Vec<Link>,
+    pub(crate) batchers: Vec<Arc<Batcher>>,
+    pub(crate) pace: Pace,
     pub(crate) options: Options,
-    verifier: Mutex<Verifier>,
+    pub(crate) cache: Cache,
+    verifier: Arc<Mutex<Verifier>>,
     seen: Mutex<BTreeMap<Name, u64>>,
 }
 
@@ -56,9 +69,14 @@ impl Client {
     pub fn new(manifest: Arc<Manifest>, options: Options) -> Result<Self, ClientError> {
         manifest.validate().map_err(|e| ClientError::Local(e.to_string()))?;
         let links = manifest.grid().servers().map(|server| Link::new(&manifest, server));
-        let links = links.collect::<Result<_, _>>().map_err(ClientError::Local)?;
-        let verifier = Mutex::new(Verifier::new(Arc::clone(&manifest)));
-        let inner = Inner { manifest, links, options, verifier, seen: Mutex::new(BTreeMap::new()) };
+        let links: Vec<Link> = links.collect::<Result<_, _>>().map_err(ClientError::Local)?;
+        let verifier = Arc::new(Mutex::new(Verifier::new(Arc::clone(&manifest))));
+        let batcher = |link: &Link| Arc::new(Batcher::new(link.clone(), Arc::clone(&verifier)));
+        let batchers = links.iter().map(batcher).collect();
+        let pace = Pace::new(options.hedge, links.len());
+        let cache = Cache::new(options.cached_names);
+        let seen = Mutex::new(BTreeMap::new());
+        let inner = Inner { manifest, links, batchers, pace, options, cache, verifier, seen };
         Ok(Self { inner: Arc::new(inner) })
     }
     /// The cluster's manifest.
@@ -76,9 +94,17 @@ impl Client {
         answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e: LinkError| e.to_string())
     }
 
-    pub(crate) fn verifier(&self) -> MutexGuard<'_, Verifier> {
+    /// Checks something against the manifest. Evidence that turns up is kept.
+    pub(crate) fn with_verifier<T>(&self, check: impl FnOnce(&mut Verifier) -> T) -> T {
         // A panic while it was held cannot leave it half-changed in a way that accepts more.
-        self.inner.verifier.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let mut verifier = self.inner.verifier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let result = check(&mut verifier);
+        let evidence = verifier.take_evidence();
+        drop(verifier);
+        if let (Some(evidence), Some(folder)) = (evidence, &self.inner.options.evidence) {
+            crate::evidence_file::keep(folder, &self.inner.manifest, evidence);
+        }
+        result
     }
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.inner.options.timeout
@@ -88,6 +114,16 @@ impl Client {
         let mut servers: Vec<_> = self.inner.manifest.grid().servers().collect();
         servers.shuffle(&mut rand::rng());
         servers
+    }
+    /// All servers in random order, those that were silent lately last. Reads that begin in the same few
+    /// milliseconds prefer the same servers: they go together in fewer requests, and over time the load
+    /// spreads all the same.
+    pub(crate) fn preferred(&self) -> Vec<ServerId> {
+        self.inner.pace.order(|| {
+            let mut servers = self.shuffled();
+            servers.sort_by_key(|server| self.inner.pace.avoids(*server));
+            servers
+        })
     }
     /// The newest version of a name that this client has returned.
     pub(crate) fn seen(&self, name: &Name) -> u64 {
@@ -117,13 +153,13 @@ impl Client {
     {
         let deadline = self.deadline();
         let (mut silent, mut rejected) = (Vec::new(), Vec::new());
-        for server in self.shuffled() {
+        for server in self.preferred() {
             let patience = self.inner.options.hedge.max(Duration::from_secs(2));
             let until = deadline.min(Instant::now() + patience);
             let answer =
                 tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
             match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
-                Ok(answer) => match check(&mut self.verifier(), &answer) {
+                Ok(answer) => match self.with_verifier(|verifier| check(verifier, &answer)) {
                     Ok(good) => return Ok(good),
                     Err(error) => rejected.push(Misbehaviour { server, why: error.to_string() }),
                 },
@@ -135,36 +171,6 @@ impl Client {
             }
         }
         Err(failure("one server with a good answer", vec![], silent, rejected))
-    }
-
-    /// Waits until everything up to `sequence` is shown to be complete: servers that hold it cover
-    /// c columns and number q, by their own signed statements (design §2). False if it is not
-    /// within `patience`.
-    pub(crate) async fn complete_through(&self, sequence: Sequence, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        loop {
-            if self.verifier().complete() >= sequence {
-                return true;
-            }
-            // Servers gossip their statements; f+1 of them include a correct one.
-            let asked = self.inner.manifest.thresholds.f() + 1;
-            for server in self.shuffled().into_iter().take(asked) {
-                let link = &self.inner.links[server.index()];
-                let until = deadline.min(Instant::now() + self.inner.options.hedge);
-                let answer = tokio::time::timeout_at(until, link.get::<Completion>("/v1/completion")).await;
-                if let Ok(Ok(completion)) = answer {
-                    // A wrong statement is not believed; who made it is of no consequence here.
-                    let _ = self.verifier().completion(&completion);
-                }
-                if self.verifier().complete() >= sequence {
-                    return true;
-                }
-            }
-            if Instant::now() >= deadline {
-                return false;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use quorum::answer::AnswerError;
 use quorum::ids::ServerId;
+pub use quorum::read::Misbehaviour;
 use quorum::request::Refusal;
 
 /// Exit statuses of the command line.
@@ -24,21 +25,6 @@ pub enum ExitStatus {
     Refused = 6,
     /// The name exists, or another change came first.
     Conflict = 7,
-}
-
-/// A server's answer that was not accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misbehaviour {
-    /// Which server.
-    pub server: ServerId,
-    /// What was wrong with its answer.
-    pub why: String,
-}
-
-impl std::fmt::Display for Misbehaviour {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "server {}: {}", self.server, self.why)
-    }
 }
 
 fn listed<T: ToString>(items: &[T]) -> String {
@@ -77,12 +63,30 @@ pub enum ClientError {
         /// Servers whose answers were not.
         rejected: Vec<Misbehaviour>,
     },
+    /// Answers came and are too old or too young, since this machine's clock is not right.
+    #[error(
+        "this machine's clock is {} ms {}: {} servers agree on another time, and what they answer seems {} by it\n  \
+         set the clock of this machine",
+        .off_ms.unsigned_abs(),
+        if *.off_ms > 0 { "ahead" } else { "behind" },
+        .servers,
+        if *.off_ms > 0 { "too old" } else { "to come from the future" }
+    )]
+    Clock {
+        /// How far this machine's clock is ahead, in milliseconds; negative if it is behind.
+        off_ms: i64,
+        /// Servers that say so.
+        servers: usize,
+    },
     /// The record is certified but not proved to be visible to every reader.
     #[error(
         "the last change is committed but not yet visible to all row reads: too few servers hold it\n  \
          more than the masked number of servers are silent; `--consistency quorum` reads it now"
     )]
     NotComplete,
+    /// A key that is not to be relied on now, or a signature that does not hold.
+    #[error("{0}")]
+    Unusable(String),
     /// Executed and refused, with proof.
     #[error("refused: {0}")]
     Refused(Refusal),
@@ -112,7 +116,7 @@ impl ClientError {
     pub fn exit_status(&self) -> ExitStatus {
         match self {
             Self::NotFound { .. } => ExitStatus::NotFound,
-            Self::Unverified { .. } => ExitStatus::Unverified,
+            Self::Unverified { .. } | Self::Clock { .. } | Self::Unusable(_) => ExitStatus::Unverified,
             Self::Unavailable { .. } | Self::NotComplete => ExitStatus::Unavailable,
             Self::Refused(refusal) => match refusal {
                 Refusal::NameTaken { .. }

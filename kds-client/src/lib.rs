@@ -19,21 +19,25 @@
 //! ```
 
 pub mod api;
+mod batch;
+mod cache;
 mod client;
 pub mod error;
+pub mod evidence_file;
 pub mod keys;
 pub mod keystore;
 mod link;
 mod list;
 mod lookup;
 pub mod manifest_file;
+mod pace;
 mod secrets;
 mod write;
 
 pub use client::{Client, Options};
 pub use error::{ClientError, ExitStatus, Misbehaviour};
 pub use link::Link;
-pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions};
+pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
 pub use quorum;
 pub use secrets::{Deposited, Recovered};
 pub use write::Written;

@@ -4,6 +4,7 @@ use crate::api::HistoryAnswer;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::link::segment;
+use crate::lookup::LookupOptions;
 use quorum::answer::{AnswerError, PageAnswer, Verifier};
 use quorum::record::{Name, Record};
 use quorum::state::{Secret, layout};
@@ -12,9 +13,10 @@ use quorum::state::{Secret, layout};
 const PAGE: usize = 500;
 
 impl Client {
-    /// All records whose name begins with `prefix`, in order. Each page is complete under its
-    /// certificate; pages may come from different ones, so a name that is registered meanwhile may
-    /// or may not be listed.
+    /// All records whose name begins with `prefix`, in order, with the guarantees of a row lookup: every name
+    /// whose registration was complete when this began is listed, while at most b servers lie; nothing is
+    /// forged, and nothing that a page's certificate covers is left out, while at most f do. Pages may come
+    /// from different states, so a name that is registered meanwhile may or may not be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Record>, ClientError> {
         self.pages(layout::NAMES, prefix, "records").await
     }
@@ -37,6 +39,9 @@ impl Client {
         let mut from = [space, prefix.as_bytes()].concat();
         let mut all = Vec::new();
         let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        // A server alone could answer from a state that is a few seconds old.
+        let current = self.current_state().await?.statement.sequence;
+        let mut newest = current;
         loop {
             let start = String::from_utf8_lossy(&from[space.len()..]).replace('/', "%2F").replace('+', "%2B");
             let prefix = prefix.replace('/', "%2F").replace('+', "%2B");
@@ -44,26 +49,48 @@ impl Client {
             let check = |verifier: &mut Verifier, answer: &PageAnswer| {
                 let page = verifier.page::<T>(answer, &from, &end)?;
                 Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
-                Ok(page)
+                let got = answer.certificate.statement.sequence;
+                if got < current {
+                    return Err(AnswerError::Behind { got, current });
+                }
+                Ok((page, got))
             };
-            let (entries, until) = self.first_good(&path, check).await?;
+            let ((entries, until), sequence) = self.first_good(&path, check).await?;
+            newest = newest.max(sequence);
             let progressed = !entries.is_empty();
             all.extend(entries);
             match until {
                 Some(next) if progressed && next > from => from = next,
                 Some(_) => return Err(ClientError::Local("a page of the listing was empty".into())),
-                None => return Ok(all),
+                // What one reader lists every later one sees.
+                None if self.complete_through(newest).await => return Ok(all),
+                None => return Err(ClientError::NotComplete),
             }
         }
     }
 
-    /// All versions of a name, oldest first. Complete: versions are numbered without gaps.
+    /// All versions of a name, oldest first, with the guarantees of a row lookup; without gaps, since
+    /// versions are numbered.
     pub async fn history(&self, name: &Name) -> Result<Vec<Record>, ClientError> {
+        let found = self.lookup(name, &LookupOptions::default()).await?;
+        let Some(newest) = found.record else {
+            return Err(ClientError::NotFound { what: format!("the name {name}") });
+        };
+        self.history_from(name, 1, newest.version).await
+    }
+
+    /// The versions of a name from `first` on, at least up to `newest`, which is known to be there.
+    pub(crate) async fn history_from(
+        &self,
+        name: &Name,
+        first: u64,
+        newest: u64,
+    ) -> Result<Vec<Record>, ClientError> {
         let end = layout::prefix_end(&layout::history_prefix(name));
         let max_age_ms = self.inner.options.max_age.as_millis() as u64;
         let mut versions: Vec<Record> = Vec::new();
         loop {
-            let next = versions.last().map_or(1, |record| record.version + 1);
+            let next = versions.last().map_or(first, |record| record.version + 1);
             let from = layout::history_key(name, next);
             let path = format!("/v1/records/{}/history?from={next}", segment(name));
             let check = |verifier: &mut Verifier, answer: &HistoryAnswer| {
@@ -72,8 +99,12 @@ impl Client {
                 Verifier::fresh(&answer.current.certificate, crate::now(), max_age_ms)?;
                 Verifier::fresh(&answer.earlier.certificate, crate::now(), max_age_ms)?;
                 let more = until.is_some();
+                let got = current.as_ref().map_or(0, |record| record.version);
+                if got < newest {
+                    return Err(AnswerError::Backwards { got, seen: newest });
+                }
                 // The current version follows the last of the earlier ones.
-                page.extend(current.filter(|_| !more));
+                page.extend(current.filter(|current| !more && current.version >= next));
                 let gapless = page.iter().zip(next..).all(|(record, version)| record.version == version);
                 if gapless { Ok((page, more)) } else { Err(AnswerError::OtherQuestion) }
             };

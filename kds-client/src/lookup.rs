@@ -1,35 +1,26 @@
-//! Lookup: one row of the grid, then another, then q servers (design §2).
-//!
-//! One server of the row gives the whole self-proving answer; the others repeat only the record's
-//! version, each over TLS pinned to it. A version that is claimed to be newer has to be proved by
-//! who claims it, or that server is rejected and the read goes on.
+//! Lookups: the read protocol of [`quorum::read`] over HTTPS, many at once, and from memory.
 
-use crate::api::{BriefAnswer, Problem};
+use crate::api::{BulkAnswer, BulkQuestion, Problem};
+use crate::batch::{Answers, as_reply};
 use crate::client::{Client, failure};
-use crate::error::{ClientError, LinkError, Misbehaviour};
+use crate::error::{ClientError, LinkError};
 use crate::link::segment;
-use quorum::answer::{AnswerError, RecordAnswer, Verifier};
-use quorum::ids::{ServerId, ServerSet};
+use quorum::answer::RecordAnswer;
+use quorum::certificate::{Certificate, Completion};
+use quorum::ids::{Sequence, ServerId};
+use quorum::read::{Ask, Found, Progress, Question, Read, Reply, Subject};
 use quorum::record::{Name, Record};
-use rand::seq::SliceRandom as _;
-use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// How sure a lookup has to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Consistency {
-    /// r full rows, or q servers where rows are not to be had: sees every completed write while at
-    /// most b servers lie.
-    #[default]
-    Row,
-    /// q servers: sees every completed write while at most f servers lie.
-    Quorum,
-    /// Any one server: never forged, and at most `max_age` old.
-    Any,
-}
+pub use quorum::read::{Access, AccessKind, Consistency};
+
+/// How long a reader waits before it asks again whether a change is complete.
+const COMPLETION_PAUSE: Duration = Duration::from_millis(20);
+/// How long it asks.
+const COMPLETION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What to look up.
 #[derive(Clone, Debug, Default)]
@@ -42,322 +33,290 @@ pub struct LookupOptions {
     pub version: Option<u64>,
 }
 
-/// Which servers a lookup used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AccessKind {
-    /// Full rows.
-    Row,
-    /// q servers.
-    Quorum,
-    /// One server.
-    Any,
-}
-
-/// How a lookup went.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// What made it complete.
-    pub kind: AccessKind,
-    /// The full rows among the servers that answered.
-    pub rows: Vec<usize>,
-    /// Servers with a good answer.
-    pub answered: Vec<ServerId>,
-    /// Servers that were asked and did not answer in time.
-    pub silent: Vec<ServerId>,
-    /// Servers whose answers were refused, and why.
-    pub rejected: Vec<Misbehaviour>,
-}
-
-/// A verified answer.
-#[derive(Clone, Debug)]
-pub struct Lookup {
-    /// The record; none if its absence was proved.
-    pub record: Option<Record>,
-    /// The proof, to keep.
-    pub answer: RecordAnswer,
-    /// How it came about.
-    pub access: Access,
-    /// Whether the record's last change is proved to be visible to every complete read.
-    pub complete: bool,
-}
-
-enum Reply {
-    Full(Box<RecordAnswer>),
-    Brief(BriefAnswer),
-}
-
-type Asked = (ServerId, Result<Reply, LinkError>);
-
-/// A lookup in progress.
-struct Search<'a> {
-    client: &'a Client,
-    name: &'a Name,
-    options: &'a LookupOptions,
-    max_age_ms: u64,
-    /// Groups of servers still to ask: rows, or single servers.
-    groups: VecDeque<Vec<ServerId>>,
-    tasks: JoinSet<Asked>,
-    waiting: ServerSet,
-    good: BTreeMap<ServerId, u64>,
-    best: Option<(u64, Option<Record>, RecordAnswer)>,
-    silent: Vec<ServerId>,
-    rejected: Vec<Misbehaviour>,
-    full_asked: bool,
-}
+/// A verified answer: the record, its proof, how the read went, and whether the last change is
+/// complete.
+pub type Lookup = Found;
 
 impl Client {
     /// Looks a name up. The answer is verified; `record` is none only if absence was proved.
+    ///
+    /// # Errors
+    /// [`ClientError::Unverified`] if what came back cannot be trusted, [`ClientError::Unavailable`] if
+    /// too few servers answered in time, [`ClientError::Clock`] if this machine's clock is wrong,
+    /// [`ClientError::NotComplete`] if the last change may not be visible to every reader yet.
     pub async fn lookup(&self, name: &Name, options: &LookupOptions) -> Result<Lookup, ClientError> {
-        let max_age = options.max_age.unwrap_or(self.inner.options.max_age);
-        let mut search = Search {
-            client: self,
-            name,
-            options,
-            max_age_ms: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
-            groups: VecDeque::new(),
-            tasks: JoinSet::new(),
-            waiting: ServerSet::default(),
-            good: BTreeMap::new(),
-            best: None,
-            silent: vec![],
-            rejected: vec![],
-            full_asked: false,
+        self.lookup_in_order(name, options, self.preferred()).await
+    }
+
+    /// Looks many names up at once, in few requests; the results are in the order of the names. Each
+    /// is a lookup of its own.
+    pub async fn lookup_many(
+        &self,
+        names: &[Name],
+        options: &LookupOptions,
+    ) -> Vec<Result<Lookup, ClientError>> {
+        // The same servers for all of them: fewer requests, and one certificate.
+        let order = self.preferred();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (place, name) in names.iter().cloned().enumerate() {
+            let (client, options, order) = (self.clone(), options.clone(), order.clone());
+            tasks.spawn(async move { (place, client.lookup_in_order(&name, &options, order).await) });
+        }
+        let mut results: Vec<_> = names.iter().map(|_| None).collect();
+        while let Some(done) = tasks.join_next().await {
+            if let Ok((place, result)) = done {
+                results[place] = Some(result);
+            }
+        }
+        let lost = || Err(ClientError::Local("the lookup was broken off".into()));
+        results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
+    }
+
+    async fn lookup_in_order(
+        &self,
+        name: &Name,
+        options: &LookupOptions,
+        order: Vec<ServerId>,
+    ) -> Result<Lookup, ClientError> {
+        let question = Question {
+            subject: Subject::Record { name: name.clone(), version: options.version },
+            consistency: options.consistency,
+            max_age_ms: self.max_age_ms(options.max_age),
+            seen: self.seen(name),
         };
-        search.plan();
-        search.run().await?;
-        search.finish().await
+        let read = self.read(question, order).await?;
+        let found = read.finish().ok_or_else(|| ClientError::Local("a read without an answer".into()))?;
+        let version = found.answer.current.value.as_ref().map_or(0, |record| record.version);
+        self.remember(name, version);
+        Ok(found)
+    }
+
+    /// A certificate of a state that has every write that was complete when this began, and that no
+    /// later reader sees less than.
+    pub(crate) async fn current_state(&self) -> Result<Arc<Certificate>, ClientError> {
+        let question = Question {
+            subject: Subject::State,
+            consistency: Consistency::Row,
+            max_age_ms: self.max_age_ms(None),
+            seen: 0,
+        };
+        let read = self.read(question, self.preferred()).await?;
+        read.finish_state().ok_or_else(|| ClientError::Local("a read without an answer".into()))
+    }
+
+    fn max_age_ms(&self, max_age: Option<Duration>) -> u64 {
+        let max_age = max_age.unwrap_or(self.inner.options.max_age);
+        u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Runs a read to its end.
+    async fn read(&self, question: Question, order: Vec<ServerId>) -> Result<Read, ClientError> {
+        let began = Instant::now();
+        let deadline = began + self.inner.options.timeout;
+        let consistency = question.consistency;
+        let mut read = Read::new(self.inner.manifest.grid(), question, order);
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        let mut late_at = began + self.inner.pace.patience();
+        let mut give_up_completion = None;
+        let mut first = true;
+        loop {
+            while let Some((server, ask)) = read.next() {
+                self.ask(read.question(), server, ask, &answers);
+            }
+            match read.progress() {
+                Progress::Done => return Ok(read),
+                Progress::Failed => return Err(self.failed(&read).await),
+                Progress::Waiting => {}
+            }
+            if read.is_incomplete() {
+                let until = *give_up_completion.get_or_insert_with(|| Instant::now() + COMPLETION_PATIENCE);
+                if Instant::now() >= until.min(deadline) {
+                    return match consistency {
+                        Consistency::Quorum => Ok(read),
+                        _ => Err(ClientError::NotComplete),
+                    };
+                }
+            }
+            if read.is_idle() {
+                late_at = late_at.min(Instant::now() + COMPLETION_PAUSE);
+            }
+            tokio::select! {
+                reply = answered.recv() => if let Some((server, ask, reply)) = reply {
+                    if first {
+                        self.inner.pace.heard(began.elapsed());
+                        first = false;
+                    }
+                    if matches!(reply, Reply::Silent) {
+                        self.inner.pace.avoid(server);
+                    }
+                    self.with_verifier(|verifier| read.take(server, ask, reply, verifier, crate::now()));
+                },
+                () = sleep_until(late_at.min(deadline)) => {
+                    if Instant::now() >= deadline && !read.is_incomplete() {
+                        return Err(self.failed(&read).await);
+                    }
+                    if !read.is_idle() {
+                        for server in read.access().silent {
+                            self.inner.pace.avoid(server);
+                        }
+                    }
+                    self.with_verifier(|verifier| read.late(verifier));
+                    late_at = Instant::now() + self.inner.pace.patience();
+                }
+            }
+        }
+    }
+
+    fn ask(&self, question: &Question, server: ServerId, ask: Ask, answers: &Answers) {
+        let link = self.inner.links[server.index()].clone();
+        let answers = answers.clone();
+        match (&question.subject, ask) {
+            (Subject::Record { name, version }, Ask::Full | Ask::Brief)
+                if version.is_none() || ask == Ask::Brief =>
+            {
+                self.inner.batchers[server.index()].ask(name, ask, &answers);
+            }
+            (Subject::Record { name, version }, Ask::Full | Ask::Brief) => {
+                let version = version.map_or(String::new(), |version| format!("?version={version}"));
+                let path = format!("/v1/records/{}{version}", segment(name));
+                tokio::spawn(async move {
+                    let answer = match link.get::<RecordAnswer>(&path).await {
+                        // Absence comes as a problem document with its proof.
+                        Err(LinkError::Problem(problem)) => match *problem {
+                            Problem { answer: Some(answer), .. } => Ok(*answer),
+                            problem => Err(LinkError::Problem(Box::new(problem))),
+                        },
+                        other => other,
+                    };
+                    let reply =
+                        answer.map_or_else(|e| as_reply(&e), |answer| Reply::Record(Box::new(answer)));
+                    let _ = answers.send((server, ask, reply));
+                });
+            }
+            (Subject::State, Ask::Full | Ask::Brief) => {
+                let known = match ask {
+                    Ask::Brief => self.with_verifier(|verifier| verifier.newest().cloned()),
+                    _ => None,
+                };
+                let known = known.map(|certificate| certificate.statement.sequence);
+                tokio::spawn(async move {
+                    let question = BulkQuestion { known, ..BulkQuestion::default() };
+                    let answer = link.post::<_, BulkAnswer>("/v1/records/lookup", &question).await;
+                    let reply = match answer {
+                        Ok(answer) if ask == Ask::Brief => Reply::Brief(answer.certified.0),
+                        Ok(BulkAnswer { certificate: Some(certificate), .. }) => Reply::State(certificate),
+                        Ok(_) => Reply::Nonsense("it leaves the certificate out".into()),
+                        Err(error) => as_reply(&error),
+                    };
+                    let _ = answers.send((server, ask, reply));
+                });
+            }
+            (_, Ask::Completion) => {
+                tokio::spawn(async move {
+                    let reply = match link.get::<Completion>("/v1/completion").await {
+                        Ok(completion) => Reply::Completion(Box::new(completion)),
+                        Err(error) => as_reply(&error),
+                    };
+                    let _ = answers.send((server, ask, reply));
+                });
+            }
+        }
+    }
+
+    /// Why a read failed.
+    async fn failed(&self, read: &Read) -> ClientError {
+        let access = read.access();
+        if !access.stale.is_empty()
+            && let Some(clock) = self.odd_clock().await
+        {
+            return clock;
+        }
+        let thresholds = self.inner.manifest.thresholds;
+        let needed = match read.question().consistency {
+            Consistency::Any => "any one server".to_owned(),
+            Consistency::Row if thresholds.masked > 0 => {
+                format!("{} full row(s) or {} servers", thresholds.rows, thresholds.quorum)
+            }
+            Consistency::Row | Consistency::Quorum => format!("{} servers", thresholds.quorum),
+        };
+        failure(&needed, access.answered, access.silent, access.rejected)
+    }
+
+    /// Whether it is this machine's clock that makes answers seem too old or too young: f+1 servers,
+    /// and so a correct one, tell another time.
+    async fn odd_clock(&self) -> Option<ClientError> {
+        let tolerated = i64::try_from(self.inner.options.max_age.as_millis()).unwrap_or(i64::MAX);
+        let mut tasks = tokio::task::JoinSet::new();
+        for link in self.inner.links.iter().cloned() {
+            tasks.spawn(async move {
+                let asked = tokio::time::timeout(Duration::from_secs(1), link.get("/v1/status"));
+                let status: crate::api::ServerStatus = asked.await.ok()?.ok()?;
+                Some(crate::now().0 as i64 - status.time?.0 as i64)
+            });
+        }
+        let mut offsets = Vec::new();
+        while let Some(offset) = tasks.join_next().await {
+            offsets.extend(offset.ok().flatten());
+        }
+        let needed = self.inner.manifest.thresholds.f() + 1;
+        for ahead in [true, false] {
+            let mut off: Vec<_> =
+                offsets.iter().copied().filter(|ms| if ahead { *ms > tolerated } else { *ms < -tolerated }).collect();
+            if off.len() >= needed {
+                off.sort_unstable();
+                return Some(ClientError::Clock { off_ms: off[off.len() / 2], servers: off.len() });
+            }
+        }
+        None
+    }
+
+    /// Waits until everything up to `sequence` is shown to be complete (design §2). False if it is not
+    /// within a while.
+    pub(crate) async fn complete_through(&self, sequence: Sequence) -> bool {
+        let deadline = Instant::now() + COMPLETION_PATIENCE.min(self.inner.options.timeout);
+        loop {
+            if self.with_verifier(|verifier| verifier.complete() >= sequence) {
+                return true;
+            }
+            // Servers gossip their statements; f+1 of them include a correct one.
+            let asked = self.inner.manifest.thresholds.f() + 1;
+            for server in self.preferred().into_iter().take(asked) {
+                let link = &self.inner.links[server.index()];
+                let until = deadline.min(Instant::now() + self.inner.options.hedge);
+                let answer = tokio::time::timeout_at(until, link.get::<Completion>("/v1/completion")).await;
+                if let Ok(Ok(completion)) = answer
+                    // A wrong statement is not believed; who repeated it is of no consequence here.
+                    && self.with_verifier(|verifier| {
+                        let _ = verifier.completion(&completion);
+                        verifier.complete() >= sequence
+                    })
+                {
+                    return true;
+                }
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(COMPLETION_PAUSE).await;
+        }
     }
 }
 
-impl Search<'_> {
-    /// Whom to ask, in which order.
-    fn plan(&mut self) {
-        let grid = self.client.inner.manifest.grid();
-        let thresholds = self.client.inner.manifest.thresholds;
-        let servers = self.client.shuffled();
-        let single = |servers: &[ServerId]| servers.iter().map(|s| vec![*s]).collect::<VecDeque<_>>();
-        self.groups = match self.options.consistency {
-            Consistency::Any => single(&servers),
-            Consistency::Row if thresholds.masked > 0 => {
-                let mut rows: Vec<Vec<_>> = (0..grid.side()).map(|row| grid.row(row).collect()).collect();
-                rows.shuffle(&mut rand::rng());
-                let rest = rows.split_off(usize::from(thresholds.rows));
-                let mut groups = VecDeque::from([rows.concat()]);
-                groups.extend(rest);
-                groups
-            }
-            Consistency::Row | Consistency::Quorum => {
-                let (first, rest) = servers.split_at(thresholds.q());
-                let mut groups = single(rest);
-                groups.push_front(first.to_vec());
-                groups
-            }
-        };
+/// The keys of a record that may be relied on now: it is active, and within its validity.
+///
+/// # Errors
+/// Says why it may not.
+pub fn usable(record: &Record) -> Result<(), ClientError> {
+    let now = crate::now();
+    let name = &record.name;
+    if let quorum::record::Status::Revoked { reason, .. } = &record.status {
+        return Err(ClientError::Unusable(format!("{name} is revoked: {}", reason.escape_debug())));
     }
-
-    fn is_complete(&self) -> bool {
-        let Some((best, ..)) = &self.best else { return false };
-        let answered = self.agreeing(*best);
-        let newest = self.good.values().copied().max().unwrap_or(0);
-        // Every answer is in, none claims more than is proved.
-        let enough = match self.options.consistency {
-            Consistency::Any => !answered.is_empty(),
-            Consistency::Row => self.client.inner.manifest.grid().read_is_complete(&answered),
-            Consistency::Quorum => answered.len() >= self.client.inner.manifest.thresholds.q(),
-        };
-        enough && *best >= newest
+    if record.entry.not_before.is_some_and(|from| now < from) {
+        return Err(ClientError::Unusable(format!("{name} is not valid yet")));
     }
-
-    /// The servers whose answer is the one that will be returned. One that answers with an older
-    /// version may be behind or lying: it does not count.
-    fn agreeing(&self, version: u64) -> ServerSet {
-        self.good.iter().filter(|(_, answered)| **answered == version).map(|(server, _)| *server).collect()
+    if record.entry.not_after.is_some_and(|to| now > to) {
+        return Err(ClientError::Unusable(format!("{name} is no longer valid")));
     }
-
-    /// Asks the next group; false if there is none left.
-    fn ask_next(&mut self) -> bool {
-        let Some(mut group) = self.groups.pop_front() else { return false };
-        // Whoever comes first gives the whole answer: that load is spread too.
-        group.shuffle(&mut rand::rng());
-        for server in group {
-            if !self.good.contains_key(&server) && self.waiting.insert(server) {
-                let full = !self.full_asked;
-                self.full_asked = true;
-                self.ask(server, full);
-            }
-        }
-        true
-    }
-
-    fn ask(&mut self, server: ServerId, full: bool) {
-        let link = self.client.inner.links[server.index()].clone();
-        let path = format!("/v1/records/{}", segment(self.name));
-        let version = self.options.version;
-        self.tasks.spawn(async move {
-            if !full {
-                let brief = link.get(&format!("{path}?brief=true")).await;
-                return (server, brief.map(Reply::Brief));
-            }
-            let path = version.map_or(path.clone(), |version| format!("{path}?version={version}"));
-            let answer = match link.get::<RecordAnswer>(&path).await {
-                // Absence comes as a problem document with its proof.
-                Err(LinkError::Problem(problem)) => match *problem {
-                    Problem { answer: Some(answer), .. } => Ok(*answer),
-                    problem => Err(LinkError::Problem(Box::new(problem))),
-                },
-                other => other,
-            };
-            (server, answer.map(|answer| Reply::Full(Box::new(answer))))
-        });
-    }
-
-    async fn run(&mut self) -> Result<(), ClientError> {
-        let deadline = self.client.deadline();
-        self.ask_next();
-        let mut hedge_at = Instant::now() + self.client.inner.options.hedge;
-        while !self.is_complete() {
-            // Somebody claims a newer version than anyone proved: he is to prove it.
-            if self.tasks.is_empty() {
-                let proved = self.best.as_ref().map(|(version, ..)| *version);
-                let newest =
-                    self.good.iter().filter(|(_, version)| proved.is_none_or(|best| best < **version));
-                if let Some((server, _)) = newest.max_by_key(|(_, version)| **version) {
-                    let server = *server;
-                    self.good.remove(&server);
-                    self.ask(server, true);
-                } else if !self.ask_next() {
-                    return Err(self.failed());
-                }
-                hedge_at = Instant::now() + self.client.inner.options.hedge;
-                continue;
-            }
-            tokio::select! {
-                done = self.tasks.join_next() => {
-                    if let Some(Ok((server, reply))) = done {
-                        self.take(server, reply);
-                    }
-                }
-                () = sleep_until(hedge_at), if !self.groups.is_empty() => {
-                    // Late is as good as silent for the moment: another row is asked as well.
-                    self.full_asked = self.best.is_some();
-                    self.ask_next();
-                    hedge_at = Instant::now() + self.client.inner.options.hedge;
-                }
-                () = sleep_until(deadline) => return Err(self.failed()),
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, server: ServerId, reply: Result<Reply, LinkError>) {
-        let outcome = match reply {
-            Ok(Reply::Brief(brief)) => {
-                self.good.insert(server, brief.version);
-                return;
-            }
-            Ok(Reply::Full(answer)) => self.check(*answer).map_err(LinkError::from),
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok((version, record, answer)) => {
-                self.good.insert(server, version);
-                if self.best.as_ref().is_none_or(|(best, ..)| *best < version) {
-                    self.best = Some((version, record, answer));
-                }
-            }
-            Err(error) => {
-                // The next server asked gives the whole answer.
-                self.full_asked = self.best.is_some();
-                match error {
-                    LinkError::Nonsense(why) => self.rejected.push(Misbehaviour { server, why }),
-                    LinkError::Silent(_) => self.silent.push(server),
-                    LinkError::Problem(problem) if problem.status == 503 || problem.status == 429 => {
-                        self.silent.push(server);
-                    }
-                    LinkError::Problem(problem) => {
-                        self.rejected.push(Misbehaviour {
-                            server,
-                            why: format!("{}: {}", problem.title, problem.detail),
-                        });
-                    }
-                }
-                self.ask_next();
-            }
-        }
-    }
-
-    /// Is it real, fresh, about what was asked, and no less than what was seen before?
-    fn check(&self, answer: RecordAnswer) -> Result<(u64, Option<Record>, RecordAnswer), AnswerError> {
-        let record = self.client.verifier().record(&answer, self.name, self.options.version)?;
-        Verifier::fresh(&answer.certificate, crate::now(), self.max_age_ms)?;
-        let version = answer.current.value.as_ref().map_or(0, |record| record.version);
-        if version < self.client.seen(self.name) {
-            let (got, seen) = (answer.certificate.statement.sequence, self.client.verifier().complete());
-            return Err(AnswerError::Backwards { got, seen });
-        }
-        Ok((version, record, answer))
-    }
-
-    fn failed(&mut self) -> ClientError {
-        let answered: Vec<_> = self.good.keys().copied().collect();
-        let mut silent = std::mem::take(&mut self.silent);
-        for server in self.waiting.iter() {
-            let heard = answered.contains(&server)
-                || silent.contains(&server)
-                || self.rejected.iter().any(|bad| bad.server == server);
-            if !heard {
-                silent.push(server);
-            }
-        }
-        let thresholds = self.client.inner.manifest.thresholds;
-        let needed = match self.options.consistency {
-            Consistency::Any => "any one server".to_owned(),
-            Consistency::Quorum => format!("{} servers", thresholds.quorum),
-            Consistency::Row if thresholds.masked == 0 => format!("{} servers", thresholds.quorum),
-            Consistency::Row => format!("{} full row(s) or {} servers", thresholds.rows, thresholds.quorum),
-        };
-        failure(&needed, answered, silent, std::mem::take(&mut self.rejected))
-    }
-
-    async fn finish(mut self) -> Result<Lookup, ClientError> {
-        let Some((version, record, answer)) = self.best.take() else { return Err(self.failed()) };
-        let answered = self.agreeing(version);
-        for (server, older) in self.good.iter().filter(|(_, answered)| **answered != version) {
-            let why =
-                format!("it answers with version {older}, and version {version} is proved: behind, or lying");
-            self.rejected.push(Misbehaviour { server: *server, why });
-        }
-        let grid = self.client.inner.manifest.grid();
-        let rows: Vec<_> =
-            (0..grid.side()).filter(|row| grid.row(*row).all(|server| answered.contains(server))).collect();
-        let thresholds = self.client.inner.manifest.thresholds;
-        let kind = match self.options.consistency {
-            Consistency::Any => AccessKind::Any,
-            _ if answered.len() >= thresholds.q() => AccessKind::Quorum,
-            _ => AccessKind::Row,
-        };
-        // Atomicity (design §2): what one reader returns, every later reader sees. So the last
-        // change has to be complete; it nearly always is, and is known to be.
-        let changed = answer.current.value.as_ref().map(|record| record.updated.sequence);
-        let complete = match (self.options.consistency, changed) {
-            (Consistency::Any, _) | (_, None) => true,
-            (_, Some(sequence)) => {
-                let patience = self.client.inner.options.timeout.min(Duration::from_secs(2));
-                self.client.complete_through(sequence, patience).await
-            }
-        };
-        if !complete && self.options.consistency == Consistency::Row {
-            return Err(ClientError::NotComplete);
-        }
-        self.client.remember(self.name, version);
-        let access = Access {
-            kind,
-            rows,
-            answered: answered.iter().collect(),
-            silent: std::mem::take(&mut self.silent),
-            rejected: std::mem::take(&mut self.rejected),
-        };
-        Ok(Lookup { record, answer, access, complete })
-    }
+    Ok(())
 }

@@ -75,7 +75,7 @@ impl Client {
         let deadline = self.deadline();
         let (mut silent, mut rejected, mut refusals) = (vec![], vec![], Vec::<Problem>::new());
         let enough_refusals = self.inner.manifest.thresholds.f() + 1;
-        for server in self.shuffled() {
+        for server in self.preferred() {
             let until = deadline.min(Instant::now() + PATIENCE);
             let link = &self.inner.links[server.index()];
             let answer = tokio::time::timeout_at(until, link.post("/v1/requests", request)).await;
@@ -127,13 +127,13 @@ impl Client {
         receipt: Receipt,
     ) -> Result<Result<Written, ClientError>, quorum::answer::AnswerError> {
         let id = RequestId { client: request.request.client, sequence: request.request.sequence };
-        let mut verifier = self.verifier();
-        let reply = verifier.receipt(&receipt, id)?.clone();
-        if let Some(completion) = &receipt.completion {
-            verifier.completion(completion)?;
-        }
-        let complete = verifier.complete() >= reply.sequence;
-        drop(verifier);
+        let (reply, complete) = self.with_verifier(|verifier| {
+            let reply = verifier.receipt(&receipt, id)?.clone();
+            if let Some(completion) = &receipt.completion {
+                verifier.completion(completion)?;
+            }
+            Ok::<_, quorum::answer::AnswerError>((reply.clone(), verifier.complete() >= reply.sequence))
+        })?;
         if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
             return Ok(Err(ClientError::NumberReused));
         }

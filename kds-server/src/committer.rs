@@ -7,6 +7,7 @@
 use crate::peers::Peers;
 use crate::server::{Health, Shared};
 use crate::storage::Storage;
+use quorum::evidence::Evidence;
 use quorum::ordering::{Accusation, Durable, Released, Unsent, Write, WriteBatch};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +71,7 @@ async fn commit(storage: &mut Storage, batches: &[WriteBatch], shared: &Shared) 
 struct Complaints {
     last: Option<Instant>,
     unsaid: u64,
+    last_kept: Option<Instant>,
 }
 
 impl Complaints {
@@ -85,6 +87,16 @@ impl Complaints {
         let unsaid = std::mem::take(&mut self.unsaid);
         tracing::warn!(%accusation, unsaid, "misbehaviour");
     }
+    /// Keeps evidence in a file, for others to check.
+    fn keep(&mut self, evidence: Evidence, shared: &Shared) {
+        if self.last_kept.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL) {
+            return;
+        }
+        self.last_kept = Some(Instant::now());
+        if let Some(path) = kds_client::evidence_file::keep(&shared.evidence, &shared.manifest, evidence) {
+            tracing::warn!(file = %path.display(), "evidence of misbehaviour kept: `kds-client verify` checks it");
+        }
+    }
 }
 
 fn release(
@@ -95,8 +107,9 @@ fn release(
     complaints: &mut Complaints,
 ) {
     for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
-        let Released { messages, published, replied, refused, accusations } = released;
+        let Released { messages, published, replied, refused, accusations, evidence } = released;
         accusations.iter().for_each(|accusation| complaints.log(accusation));
+        evidence.into_iter().for_each(|evidence| complaints.keep(evidence, shared));
         for (target, message) in messages {
             peers.send(target, &message);
         }

@@ -14,6 +14,7 @@ use quorum::state::layout;
 use rand::Rng as _;
 use std::collections::HashMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct Shared {
     pub replica_status: ArcSwap<ReplicaStatus>,
     /// Links that are up.
     pub peers_connected: AtomicUsize,
+    /// The folder that evidence of misbehaviour is kept in.
+    pub evidence: PathBuf,
     /// For handing out shares.
     pub shares: ShareReader,
     health: AtomicU8,
@@ -149,6 +152,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
         peers_connected: AtomicUsize::new(0),
+        evidence: folder.join("evidence"),
         shares: storage.share_reader(),
         health: AtomicU8::new(Health::Good as u8),
         manifest: Arc::clone(&manifest),

@@ -6,6 +6,7 @@
 
 use crate::certificate::{Certificate, Completion, CompletionError, QuorumError};
 use crate::codec::{encode, sha256};
+use crate::evidence::{Evidence, EvidenceError, EvidenceFile, contradict};
 use crate::ids::{Sequence, ServerId, Timestamp};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::manifest::Manifest;
@@ -17,7 +18,7 @@ use crate::state::{Release, Releases, Secret, ServerKeys, layout};
 use crate::{Blob, Hash};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// An entry of the map, or its absence, with its path.
@@ -175,13 +176,30 @@ pub enum AnswerError {
         ahead_ms: u64,
     },
     /// Less than what this client has seen before.
-    #[error("the answer is older than what was seen before (sequence number {got} after {seen})")]
+    #[error("the answer is older than what was seen before (version {got} after {seen})")]
     Backwards {
+        /// The version that it proves; 0 for absence.
+        got: u64,
+        /// The version that was seen.
+        seen: u64,
+    },
+    /// From before what is known to be complete.
+    #[error("the answer is from sequence number {got}, and the state is at {current} or later")]
+    Behind {
         /// Its certificate's sequence number.
         got: Sequence,
-        /// What was seen.
-        seen: Sequence,
+        /// What has to be there at least.
+        current: Sequence,
     },
+    /// More than f servers signed two statements that do not fit together.
+    #[error("servers signed another state at sequence number {sequence} as well: more of them are faulty than this cluster survives")]
+    Contradiction {
+        /// Where.
+        sequence: Sequence,
+    },
+    /// A certificate that this client is said to have, and does not.
+    #[error("the certificate is left out, and is not known here")]
+    NoCertificate,
     /// Statements of completeness.
     #[error("the statements of completeness do not hold: {0}")]
     Completion(#[from] CompletionError),
@@ -194,7 +212,7 @@ pub enum AnswerError {
 }
 
 /// Certificates that a verifier remembers having checked.
-const REMEMBERED_CERTIFICATES: usize = 64;
+const REMEMBERED_CERTIFICATES: usize = 256;
 
 /// Checks answers against a manifest. Remembers keys and certificates that it has checked, so that
 /// further answers under the same root cost hashes only.
@@ -202,29 +220,62 @@ const REMEMBERED_CERTIFICATES: usize = 64;
 pub struct Verifier {
     keyring: Keyring,
     hasher: Hasher,
-    checked: VecDeque<Arc<Certificate>>,
+    checked: BTreeMap<Sequence, Arc<Certificate>>,
     complete: Sequence,
+    evidence: Option<Evidence>,
 }
 
 impl Verifier {
     /// Trusts the manifest and nothing else.
     pub fn new(manifest: Arc<Manifest>) -> Self {
         let hasher = Hasher::new(manifest.cluster_id());
-        Self { keyring: Keyring::new(manifest), hasher, checked: VecDeque::new(), complete: Sequence(0) }
+        let keyring = Keyring::new(manifest);
+        Self { keyring, hasher, checked: BTreeMap::new(), complete: Sequence(0), evidence: None }
     }
     /// Everything up to here is complete, as far as was shown.
     pub fn complete(&self) -> Sequence {
         self.complete
     }
-    /// Whether q servers signed this.
-    pub fn certificate(&mut self, certificate: &Arc<Certificate>) -> Result<(), AnswerError> {
-        if self.checked.iter().any(|known| Arc::ptr_eq(known, certificate) || known == certificate) {
-            return Ok(());
+    /// Whether q servers signed this; gives back the first certificate of the same statement that was
+    /// checked, whose votes are known to be good. Two that contradict each other, which takes more than f
+    /// liars, are not accepted: they are kept as evidence.
+    pub fn certificate(&mut self, certificate: &Arc<Certificate>) -> Result<Arc<Certificate>, AnswerError> {
+        let statement = &certificate.statement;
+        if let Some(known) = self.checked.get(&statement.sequence)
+            && known.statement == *statement
+        {
+            return Ok(Arc::clone(known));
         }
         certificate.verify(&mut self.keyring)?;
-        self.checked.push_front(Arc::clone(certificate));
-        self.checked.truncate(REMEMBERED_CERTIFICATES);
-        Ok(())
+        let before = self.checked.range(..=statement.sequence).next_back();
+        let after = self.checked.range(statement.sequence..).next();
+        let other = before.into_iter().chain(after).map(|(_, known)| known);
+        if let Some(other) = other.into_iter().find(|known| contradict(&known.statement, statement)) {
+            let (first, second) = (Box::new(Certificate::clone(other)), Box::new(Certificate::clone(certificate)));
+            self.evidence = Some(Evidence::Certificates { first, second });
+            return Err(AnswerError::Contradiction { sequence: statement.sequence });
+        }
+        self.checked.insert(statement.sequence, Arc::clone(certificate));
+        if self.checked.len() > REMEMBERED_CERTIFICATES {
+            self.checked.pop_first();
+        }
+        Ok(Arc::clone(certificate))
+    }
+    /// The certificate of a sequence number, if it was checked lately.
+    pub fn known(&self, sequence: Sequence) -> Option<Arc<Certificate>> {
+        self.checked.get(&sequence).cloned()
+    }
+    /// The newest certificate that was checked.
+    pub fn newest(&self) -> Option<&Arc<Certificate>> {
+        self.checked.last_key_value().map(|(_, certificate)| certificate)
+    }
+    /// Certificates that contradict each other, if any were seen.
+    pub fn take_evidence(&mut self) -> Option<Evidence> {
+        self.evidence.take()
+    }
+    /// Who is shown to be faulty by a file of evidence.
+    pub fn evidence_file(&mut self, file: &EvidenceFile) -> Result<Vec<ServerId>, EvidenceError> {
+        file.culprits(&mut self.keyring)
     }
     /// Whether a certificate is as fresh as the client demands, by the client's clock.
     pub fn fresh(certificate: &Certificate, now: Timestamp, max_age_ms: u64) -> Result<(), AnswerError> {

@@ -14,90 +14,11 @@
 //! nobody to agree with.
 
 use anyhow::{Context as _, ensure};
-use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use kds_tests::compare::{Etcd, Measured, measure, median, put};
 use kds_tests::{Cluster, entry};
 use quorum::record::Name;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
 
 const CLIENTS: [usize; 4] = [1, 16, 64, 256];
-
-/// What one measurement gave.
-#[derive(Clone, Copy, Default)]
-struct Measured {
-    per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    /// Of all processes, the load generator among them.
-    cpu_ms_per_operation: f64,
-    errors: usize,
-}
-
-/// CPU time that a process has used, in milliseconds.
-fn cpu_ms(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    // Fields 14 and 15 of proc(5), in ticks of 10 ms.
-    (ticks(11) + ticks(12)) * 10.0
-}
-
-async fn measure<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
-    clients: usize,
-    seconds: f64,
-    processes: &[u32],
-    operation: impl Fn(u64) -> F + Clone + Send + 'static,
-) -> Measured {
-    let all: Vec<u32> = processes.iter().copied().chain([std::process::id()]).collect();
-    let cpu = || all.iter().map(|process| cpu_ms(*process)).sum::<f64>();
-    let number = Arc::new(AtomicU64::new(rand::random::<u32>().into()));
-    let (begin, cpu_before) = (Instant::now(), cpu());
-    let end = begin + Duration::from_secs_f64(seconds);
-    let tasks: Vec<_> = (0..clients)
-        .map(|_| {
-            let (operation, number) = (operation.clone(), Arc::clone(&number));
-            tokio::spawn(async move {
-                let (mut latencies, mut errors) = (Vec::new(), 0);
-                while Instant::now() < end {
-                    let asked = Instant::now();
-                    match operation(number.fetch_add(1, Ordering::Relaxed)).await {
-                        Ok(()) => latencies.push(asked.elapsed().as_secs_f64() * 1000.0),
-                        Err(_) => errors += 1,
-                    }
-                }
-                (latencies, errors)
-            })
-        })
-        .collect();
-    let (mut latencies, mut errors) = (Vec::new(), 0);
-    for task in tasks {
-        let (more, failed) = task.await.expect("clients do not panic");
-        latencies.extend(more);
-        errors += failed;
-    }
-    let took = begin.elapsed().as_secs_f64();
-    latencies.sort_by(f64::total_cmp);
-    let at = |q: f64| {
-        latencies.get(((latencies.len() as f64 - 1.0) * q).max(0.0) as usize).copied().unwrap_or(0.0)
-    };
-    let done = latencies.len() as f64;
-    Measured {
-        per_second: done / took,
-        p50_ms: at(0.5),
-        p99_ms: at(0.99),
-        cpu_ms_per_operation: (cpu() - cpu_before) / done.max(1.0),
-        errors,
-    }
-}
 
 async fn ours(servers: usize, seconds: f64) -> anyhow::Result<Vec<Measured>> {
     let cluster = Cluster::start(servers).await?;
@@ -124,150 +45,9 @@ async fn ours(servers: usize, seconds: f64) -> anyhow::Result<Vec<Measured>> {
     Ok(measured)
 }
 
-/// Three members of etcd; stopped when dropped.
-struct Etcd {
-    members: Vec<Child>,
-    connections: Vec<SendRequest<Full<Bytes>>>,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        for member in &mut self.members {
-            let _ = member.kill();
-            let _ = member.wait();
-        }
-    }
-}
-
-impl Etcd {
-    async fn start() -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let own = kds_certs::generate("etcd", &hosts, 2026)?;
-        let (certificate, key) = (folder.path().join("etcd.pem"), folder.path().join("etcd.key"));
-        std::fs::write(&certificate, &own.certificate_pem)?;
-        std::fs::write(&key, own.key_pem.as_bytes())?;
-        let mut held = Vec::new();
-        for _ in 0..6 {
-            held.push(TcpListener::bind("127.0.0.1:0").await?);
-        }
-        let ports: Vec<u16> =
-            held.iter().map(|l| Ok(l.local_addr()?.port())).collect::<std::io::Result<_>>()?;
-        drop(held);
-        let url = |port: u16| format!("https://127.0.0.1:{port}");
-        let cluster: Vec<_> = (0..3).map(|i| format!("m{i}={}", url(ports[2 * i + 1]))).collect();
-        let mut members = Vec::new();
-        for i in 0..3 {
-            let (clients, peers) = (url(ports[2 * i]), url(ports[2 * i + 1]));
-            let file = |path: &Path| path.display().to_string();
-            let (name, data) = (format!("m{i}"), file(&folder.path().join(format!("m{i}"))));
-            let cluster = cluster.join(",");
-            let (pem, key) = (file(&certificate), file(&key));
-            let options = [
-                ("--name", &name),
-                ("--data-dir", &data),
-                ("--listen-client-urls", &clients),
-                ("--advertise-client-urls", &clients),
-                ("--listen-peer-urls", &peers),
-                ("--initial-advertise-peer-urls", &peers),
-                ("--initial-cluster", &cluster),
-                ("--cert-file", &pem),
-                ("--key-file", &key),
-                ("--trusted-ca-file", &pem),
-                ("--peer-cert-file", &pem),
-                ("--peer-key-file", &key),
-                ("--peer-trusted-ca-file", &pem),
-            ];
-            let member = Command::new("etcd")
-                .args(options.iter().flat_map(|(option, value)| [*option, value.as_str()]))
-                .args(["--client-cert-auth", "--peer-client-cert-auth", "--log-level", "error"])
-                .stdout(Stdio::null())
-                .stderr(std::fs::File::create(folder.path().join(format!("m{i}.log")))?)
-                .spawn()
-                .context("cannot start etcd; `apt-get install etcd-server`")?;
-            members.push(member);
-        }
-        let tls = tls(&own.certificate, own.key_pem.as_bytes())?;
-        let mut etcd = Self { members, connections: Vec::new(), _folder: folder };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        for i in 0..3 {
-            loop {
-                match connect(&tls, ports[2 * i]).await {
-                    Ok(connection) if put(connection.clone(), b"ready", b"?").await.is_ok() => {
-                        etcd.connections.push(connection);
-                        break;
-                    }
-                    _ => {
-                        ensure!(Instant::now() < deadline, "etcd does not start");
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                    }
-                }
-            }
-        }
-        Ok(etcd)
-    }
-}
-
-/// Trusts exactly this certificate, and shows it.
-fn tls(certificate: &[u8], key_pem: &[u8]) -> anyhow::Result<TlsConnector> {
-    use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
-    let certificate = CertificateDer::from(certificate.to_vec());
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate.clone())?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem)?;
-    let mut config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![certificate], key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-async fn connect(tls: &TlsConnector, port: u16) -> anyhow::Result<SendRequest<Full<Bytes>>> {
-    let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
-    tcp.set_nodelay(true)?;
-    let stream = tls.connect("localhost".try_into()?, tcp).await?;
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-/// `etcdserverpb.KV/Put` over gRPC: a length-prefixed protobuf message with two byte strings.
-async fn put(mut connection: SendRequest<Full<Bytes>>, key: &[u8], value: &[u8]) -> anyhow::Result<()> {
-    fn field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
-        message.push(number << 3 | 2);
-        let mut length = bytes.len();
-        while length >= 0x80 {
-            message.push(length as u8 | 0x80);
-            length >>= 7;
-        }
-        message.push(length as u8);
-        message.extend_from_slice(bytes);
-    }
-    let mut message = Vec::with_capacity(300);
-    field(&mut message, 1, key);
-    field(&mut message, 2, value);
-    let mut body = vec![0];
-    body.extend_from_slice(&(message.len() as u32).to_be_bytes());
-    body.extend_from_slice(&message);
-    let request = Request::post("https://localhost/etcdserverpb.KV/Put")
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::new(Bytes::from(body)))?;
-    let response = connection.send_request(request).await?;
-    let in_head = response.headers().get("grpc-status").cloned();
-    let body = response.into_body().collect().await?;
-    let status = in_head.or(body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned()));
-    ensure!(status.as_ref().is_some_and(|status| status == "0"), "etcd answers {status:?}");
-    Ok(())
-}
-
 async fn etcd(seconds: f64) -> anyhow::Result<Vec<Measured>> {
     let etcd = Etcd::start().await?;
-    let processes: Vec<_> = etcd.members.iter().map(Child::id).collect();
+    let processes = etcd.processes();
     let mut measured = Vec::new();
     for clients in CLIENTS {
         let connections = etcd.connections.clone();
@@ -279,12 +59,6 @@ async fn etcd(seconds: f64) -> anyhow::Result<Vec<Measured>> {
         measured.push(measure(clients, seconds, &processes, operation).await);
     }
     Ok(measured)
-}
-
-/// The middle one of several measurements of a thing, by throughput.
-fn median(mut of: Vec<Measured>) -> Measured {
-    of.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
-    of[of.len() / 2]
 }
 
 #[tokio::main]

@@ -97,6 +97,29 @@ const MUTATIONS: &[Mutation] = mutations! {
         "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Commit(_)) {";
     "take a late answer for one to a newer question", "everything:9", "ordering/transfer.rs":
         "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
+    "return what a single server says", "reading", "read.rs":
+        "Consistency::Row => self.grid.read_is_complete(&answered)," => "Consistency::Row => !answered.is_empty(),";
+    "ignore claims of newer versions", "reading", "read.rs":
+        "enough && self.versions.values().all(|version| *version <= best.version)" => "enough";
+    "return what is not complete", "reading", "read.rs":
+        "if verifier.complete() >= self.last_change() {" => "if true {";
+    "believe answers of any age", "deceived", "read.rs":
+        "answer.certificate = verifier.certificate(&answer.certificate)?;\n                Verifier::fresh(&answer.certificate, now, self.question.max_age_ms)?;" =>
+            "answer.certificate = verifier.certificate(&answer.certificate)?;";
+    "return less than was seen", "deceived", "read.rs":
+        "if best.version < self.question.seen {" => "if best.version > u64::MAX - self.question.seen {";
+    "believe any certificate", "deceived", "answer.rs":
+        "certificate.verify(&mut self.keyring)?;\n        let before" => "let before";
+    "believe any value on a true path", "reading", "answer.rs":
+        "if sha256(&encode(value)) == hash =>" => "if hash != Hash([0; 32]) =>";
+    "wait for ever for who is to prove a claim", "reading", "read.rs":
+        "ask.1 == Ask::Full && !self.late.contains(ask.0);" => "ask.1 == Ask::Full;";
+    "believe statements of completeness for less", "unit", "certificate.rs":
+        "if held.body.sequence < self.sequence {" => "if held.body.sequence.0 == u64::MAX {";
+    "a write needs no columns", "unit", "grid.rs":
+        "&& self.full_columns(holders) >= usize::from(self.thresholds.columns)" => "";
+    "rows and columns that meet in b servers", "unit", "thresholds.rs":
+        "let columns = (masked + 1).div_ceil(rows);" => "let columns = masked.div_ceil(rows);";
 };
 
 /// Minutes that the hunt gets for one mutation.

@@ -1,6 +1,7 @@
 //! Real clusters for tests: `kds-server` processes in a temporary folder, on free ports, and
 //! servers that lie.
 
+pub mod compare;
 pub mod faults;
 pub mod liar;
 pub mod linearizable;

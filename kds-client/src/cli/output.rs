@@ -54,6 +54,7 @@ pub(super) fn access_json(access: &Access) -> Value {
         "rows": access.rows,
         "answered": access.answered,
         "silent": access.silent,
+        "behind": access.behind.iter().map(|(server, version)| json!({ "server": server, "version": version })).collect::<Vec<_>>(),
         "rejected": rejected,
     })
 }

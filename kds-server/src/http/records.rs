@@ -55,25 +55,29 @@ pub(super) async fn bulk(
     State(app): AppState,
     Body(question): Body<BulkQuestion>,
 ) -> Result<Response, ApiError> {
-    if question.names.len() > MAX_LOOKUP_NAMES {
+    if question.names.len() + question.brief.len() > MAX_LOOKUP_NAMES {
         return Err(ApiError::new(
             ProblemKind::TooLarge,
             format!("at most {MAX_LOOKUP_NAMES} names at once"),
         ));
     }
     let published = app.published()?;
+    let snapshot = &published.snapshot;
     let keys: Vec<_> = question.names.iter().map(layout::name_key).collect();
-    let bytes: usize =
-        keys.iter().filter_map(|key| published.snapshot.get(key)).map(|value| value.len()).sum();
+    let bytes: usize = keys.iter().filter_map(|key| snapshot.get(key)).map(|value| value.len()).sum();
     if bytes > MAX_PAGE_BYTES {
         let detail =
             format!("these records have {bytes} bytes together, and {MAX_PAGE_BYTES} are answered at once");
         return Err(ApiError::new(ProblemKind::TooLarge, detail));
     }
-    let records = keys.iter().map(|key| Proved::<Record>::look_up(&published.snapshot, key));
+    let records = keys.iter().map(|key| Proved::<Record>::look_up(snapshot, key)).collect();
+    let version = |name| layout::record(snapshot, name).map_or(0, |record| record.version);
+    let certified = published.certificate.statement.sequence;
     Ok(json(&BulkAnswer {
-        records: records.collect(),
-        certificate: Arc::clone(&published.certificate),
+        records,
+        versions: question.brief.iter().map(version).collect(),
+        certified,
+        certificate: (question.known != Some(certified)).then(|| Arc::clone(&published.certificate)),
         complete: complete(&published),
     }))
 }

@@ -43,6 +43,7 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
             missing_parts: transfer.missing as u64,
         }),
         peers_connected: shared.peers_connected.load(Ordering::Relaxed) as u16,
+        time: Some(crate::driver::now()),
         version: env!("CARGO_PKG_VERSION").into(),
     }))
 }

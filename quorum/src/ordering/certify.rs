@@ -4,6 +4,7 @@ use super::Replica;
 use super::effects::{Accusation, Published, Write};
 use super::standing::Standing;
 use crate::certificate::{Certificate, Checkpoint, Held};
+use crate::evidence::Evidence;
 use crate::ids::Sequence;
 use crate::limits::{LOG_TAIL_BYTES, WINDOW};
 use crate::message::PeerMessage;
@@ -18,7 +19,12 @@ impl Replica {
         if sequence <= self.certified() || sequence.0 > self.certified().0 + WINDOW {
             return;
         }
-        if self.checkpoints.entry(sequence).or_default().add(vote).is_err() {
+        let book = self.checkpoints.entry(sequence).or_default();
+        if let Err(second) = book.add(vote) {
+            let first = book.of(server).expect("a second vote has a first");
+            let keys = vec![*first.key(), *second.key()];
+            let (first, second) = (first.signed().clone(), second.signed().clone());
+            self.pending.evidence(Evidence::Votes { first, second, keys });
             self.pending.accuse(Accusation::Equivocation { server, sequence, phase: "checkpoint" });
         }
         self.certify();
@@ -66,6 +72,10 @@ impl Replica {
         }
         if let Some(book) = self.checkpoints.get(&sequence) {
             for server in book.dissenters(&statement) {
+                let vote = book.of(server).expect("a dissenter has voted");
+                let (vote, key) = vote.stored();
+                let certificate = Box::new(certificate.clone());
+                self.pending.evidence(Evidence::Dissent { certificate, vote, key });
                 self.pending.accuse(Accusation::WrongState { server, sequence });
             }
         }

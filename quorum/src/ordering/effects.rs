@@ -6,6 +6,7 @@
 //! in groups. Messages that promise nothing ([`PeerMessage::promises`]) do not wait.
 
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
+use crate::evidence::Evidence;
 use crate::ids::{Epoch, Sequence, ServerId, View};
 use crate::map::{PartError, Snapshot};
 use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
@@ -15,6 +16,9 @@ use crate::signing::{KeyCertificate, Signed, Verified};
 use crate::state::Leaf;
 use std::sync::Arc;
 use zeroize::Zeroizing;
+
+/// Pieces of evidence that one group of effects carries at most.
+const EVIDENCE_AT_ONCE: usize = 4;
 
 /// Something to make durable.
 #[derive(Debug)]
@@ -161,6 +165,8 @@ pub struct Released {
     pub refused: Vec<(RequestId, PoolError)>,
     /// What somebody did wrong, for the log.
     pub accusations: Vec<Accusation>,
+    /// What proves some of it to others.
+    pub evidence: Vec<Evidence>,
 }
 
 /// What may leave once the writes made with it are durable.
@@ -318,6 +324,12 @@ impl Pending {
     }
     pub(super) fn accuse(&mut self, accusation: Accusation) {
         self.released.accusations.push(accusation);
+    }
+    /// Goes with an accusation. A liar's flood of it is cut short: one piece proves as much as ten.
+    pub(super) fn evidence(&mut self, evidence: Evidence) {
+        if self.released.evidence.len() < EVIDENCE_AT_ONCE {
+            self.released.evidence.push(evidence);
+        }
     }
     pub(super) fn drain(&mut self) -> Option<(WriteBatch, Unsent)> {
         let nothing = !self.urgent

@@ -2,6 +2,7 @@
 
 use crate::disk::Disk;
 use crate::liar::{Conspiracy, Liar};
+use crate::readers::{Liars, Readers};
 use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
@@ -13,6 +14,7 @@ use quorum::message::{CheckedMessage, PeerMessage, Slot};
 use quorum::ordering::{
     Accusation, Identity, Input, Outgoing, Part, Published, Replica, Target, Unsent, WriteBatch,
 };
+use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::sealing::OpeningKey;
@@ -53,9 +55,19 @@ pub struct Faults {
     pub log_tail: u64,
     /// Names that clients register.
     pub requests: usize,
+    /// Readers read meanwhile, and so many servers lie to them.
+    pub readers: Option<Liars>,
 }
 
-enum Event {
+impl Faults {
+    /// Whether the network and all servers do what they should, but for those that lie to readers.
+    pub fn is_good(&self) -> bool {
+        let broken = self.crashes || self.deaths || self.partitions || self.twins || self.liars;
+        self.loss == 0.0 && !broken && self.sluggish_ms == 0 && !self.forgetful && !self.corrupt
+    }
+}
+
+pub(crate) enum Event {
     Deliver {
         to: ServerId,
         from: ServerId,
@@ -75,22 +87,46 @@ enum Event {
     Submit(usize),
     /// From now on these servers and the others do not reach each other.
     Partition(Vec<ServerId>),
+    /// The writer whose name is read goes on.
+    Write,
+    /// A reader begins a read.
+    Begin(usize),
+    /// A question reaches a server.
+    Ask {
+        reader: usize,
+        number: u64,
+        server: ServerId,
+        ask: Ask,
+    },
+    /// An answer reaches a reader.
+    Answer {
+        reader: usize,
+        number: u64,
+        server: ServerId,
+        ask: Ask,
+        reply: Box<Reply>,
+    },
+    /// Answers seem to be late.
+    Late {
+        reader: usize,
+        number: u64,
+    },
 }
 
-struct Server {
+pub(crate) struct Server {
     replica: Option<Replica>,
     disk: Disk,
     uncommitted: VecDeque<(WriteBatch, Unsent)>,
     keyrings: BTreeMap<ServerId, Keyring>,
-    published: Option<Published>,
+    pub(crate) published: Option<Published>,
     /// How far ahead of the true time its clock is, in milliseconds, less the largest skew.
     skew_ms: u64,
     backup: Option<Disk>,
 }
 
-struct Client {
+pub(crate) struct Client {
     request: SignedRequest,
-    name: Name,
+    pub(crate) name: Name,
     attempts: usize,
     acknowledged: bool,
 }
@@ -99,21 +135,21 @@ pub struct Simulation {
     pub verbose: bool,
     /// How often an honest server accused the liar of saying two things.
     pub equivocations: usize,
-    seed: u64,
-    rng: StdRng,
-    faults: Faults,
-    now: Timestamp,
+    pub(crate) seed: u64,
+    pub(crate) rng: StdRng,
+    pub(crate) faults: Faults,
+    pub(crate) now: Timestamp,
     events: BTreeMap<(Timestamp, u64), Event>,
     event_count: u64,
-    manifest: Arc<Manifest>,
-    cluster: ClusterId,
-    voters: Vec<Voter>,
-    servers: Vec<Server>,
-    clients: Vec<Client>,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) cluster: ClusterId,
+    pub(crate) voters: Vec<Voter>,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) clients: Vec<Client>,
     gateways: BTreeMap<(ServerId, RequestId), usize>,
     healed: bool,
     dead: Vec<ServerId>,
-    liars: BTreeMap<ServerId, Liar>,
+    pub(crate) liars: BTreeMap<ServerId, Liar>,
     conspiracy: Conspiracy,
     forgetful: Vec<ServerId>,
     /// What checking a message led to: the same for everyone who gets it.
@@ -132,6 +168,7 @@ pub struct Simulation {
     roots: BTreeMap<Sequence, Hash>,
     /// The view that each server last said it changes to.
     left: BTreeMap<ServerId, View>,
+    pub readers: Option<Readers>,
 }
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -226,6 +263,7 @@ impl Simulation {
             promises: BTreeMap::new(),
             roots: BTreeMap::new(),
             left: BTreeMap::new(),
+            readers: None,
             manifest,
             rng: StdRng::seed_from_u64(rng.random()),
         };
@@ -249,6 +287,9 @@ impl Simulation {
             let busy_ms = if faults.sluggish_ms > 0 { 9_500 } else { 6_000 };
             let at = simulation.rng.random_range(0..busy_ms);
             simulation.schedule(at, Event::Submit(i));
+        }
+        if let Some(liars) = faults.readers {
+            simulation.start_readers(liars);
         }
         if faults.corrupt {
             let (id, at) = (simulation.rng.random_range(0..n), simulation.rng.random_range(2_000..7_000));
@@ -355,17 +396,17 @@ impl Simulation {
     fn identity(&self, node: ServerId) -> ServerId {
         if node.index() < self.voters.len() { node } else { ServerId(0) }
     }
-    fn is_liar(&self, node: ServerId) -> bool {
+    pub(crate) fn is_liar(&self, node: ServerId) -> bool {
         (self.faults.twins && self.identity(node) == ServerId(0))
             || self.liars.contains_key(&node)
             || self.corrupt == Some((node, true))
     }
-    fn honest(&self) -> impl Iterator<Item = &Server> {
+    pub(crate) fn honest(&self) -> impl Iterator<Item = &Server> {
         let of_number = |(i, server)| (!self.is_liar(ServerId(i as u8))).then_some(server);
         self.servers.iter().take(self.voters.len()).enumerate().filter_map(of_number)
     }
 
-    fn schedule(&mut self, after_ms: u64, event: Event) {
+    pub(crate) fn schedule(&mut self, after_ms: u64, event: Event) {
         self.event_count += 1;
         self.events.insert((self.now.plus_ms(after_ms), self.event_count), event);
     }
@@ -396,7 +437,7 @@ impl Simulation {
         self.schedule(Replica::tick_interval_ms(), Event::Tick(id));
     }
 
-    fn step(&mut self, id: ServerId, input: Input) {
+    pub(crate) fn step(&mut self, id: ServerId, input: Input) {
         let liar = self.is_liar(id);
         let skew_ms = self.servers.get(id.index()).map_or(0, |server| server.skew_ms);
         let now = self.now.plus_ms(skew_ms);
@@ -407,7 +448,7 @@ impl Simulation {
             assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
-            assert!(status.pending_requests <= self.faults.requests, "seed {}: requests pile up", self.seed);
+            assert!(status.pending_requests <= self.faults.requests + 1, "seed {}: requests pile up", self.seed);
             if before.part == Part::Repairing && status.part == Part::Voting {
                 self.repairs += 1;
                 self.corrupt = Some((id, false));
@@ -596,6 +637,7 @@ impl Simulation {
         assert!(statement.time <= latest, "seed {}: agreed time runs ahead", self.seed);
         let root = *self.roots.entry(statement.sequence).or_insert(statement.root);
         assert_eq!(root, statement.root, "seed {}: two certificates at {}", self.seed, statement.sequence);
+        self.remember_for_liars(&published);
         self.servers[id.index()].published = Some(published);
     }
 
@@ -660,6 +702,13 @@ impl Simulation {
                 Event::Restart(id) => eprintln!("{time:>6} {number:>6} restart {id}"),
                 Event::Partition(side) => eprintln!("{time:>6} {number:>6} cut off: {side:?}"),
                 Event::Submit(index) => eprintln!("{time:>6} {number:>6} client {index} asks"),
+                Event::Write | Event::Begin(_) | Event::Late { .. } => {}
+                Event::Ask { reader, server, ask, .. } => {
+                    eprintln!("{time:>6} {number:>6} reader {reader} asks {server}: {ask:?}");
+                }
+                Event::Answer { reader, server, reply, .. } => {
+                    eprintln!("{time:>6} {number:>6} {server} tells reader {reader} {reply:?}");
+                }
             }
         }
         match event {
@@ -714,6 +763,13 @@ impl Simulation {
             }
             Event::Submit(index) => self.submit(index),
             Event::Partition(side) => self.cut_off = side,
+            Event::Write => self.write(),
+            Event::Begin(reader) => self.begin(reader),
+            Event::Ask { reader, number, server, ask } => self.answer_reader(reader, number, server, ask),
+            Event::Answer { reader, number, server, ask, reply } => {
+                self.take_answer(reader, number, server, ask, *reply)
+            }
+            Event::Late { reader, number } => self.late(reader, number),
         }
     }
 

@@ -9,6 +9,7 @@
 mod cluster;
 mod disk;
 mod liar;
+mod readers;
 mod scenarios;
 
 use cluster::{Faults, Simulation};
@@ -31,6 +32,9 @@ struct Happened {
     recoveries: usize,
     repairs: usize,
     views: Vec<View>,
+    reads: usize,
+    lies: usize,
+    rejected: usize,
 }
 
 fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
@@ -44,6 +48,11 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.recoveries += simulation.recoveries;
         happened.repairs += simulation.repairs;
         happened.views.push(simulation.view());
+        if let Some(readers) = &simulation.readers {
+            happened.reads += readers.reads;
+            happened.lies += readers.lies;
+            happened.rejected += readers.rejected;
+        }
     }
     happened
 }
@@ -103,6 +112,39 @@ fn four_replicas_of_which_one_has_a_wrong_state() {
 #[test]
 fn four_replicas_that_fall_far_behind() {
     assert!(run(4, LAGGING, 60).transfers > 0, "no state was transferred: this tests nothing");
+}
+
+/// Reads succeed and see every completed write while no more lie than are masked.
+#[test]
+fn readers_of_four_servers_of_which_one_lies() {
+    assert_lied_to(run(4, READING, 30));
+}
+#[test]
+fn readers_of_nine_servers_of_which_one_lies() {
+    assert_lied_to(run(9, READING, 20));
+}
+#[test]
+fn readers_of_sixteen_servers_of_which_one_lies() {
+    assert_lied_to(run(16, READING, 3));
+}
+/// With more liars nothing is forged, and nothing older than allowed.
+#[test]
+fn readers_of_nine_servers_of_which_two_lie() {
+    assert_lied_to(run(9, DECEIVED, 20));
+}
+#[test]
+fn readers_of_sixteen_servers_of_which_five_lie() {
+    assert_lied_to(run(16, DECEIVED, 3));
+}
+#[test]
+fn readers_while_servers_crash_and_the_network_parts() {
+    assert_lied_to(run(4, READING_THROUGH_IT, 30));
+    assert_lied_to(run(9, READING_THROUGH_IT, 8));
+}
+fn assert_lied_to(happened: Happened) {
+    println!("{} reads, {} lies, {} rejected", happened.reads, happened.lies, happened.rejected);
+    let enough = happened.reads > 100 && happened.lies > 50 && happened.rejected > 10;
+    assert!(enough, "this tests nothing: {} reads, {} lies", happened.reads, happened.lies);
 }
 
 /// What hunts found stays found.

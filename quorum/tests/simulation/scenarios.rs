@@ -1,6 +1,7 @@
 //! What can go wrong, in the combinations that are run.
 
 use crate::cluster::Faults;
+use crate::readers::Liars;
 use quorum::limits::LOG_TAIL_BATCHES;
 
 pub const GOOD: Faults = Faults {
@@ -18,6 +19,7 @@ pub const GOOD: Faults = Faults {
     skew_ms: 0,
     log_tail: LOG_TAIL_BATCHES,
     requests: 24,
+    readers: None,
 };
 pub const LOSSY: Faults = Faults { loss: 0.15, duplication: 0.1, max_delay_ms: 400, skew_ms: 300, ..GOOD };
 pub const CRASHING: Faults =
@@ -34,6 +36,19 @@ pub const CORRUPT: Faults = Faults { corrupt: true, requests: 60, ..GOOD };
 /// Partitions under which the rest goes on, and short logs: who was cut off needs state transfer.
 pub const LAGGING: Faults =
     Faults { partitions: true, crashes: true, log_tail: 4, requests: 100, max_delay_ms: 40, ..GOOD };
+/// No more servers lie to readers than an access masks.
+pub const READING: Faults = Faults { readers: Some(Liars::Masked), ..GOOD };
+/// f servers lie to readers.
+pub const DECEIVED: Faults = Faults { readers: Some(Liars::Most), skew_ms: 300, ..GOOD };
+/// While servers crash and the network parts.
+pub const READING_THROUGH_IT: Faults = Faults {
+    loss: 0.05,
+    crashes: true,
+    partitions: true,
+    max_delay_ms: 100,
+    readers: Some(Liars::Masked),
+    ..GOOD
+};
 pub const EVERYTHING: Faults = Faults {
     loss: 0.1,
     duplication: 0.1,
@@ -59,5 +74,8 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("forgetting", &[4, 9], FORGETTING),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),
+    ("reading", &[4, 9, 9, 16], READING),
+    ("deceived", &[4, 9, 16], DECEIVED),
+    ("reading-through-it", &[4, 9], READING_THROUGH_IT),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
 ];

@@ -1,0 +1,235 @@
+//! Evidence of misbehaviour: statements that contradict each other, signed by those who made them.
+//!
+//! An honest server signs one checkpoint a sequence number, and agreed time and epochs never go
+//! back (design §3, §5). Whoever signed two that do not fit together is faulty, and anyone who has the
+//! manifest can see it, as with two signed tree heads of one log (CT §7.3).
+
+use crate::Hash;
+use crate::certificate::{Certificate, Checkpoint, QuorumError};
+use crate::ids::{ServerId, ServerSet};
+use crate::signing::{KeyCertificate, KeyError, Keyring, Signed};
+use serde::{Deserialize, Serialize};
+
+/// Statements that no honest server makes both of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Evidence {
+    /// Two certificates: more than f servers signed both.
+    Certificates {
+        /// One.
+        first: Box<Certificate>,
+        /// The other.
+        second: Box<Certificate>,
+    },
+    /// One server's votes for two checkpoints.
+    Votes {
+        /// One.
+        first: Signed<Checkpoint>,
+        /// The other.
+        second: Signed<Checkpoint>,
+        /// Certificates of the keys that they are signed with.
+        keys: Vec<KeyCertificate>,
+    },
+    /// One server's vote for another state than q servers certified: it lies, or its state is damaged.
+    Dissent {
+        /// What q servers say.
+        certificate: Box<Certificate>,
+        /// What one says.
+        vote: Signed<Checkpoint>,
+        /// Certificate of the key that it is signed with.
+        key: KeyCertificate,
+    },
+}
+
+/// Evidence in a file, for others to check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceFile {
+    /// Format of this file; 1.
+    pub format: u32,
+    /// The cluster whose servers it is about.
+    pub cluster: Hash,
+    /// What they said.
+    pub evidence: Evidence,
+}
+
+/// Format that this version reads and writes.
+pub const EVIDENCE_FORMAT: u32 = 1;
+
+/// Why something is no evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvidenceError {
+    /// A certificate that does not hold.
+    #[error("a certificate does not hold: {0}")]
+    Certificate(#[from] QuorumError),
+    /// A vote that does not hold.
+    #[error("a vote does not hold: {0}")]
+    Vote(#[from] KeyError),
+    /// Both can be true.
+    #[error("the statements do not contradict each other")]
+    NoContradiction,
+    /// Votes of two servers.
+    #[error("the votes are of different servers")]
+    TwoServers,
+    /// A file of another format.
+    #[error("evidence format {0} is not known to this version (it reads {EVIDENCE_FORMAT})")]
+    Format(u32),
+    /// A file of another cluster.
+    #[error("the evidence is about another cluster than the manifest's")]
+    OtherCluster,
+}
+
+/// Whether no correct server signs both.
+pub fn contradict(one: &Checkpoint, other: &Checkpoint) -> bool {
+    let (earlier, later) = if one.sequence <= other.sequence { (one, other) } else { (other, one) };
+    match earlier.sequence == later.sequence {
+        true => earlier != later,
+        false => earlier.time > later.time || earlier.epoch > later.epoch,
+    }
+}
+
+impl Evidence {
+    /// Who is shown to be faulty; at least one server.
+    pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
+        let (one, other) = match self {
+            Self::Certificates { first, second } => (&first.statement, &second.statement),
+            Self::Votes { first, second, .. } => (&first.body, &second.body),
+            Self::Dissent { certificate, vote, .. } => (&certificate.statement, &vote.body),
+        };
+        if !contradict(one, other) {
+            return Err(EvidenceError::NoContradiction);
+        }
+        match self {
+            Self::Certificates { first, second } => {
+                first.verify(keyring)?;
+                second.verify(keyring)?;
+                let signers: ServerSet = first.signers().collect();
+                // Two quorums share more than f servers (PBFT §4.1).
+                Ok(second.signers().filter(|server| signers.contains(*server)).collect())
+            }
+            Self::Votes { first, second, keys } => {
+                if first.server != second.server {
+                    return Err(EvidenceError::TwoServers);
+                }
+                for key in keys.iter().take(2) {
+                    keyring.add(*key)?;
+                }
+                for vote in [first, second] {
+                    keyring.verify(vote.server, &vote.body, &vote.signature)?;
+                }
+                Ok(vec![first.server])
+            }
+            Self::Dissent { certificate, vote, key } => {
+                certificate.verify(keyring)?;
+                keyring.add(*key)?;
+                keyring.verify(vote.server, &vote.body, &vote.signature)?;
+                Ok(vec![vote.server])
+            }
+        }
+    }
+}
+
+impl EvidenceFile {
+    /// Wraps evidence about servers of a cluster.
+    pub fn new(cluster: Hash, evidence: Evidence) -> Self {
+        Self { format: EVIDENCE_FORMAT, cluster, evidence }
+    }
+    /// Checks it offline; names who is shown to be faulty.
+    pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
+        if self.format != EVIDENCE_FORMAT {
+            return Err(EvidenceError::Format(self.format));
+        }
+        if self.cluster != keyring.cluster().0 {
+            return Err(EvidenceError::OtherCluster);
+        }
+        self.evidence.culprits(keyring)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::VoteBook;
+    use crate::certificate::tests::voters;
+    use crate::ids::{Epoch, Sequence, Timestamp};
+    use crate::signing::Voter;
+
+    fn checkpoint(sequence: u64, root: u8, time: u64) -> Checkpoint {
+        Checkpoint {
+            sequence: Sequence(sequence),
+            root: Hash([root; 32]),
+            time: Timestamp(time),
+            epoch: Epoch(0),
+        }
+    }
+
+    fn certificate(voters: &[Voter], statement: Checkpoint) -> Box<Certificate> {
+        let mut book = VoteBook::default();
+        voters.iter().for_each(|voter| assert!(book.add(voter.sign(statement)).unwrap()));
+        Box::new(book.proof(&statement, voters.len()).unwrap())
+    }
+
+    #[test]
+    fn what_contradicts_what() {
+        let base = checkpoint(5, 1, 100);
+        assert!(!contradict(&base, &base));
+        assert!(contradict(&base, &checkpoint(5, 2, 100)));
+        assert!(contradict(&base, &checkpoint(5, 1, 101)));
+        assert!(!contradict(&base, &checkpoint(6, 2, 100)));
+        assert!(contradict(&base, &checkpoint(6, 2, 99)), "agreed time went back");
+        assert!(contradict(&checkpoint(6, 2, 99), &base), "in whichever order they are found");
+    }
+
+    #[test]
+    fn two_certificates_name_everyone_who_signed_both() {
+        let (keyring, voters) = voters(9);
+        let first = certificate(&voters[..6], checkpoint(5, 1, 100));
+        let second = certificate(&voters[3..], checkpoint(5, 2, 100));
+        let evidence = Evidence::Certificates { first: first.clone(), second };
+        let file = EvidenceFile::new(keyring.cluster().0, evidence);
+        let culprits = file.culprits(&mut keyring.clone()).unwrap();
+        assert_eq!(culprits, vec![ServerId(3), ServerId(4), ServerId(5)]);
+        let json = serde_json::to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<EvidenceFile>(&json).unwrap(), file);
+
+        let agreeing = certificate(&voters[3..], checkpoint(6, 2, 100));
+        let none = Evidence::Certificates { first: first.clone(), second: agreeing };
+        assert_eq!(none.culprits(&mut keyring.clone()), Err(EvidenceError::NoContradiction));
+        let mut forged = certificate(&voters[3..], checkpoint(5, 2, 100));
+        forged.statement.root = Hash([9; 32]);
+        let forged = Evidence::Certificates { first, second: forged };
+        assert!(matches!(forged.culprits(&mut keyring.clone()), Err(EvidenceError::Certificate(_))));
+
+        let other = EvidenceFile { cluster: Hash([1; 32]), ..file.clone() };
+        assert_eq!(other.culprits(&mut keyring.clone()), Err(EvidenceError::OtherCluster));
+        let newer = EvidenceFile { format: 2, ..file };
+        assert_eq!(newer.culprits(&mut keyring.clone()), Err(EvidenceError::Format(2)));
+    }
+
+    #[test]
+    fn votes_name_one_server_and_only_if_it_made_them() {
+        let (keyring, voters) = voters(4);
+        let vote = |voter: &Voter, root| voter.sign(checkpoint(5, root, 100)).stored();
+        let ((first, key), (second, _)) = (vote(&voters[2], 1), vote(&voters[2], 2));
+        let evidence =
+            Evidence::Votes { first: first.clone(), second: second.clone(), keys: vec![key] };
+        assert_eq!(evidence.culprits(&mut keyring.clone()), Ok(vec![ServerId(2)]));
+        // A vote that is put into another's mouth.
+        let mut framed = second.clone();
+        framed.server = ServerId(1);
+        let framed = Evidence::Votes { first: framed.clone(), second: framed, keys: vec![key] };
+        assert_eq!(framed.culprits(&mut keyring.clone()), Err(EvidenceError::NoContradiction));
+        let (other, other_key) = vote(&voters[1], 2);
+        let mixed = Evidence::Votes { first: first.clone(), second: other, keys: vec![key, other_key] };
+        assert_eq!(mixed.culprits(&mut keyring.clone()), Err(EvidenceError::TwoServers));
+        let mut changed = second;
+        changed.body.root = Hash([7; 32]);
+        let changed = Evidence::Votes { first: first.clone(), second: changed, keys: vec![key] };
+        assert!(matches!(changed.culprits(&mut keyring.clone()), Err(EvidenceError::Vote(_))));
+
+        let certified = certificate(&voters[..3], checkpoint(5, 1, 100));
+        let (vote, key) = vote(&voters[3], 2);
+        let dissent = Evidence::Dissent { certificate: certified, vote, key };
+        assert_eq!(dissent.culprits(&mut keyring.clone()), Ok(vec![ServerId(3)]));
+    }
+}
