@@ -160,7 +160,7 @@ impl Client {
                             self.inner.pace.avoid(server);
                         }
                     }
-                    self.with_verifier(|verifier| read.late(verifier));
+                    self.with_verifier(|verifier| read.late(verifier, crate::now()));
                     late_at = Instant::now() + self.inner.pace.patience();
                 }
             }

@@ -174,6 +174,15 @@ enum Proof {
     State(Arc<Certificate>),
 }
 
+impl Proof {
+    fn certificate(&self) -> &Certificate {
+        match self {
+            Self::Record(_, answer) => &answer.certificate,
+            Self::State(certificate) => certificate,
+        }
+    }
+}
+
 /// A read in progress.
 #[derive(Clone, Debug)]
 pub struct Read {
@@ -322,15 +331,15 @@ impl Read {
                 self.reject(server, AnswerError::OtherQuestion.to_string());
             }
         }
-        self.advance(verifier);
+        self.advance(verifier, now);
     }
     /// An answer seems to be late, or nothing is left to wait for: more servers are asked. Late is as
     /// good as silent for the moment.
-    pub fn late(&mut self, verifier: &Verifier) {
+    pub fn late(&mut self, verifier: &Verifier, now: Timestamp) {
         if self.progress != Progress::Waiting {
             return;
         }
-        self.advance(verifier);
+        self.advance(verifier, now);
         if self.progress == Progress::Waiting && self.asks.is_empty() {
             match self.enough() {
                 true => self.ask_completion(),
@@ -400,7 +409,14 @@ impl Read {
         }
     }
 
-    fn advance(&mut self, verifier: &Verifier) {
+    fn advance(&mut self, verifier: &Verifier, now: Timestamp) {
+        // It may have become too old while its completeness was awaited.
+        let grown_old = |best: &Best| {
+            Verifier::fresh(best.proof.certificate(), now, self.question.max_age_ms).is_err()
+        };
+        if self.best.as_ref().is_some_and(grown_old) {
+            self.best = None;
+        }
         // Somebody claims a newer version than anyone proved: he is to prove it.
         let proved = self.best.as_ref().map(|best| best.version);
         if !self.awaits_full() {

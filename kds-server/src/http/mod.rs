@@ -8,7 +8,8 @@ mod status;
 
 use crate::server::Shared;
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
+use arc_swap::ArcSwapOption;
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
@@ -20,10 +21,12 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use kds_client::api::ProblemKind;
 use problem::ApiError;
+use quorum::certificate::Certificate;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
+use serde_json::value::RawValue;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -50,6 +53,13 @@ pub struct App {
     shared: Arc<Shared>,
     inputs: mpsc::Sender<Input>,
     metrics: Option<metrics_exporter_prometheus::PrometheusHandle>,
+    /// The newest certificate as JSON: it is most of an answer, and the same in thousands of them.
+    certificate: Arc<ArcSwapOption<EncodedCertificate>>,
+}
+
+struct EncodedCertificate {
+    of: Arc<Certificate>,
+    json: Box<RawValue>,
 }
 
 impl App {
@@ -59,6 +69,19 @@ impl App {
         published.ok_or_else(|| {
             ApiError::new(ProblemKind::NotReady, "this server has no certified state yet: try another one")
         })
+    }
+    /// The state's certificate as JSON.
+    fn certificate_json(&self, published: &Published) -> Result<Arc<EncodedCertificate>, ApiError> {
+        if let Some(known) = &*self.certificate.load()
+            && Arc::ptr_eq(&known.of, &published.certificate)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let json = serde_json::value::to_raw_value(&published.certificate)
+            .map_err(|error| ApiError::internal(&error.into()))?;
+        let encoded = Arc::new(EncodedCertificate { of: Arc::clone(&published.certificate), json });
+        self.certificate.store(Some(Arc::clone(&encoded)));
+        Ok(encoded)
     }
 }
 
@@ -91,19 +114,32 @@ pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
             tracing::error!("a handler panicked: please report this");
             ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
         }))
-        .with_state(App { shared, inputs, metrics })
+        .with_state(App { shared, inputs, metrics, certificate: Arc::default() })
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<axum::extract::MatchedPath>().map(|path| path.as_str().to_owned());
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(ProblemKind::NotReady, "the request took too long").into_response(),
     };
-    let status = response.status().as_u16().to_string();
-    let path = path.unwrap_or_else(|| "none".into());
-    metrics::counter!("kds_http_requests_total", "route" => path, "status" => status).increment(1);
+    count(path.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
     response
+}
+
+/// Counts answers by route and status. Counters are looked up in the registry once each.
+fn count(route: &str, status: u16) {
+    static COUNTERS: RwLock<Vec<(String, u16, metrics::Counter)>> = RwLock::new(Vec::new());
+    let known = COUNTERS.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some((.., counter)) = known.iter().find(|(path, code, _)| *code == status && path == route) {
+        return counter.increment(1);
+    }
+    drop(known);
+    let counter =
+        metrics::counter!("kds_http_requests_total", "route" => route.to_owned(), "status" => status.to_string());
+    counter.increment(1);
+    // Bounded: there are as many as routes and statuses.
+    COUNTERS.write().unwrap_or_else(PoisonError::into_inner).push((route.to_owned(), status, counter));
 }
 
 /// A JSON body, read with a limit and parsed strictly.

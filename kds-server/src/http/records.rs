@@ -11,11 +11,21 @@ use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
 use quorum::ordering::Published;
 use quorum::record::Record;
 use quorum::state::layout;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::sync::Arc;
 
 fn complete(published: &Published) -> Sequence {
     published.completion.as_ref().map_or(Sequence(0), |completion| completion.sequence)
+}
+
+/// A [`RecordAnswer`] whose certificate is JSON already.
+#[derive(Serialize)]
+struct EncodedAnswer<'a> {
+    current: &'a Proved<Record>,
+    earlier: Option<&'a Proved<Record>>,
+    certificate: &'a RawValue,
+    complete: Sequence,
 }
 
 #[derive(Deserialize)]
@@ -44,7 +54,12 @@ pub(super) async fn lookup(
         Some(earlier) => earlier.value.is_some(),
     };
     if found {
-        return Ok(json(&answer));
+        return Ok(json(&EncodedAnswer {
+            current: &answer.current,
+            earlier: answer.earlier.as_ref(),
+            certificate: &app.certificate_json(&published)?.json,
+            complete: answer.complete,
+        }));
     }
     let what = params.version.map_or(String::new(), |version| format!("version {version} of "));
     let detail = format!("{what}{name} does not exist; the proof is attached");

@@ -36,6 +36,8 @@ const READERS: usize = 3;
 const MAX_AGE_MS: u64 = 5_000;
 /// How long a reader waits before it asks others too.
 const PATIENCE_MS: u64 = 150;
+/// How long a question or an answer takes at most: less than ordering, so that servers are seen apart.
+const READER_DELAY_MS: u64 = 15;
 /// Certified states that liars remember.
 const REMEMBERED: usize = 64;
 
@@ -189,7 +191,13 @@ impl Simulation {
             _ => Consistency::Row,
         };
         let (grid, now) = (self.manifest.grid(), self.now);
+        let forgets = self.rng.random_bool(0.2);
         let readers = self.readers.as_mut().expect("readers run");
+        if forgets {
+            // Somebody else, who has seen nothing yet.
+            readers.readers[reader].seen = 0;
+            readers.readers[reader].verifier = Verifier::new(Arc::clone(&self.manifest));
+        }
         let complete = readers.completed.last().map_or(0, |(_, version)| *version);
         let subject = Subject::Record { name: readers.name.clone(), version: None };
         let at_least = complete.max(readers.returned);
@@ -211,7 +219,7 @@ impl Simulation {
         let progress = running.read.progress();
         let too_long = self.now > running.began.plus_ms(4_000);
         for (server, ask) in asks {
-            let delay = self.rng.random_range(0..=self.faults.max_delay_ms.min(100));
+            let delay = self.rng.random_range(0..READER_DELAY_MS);
             self.schedule(delay, Event::Ask { reader, number, server, ask });
         }
         match progress {
@@ -294,7 +302,7 @@ impl Simulation {
         };
         // A silent liar keeps its reader waiting; a server that is down says so at once, or the link does.
         let Some(reply) = reply else { return };
-        let delay = self.rng.random_range(0..=self.faults.max_delay_ms.min(100));
+        let delay = self.rng.random_range(0..READER_DELAY_MS);
         self.schedule(delay, Event::Answer { reader, number, server, ask, reply: Box::new(reply) });
     }
 
@@ -309,10 +317,11 @@ impl Simulation {
     }
 
     pub(crate) fn late(&mut self, reader: usize, number: u64) {
+        let now = self.now;
         let readers = self.readers.as_mut().expect("readers run");
         let this = &mut readers.readers[reader];
         if let Some(running) = this.read.as_mut().filter(|_| this.number == number) {
-            running.read.late(&this.verifier);
+            running.read.late(&this.verifier, now);
             self.schedule(PATIENCE_MS, Event::Late { reader, number });
             self.go_on(reader);
         }
