@@ -138,6 +138,14 @@ pub struct HistoryAnswer {
     pub earlier: PageAnswer,
 }
 
+/// One event of a watch's stream: the record as it is now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchMessage {
+    /// With its proof.
+    pub answer: RecordAnswer,
+}
+
 /// How far a server's fetching of a state is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferStatus {

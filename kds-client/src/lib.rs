@@ -20,6 +20,7 @@
 
 pub mod api;
 mod batch;
+pub mod blocking;
 mod cache;
 mod client;
 pub mod error;
@@ -32,6 +33,9 @@ mod lookup;
 pub mod manifest_file;
 mod pace;
 mod secrets;
+mod signature;
+pub mod tls;
+mod watch;
 mod write;
 
 pub use client::{Client, Options};
@@ -39,6 +43,8 @@ pub use error::{ClientError, ExitStatus, Misbehaviour};
 pub use link::Link;
 pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
 pub use quorum;
+pub use signature::{SSH_NAMESPACE, SignatureError, check_signature};
+pub use watch::{Watch, WatchEvent};
 pub use secrets::{Deposited, Recovered};
 pub use write::Written;
 

@@ -13,10 +13,12 @@ use quorum::manifest::Manifest;
 use quorum::{ServerId, limits};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of an answer that a client reads: a page of large records with its proof fits.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of an event: the largest record with its proof fits.
+const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -81,6 +83,25 @@ impl Link {
             }
         }
     }
+    /// A stream of server-sent events.
+    pub(crate) async fn events(&self, path: &str) -> Result<Events, LinkError> {
+        let answer = self.http.request(self.request(Method::GET, path, Bytes::new())?).await;
+        let answer = answer.map_err(|e| LinkError::Silent(describe(&e)))?;
+        match answer.status() {
+            StatusCode::OK => {
+                Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() })
+            },
+            status => Err(LinkError::Nonsense(format!("it answered with status {status}"))),
+        }
+    }
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, LinkError> {
+        Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| LinkError::Silent(e.to_string()))
+    }
     /// Sends bytes and gives back status and body; for tools and tests.
     pub async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
         let method = method.parse().map_err(|_| "no such method".to_owned())?;
@@ -88,18 +109,47 @@ impl Link {
         Ok((answer.0.as_u16(), answer.1.to_vec()))
     }
     async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), LinkError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|e| LinkError::Silent(e.to_string()))?;
+        let request = self.request(method, path, body)?;
         let answer = self.http.request(request).await.map_err(|e| LinkError::Silent(describe(&e)))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
         let body =
             body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
         Ok((status, body.to_bytes()))
+    }
+}
+
+/// Server-sent events as they come in.
+pub(crate) struct Events {
+    body: hyper::body::Incoming,
+    buffer: Vec<u8>,
+    heard: Instant,
+}
+
+impl Events {
+    /// How long nothing came, not even a comment that says that the server is there.
+    pub(crate) fn silence(&self) -> Duration {
+        self.heard.elapsed()
+    }
+    /// The next message. Cancel-safe.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
+        loop {
+            // An event ends with an empty line; ours have one line of data.
+            while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                if let Some(data) = line.strip_prefix(b"data:") {
+                    return serde_json::from_slice(data)
+                        .map_err(|e| LinkError::Nonsense(format!("its event cannot be read: {e}")));
+                }
+            }
+            let frame = self.body.frame().await.ok_or_else(|| LinkError::Silent("the stream ended".into()))?;
+            let frame = frame.map_err(|e| LinkError::Silent(describe(&e)))?;
+            self.heard = Instant::now();
+            self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if self.buffer.len() > MAX_EVENT_BYTES {
+                return Err(LinkError::Nonsense("its event is too large".into()));
+            }
+        }
     }
 }
 

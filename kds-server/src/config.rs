@@ -32,6 +32,15 @@ pub struct Config {
     pub listen_peers: SocketAddr,
     /// `sqlite`: the file kds.db beside this one.
     pub database: String,
+    /// Lookups a second that one address may ask for, a write counting as ten; 0 sets no limit.
+    #[serde(default = "requests_per_second")]
+    pub requests_per_second: u32,
+}
+
+/// What one address may ask for where nothing else is configured: a busy service asks for thousands of
+/// names a second, and one core answers several times as many.
+pub const fn requests_per_second() -> u32 {
+    20_000
 }
 
 /// A server's configuration with everything it names, read and checked.

@@ -99,6 +99,17 @@ impl Cluster {
     pub fn server_dir(&self, server: usize) -> PathBuf {
         self.dir().join(format!("server-{server}"))
     }
+    /// Makes a server that does not run yet listen for clients at a port that nobody knows, so that a
+    /// [`liar::Liar`] can answer them in its place while it takes part in ordering.
+    pub fn hide_from_clients(&self, server: usize) -> anyhow::Result<()> {
+        let path = self.server_dir(server).join("config.toml");
+        let config = std::fs::read_to_string(&path)?;
+        let hidden = config.lines().map(|line| match line.starts_with("listen_clients") {
+            true => "listen_clients = \"127.0.0.1:0\"\n".to_owned(),
+            false => format!("{line}\n"),
+        });
+        Ok(std::fs::write(&path, hidden.collect::<String>())?)
+    }
     /// Starts a server's process.
     pub fn run(&mut self, server: usize) -> anyhow::Result<()> {
         let folder = self.server_dir(server);

@@ -7,22 +7,34 @@ use kds_tests::{Cluster, entry};
 use quorum::ServerId;
 use quorum::record::Name;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const LIAR: ServerId = ServerId(4);
 const HONEST: ServerId = ServerId(0);
 
-fn is_full_lookup(path: &str) -> bool {
-    path.starts_with("/v1/records/alice") && !path.contains("brief")
+/// Whether the answer to a bulk lookup has whole records.
+fn is_full(path: &str, document: &Value) -> bool {
+    path == "/v1/records/lookup" && document["records"].as_array().is_some_and(|records| !records.is_empty())
 }
 
 /// A lie about full answers to lookups of alice.
 fn about_records(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Arc<Lie> {
     Arc::new(move |path, _status, document| {
-        if is_full_lookup(path) {
+        if is_full(path, document) {
             change(document);
         }
     })
+}
+
+/// What an honest server answers now.
+async fn full_answer(cluster: &Cluster, name: &str) -> Value {
+    let question = json!({ "names": [name] }).to_string();
+    let link = cluster.client.link(HONEST).unwrap();
+    let (_, answer) = link.send("POST", "/v1/records/lookup", question.into()).await.unwrap();
+    serde_json::from_slice(&answer).unwrap()
 }
 
 /// Looks alice up until the liar has been asked and named; every single answer must be true.
@@ -52,21 +64,17 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
     cluster.register("mallory", 66).await.unwrap();
     let alice = Name::new("alice").unwrap();
     // The answer with version 1, kept by the liar for later.
-    let (_, old) =
-        cluster.client.link(HONEST).unwrap().send("GET", "/v1/records/alice", vec![]).await.unwrap();
-    let old: Value = serde_json::from_slice(&old).unwrap();
+    let old = full_answer(&cluster, "alice").await;
     cluster.client.rotate(&cluster.administrator, alice, 1, entry(2, None)).await.unwrap();
     cluster.level().await.unwrap();
     cluster.kill(4);
 
     let changed_key = about_records(|document| {
-        document["current"]["value"]["entry"]["keys"][0]["key"] = json!(quorum::Hash([9; 32]));
+        document["records"][0]["value"]["entry"]["keys"][0]["key"] = json!(quorum::Hash([9; 32]));
     });
     expect_caught(&cluster, "a changed key", changed_key).await;
 
-    let mallory = cluster.client.link(HONEST).unwrap();
-    let (_, other) = mallory.send("GET", "/v1/records/mallory", vec![]).await.unwrap();
-    let other: Value = serde_json::from_slice(&other).unwrap();
+    let other = full_answer(&cluster, "mallory").await;
     let renamed = Mutex::new(other.clone());
     expect_caught(
         &cluster,
@@ -108,16 +116,7 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
     )
     .await;
 
-    let absent: Arc<Lie> = Arc::new(|path, status, document| {
-        if is_full_lookup(path) {
-            document["current"]["value"] = Value::Null;
-            let answer = document.take();
-            *status = 404;
-            *document = json!({
-                "type": "urn:kds:not-found", "title": "", "status": 404, "detail": "", "answer": answer,
-            });
-        }
-    });
+    let absent = about_records(|document| document["records"][0]["value"] = Value::Null);
     expect_caught(&cluster, "absence of a name that exists", absent).await;
 
     expect_caught(
@@ -174,7 +173,7 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
         &cluster,
         "a path of garbage",
         about_records(|document| {
-            document["current"]["proof"]["steps"] = json!([]);
+            document["records"][0]["proof"]["steps"] = json!([]);
         }),
     )
     .await;
@@ -187,24 +186,193 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
     )
     .await;
     let newer: Arc<Lie> = Arc::new(|path, _, document| {
-        if path.contains("brief") {
-            document["version"] = json!(99);
-        } else if is_full_lookup(path) {
-            document["current"]["value"]["version"] = json!(99);
+        if is_full(path, document) {
+            document["records"][0]["value"]["version"] = json!(99);
+        } else if path == "/v1/records/lookup" {
+            document["versions"] = json!([99]);
         }
     });
     expect_caught(&cluster, "a newer version that is not proved", newer).await;
     let refusing: Arc<Lie> = Arc::new(|path, status, document| {
-        if path.starts_with("/v1/records/alice") {
+        if path == "/v1/records/lookup" {
             *status = 403;
             *document =
                 json!({ "type": "urn:kds:not-allowed", "title": "no", "status": 403, "detail": "go away" });
         }
     });
     expect_caught(&cluster, "a refusal of what everyone may read", refusing).await;
+    let fewer = about_records(|document| document["records"] = json!([]));
+    expect_caught(&cluster, "fewer records than were asked for", fewer).await;
+    let without = about_records(|document| document["certificate"] = Value::Null);
+    expect_caught(&cluster, "no certificate", without).await;
+    let leaf = about_records(|document| {
+        document["records"][0]["proof"]["terminal"]["leaf"]["value_hash"] = json!(quorum::Hash([1; 32]));
+    });
+    expect_caught(&cluster, "the right path to a wrong leaf", leaf).await;
+    let foreign = Cluster::start(9).await.unwrap();
+    foreign.register("alice", 1).await.unwrap();
+    let answer = full_answer(&foreign, "alice").await;
+    let of_another = about_records(move |document| document.clone_from(&answer));
+    expect_caught(&cluster, "another cluster's answer", of_another).await;
 }
 
-/// A liar in a row that only repeats an old version number is outvoted, and named as behind.
+/// A listing that leaves a name out is noticed, and so is one from before the last registration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_or_history_that_omits_is_noticed() {
+    let mut cluster = Cluster::start(9).await.unwrap();
+    for (i, name) in ["alice", "bob", "carol"].into_iter().enumerate() {
+        cluster.register(name, i as u8 + 1).await.unwrap();
+    }
+    let alice = Name::new("alice").unwrap();
+    let page = "/v1/records?prefix=&from=&limit=500";
+    let (_, before) = cluster.client.link(HONEST).unwrap().send("GET", page, vec![]).await.unwrap();
+    let before: Value = serde_json::from_slice(&before).unwrap();
+    for version in 1..4 {
+        cluster.client.rotate(&cluster.administrator, alice.clone(), version, entry(9, None)).await.unwrap();
+    }
+    cluster.register("dave", 4).await.unwrap();
+    cluster.level().await.unwrap();
+    cluster.kill(4);
+    // What the liar was asked, to see that it was.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let lies: [(&str, Box<dyn Fn(&mut Value) + Send + Sync>); 4] = [
+        (
+            "an entry left out",
+            Box::new(|range| {
+                range.as_array_mut().unwrap().retain(|item| item.get("entry").is_none());
+            }),
+        ),
+        (
+            "an entry passed off as lying outside",
+            Box::new(|range| {
+                for item in range.as_array_mut().unwrap() {
+                    if let Some(entry) = item.get("entry") {
+                        let hash = quorum::codec::sha256(entry["value"].to_string().as_bytes());
+                        *item = json!({ "neighbour": { "key": entry["key"], "value_hash": hash } });
+                        break;
+                    }
+                }
+            }),
+        ),
+        ("an empty page", Box::new(|range| *range = json!([]))),
+        ("everything pruned", Box::new(|range| *range = json!([{ "pruned": quorum::Hash([3; 32]) }]))),
+    ];
+    for (what, lie) in lies {
+        let (counted, before) = (Arc::clone(&asked), before.clone());
+        let lie: Arc<Lie> = Arc::new(move |path, _, document| {
+            if path.starts_with("/v1/records?") || path.contains("/history") {
+                counted.fetch_add(1, Ordering::Relaxed);
+                // Under a certificate of now, and under the one of the page before.
+                if document["earlier"].is_object() {
+                    lie(&mut document["earlier"]["range"]["items"]);
+                } else if counted.load(Ordering::Relaxed).is_multiple_of(2) {
+                    lie(&mut document["range"]["items"]);
+                } else {
+                    document.clone_from(&before);
+                }
+            }
+        });
+        let _liar = Liar::start(&cluster.manifest, LIAR, &cluster.server_dir(4), HONEST, lie).await.unwrap();
+        let begun = asked.load(Ordering::Relaxed);
+        for _ in 0..200 {
+            let client = cluster.fresh_client();
+            let names: Vec<_> = client.list("").await.unwrap().into_iter().map(|r| r.name.to_string()).collect();
+            assert_eq!(names, ["alice", "bob", "carol", "dave"], "{what}");
+            let versions: Vec<_> =
+                client.history(&alice).await.unwrap().into_iter().map(|record| record.version).collect();
+            assert_eq!(versions, [1, 2, 3, 4], "{what}");
+            if asked.load(Ordering::Relaxed) >= begun + 6 {
+                break;
+            }
+        }
+        assert!(asked.load(Ordering::Relaxed) > begun, "{what}: the liar was never asked");
+    }
+}
+
+/// A whole row lies, more than are masked: what it says is believed for `max_age` at most, and then
+/// never again; a cache does not make it longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lying_row_hides_a_revocation_no_longer_than_max_age() {
+    let mut cluster = Cluster::new(9, &[]).unwrap();
+    for server in 0..9 {
+        if (3..6).contains(&server) {
+            cluster.hide_from_clients(server).unwrap();
+        }
+        cluster.run(server).unwrap();
+    }
+    // They answer with what was true before: proofs, versions, statements of completeness.
+    let kept: Arc<Mutex<BTreeMap<String, Value>>> = Arc::default();
+    let frozen = Arc::new(AtomicBool::new(false));
+    let lie: Arc<Lie> = {
+        let (kept, frozen) = (Arc::clone(&kept), Arc::clone(&frozen));
+        Arc::new(move |path, _, document| {
+            // A brief and a full question go to the same path.
+            let kind = format!("{path} {}", document["records"].as_array().map_or(0, Vec::len));
+            let mut kept = kept.lock().unwrap();
+            match frozen.load(Ordering::Relaxed) {
+                true => document.clone_from(kept.get(&kind).unwrap_or(&Value::Null)),
+                false if document["certificate"].is_object() || !path.ends_with("/lookup") => {
+                    kept.insert(kind, document.clone());
+                }
+                false => {}
+            }
+        })
+    };
+    let mut liars = Vec::new();
+    for server in [3, 4, 5] {
+        let folder = cluster.server_dir(server);
+        let at = ServerId(server as u8);
+        liars.push(Liar::start(&cluster.manifest, at, &folder, HONEST, Arc::clone(&lie)).await.unwrap());
+    }
+    cluster.ready().await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    cluster.level().await.unwrap();
+    let name = Name::new("alice").unwrap();
+    // While they tell the truth they learn what to say.
+    let warm = async || {
+        for server in [3, 4, 5] {
+            let link = cluster.client.link(ServerId(server)).unwrap();
+            for question in [json!({ "names": ["alice"] }), json!({ "names": [], "brief": ["alice"] })] {
+                link.send("POST", "/v1/records/lookup", question.to_string().into()).await.unwrap();
+            }
+            link.send("GET", "/v1/completion", vec![]).await.unwrap();
+        }
+    };
+    warm().await;
+    let cached = cluster.fresh_client();
+    assert!(cached.lookup_cached(&name).await.unwrap().is_some());
+    warm().await;
+    frozen.store(true, Ordering::Relaxed);
+    let stale_since = tokio::time::Instant::now();
+    cluster.client.revoke(&cluster.administrator, name.clone(), 1, "stolen".into()).await.unwrap();
+
+    let (mut hidden, mut seen) = (0, 0);
+    let active = |record: &quorum::record::Record| record.status == quorum::record::Status::Active;
+    while stale_since.elapsed() < Duration::from_secs(9) {
+        let asked = stale_since.elapsed();
+        let found = cluster.fresh_client().lookup(&name, &LookupOptions::default()).await;
+        let from_memory = cached.lookup_cached(&name).await;
+        let late = asked > Duration::from_millis(5_000 + 200);
+        if let Ok(found) = found {
+            let record = found.record.expect("absence is never proved");
+            match active(&record) {
+                true => hidden += 1,
+                false => seen += 1,
+            }
+            assert!(!late || !active(&record), "revoked {asked:?} ago, and {:?} hides it", found.access);
+        }
+        if let Ok(record) = from_memory {
+            assert!(!late || !active(&record.expect("it exists")), "the cache outlives the revocation");
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    println!("{hidden} lookups were deceived for a while, {seen} were not");
+    assert!(hidden > 0, "the liars deceived nobody: this tests nothing");
+    assert!(seen > 20);
+    assert!(cached.lookup_cached(&name).await.unwrap().is_some_and(|record| !active(&record)));
+}
+
+/// A liar in a row that only repeats an old version number changes nothing, and is named as behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_version_number_changes_nothing() {
     let mut cluster = Cluster::start(9).await.unwrap();
@@ -214,9 +382,19 @@ async fn an_old_version_number_changes_nothing() {
     cluster.level().await.unwrap();
     cluster.kill(4);
     let lie: Arc<Lie> = Arc::new(|path, _, document| {
-        if path.contains("brief") {
-            document["version"] = json!(1);
+        if path == "/v1/records/lookup" && document["versions"].is_array() {
+            document["versions"] = json!([1]);
         }
     });
-    expect_caught(&cluster, "an old version number", lie).await;
+    let _liar = Liar::start(&cluster.manifest, LIAR, &cluster.server_dir(4), HONEST, lie).await.unwrap();
+    for _ in 0..300 {
+        let client = cluster.fresh_client();
+        let found = client.lookup(&Name::new("alice").unwrap(), &LookupOptions::default()).await.unwrap();
+        assert_eq!(found.record.unwrap().version, 2);
+        if let Some(behind) = found.access.behind.first() {
+            assert_eq!(*behind, (LIAR, 1));
+            return;
+        }
+    }
+    panic!("the liar was never asked");
 }

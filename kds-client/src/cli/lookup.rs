@@ -2,9 +2,11 @@
 
 use super::output::{access_json, certified_json, print_json, print_record, record_json};
 use super::{Failure, Session, duration, name, read_input};
+use base64::Engine as _;
 use clap::{Args, ValueEnum};
-use kds_client::{Consistency, ExitStatus, LookupOptions, keys, now};
+use kds_client::{ClientError, Consistency, ExitStatus, LookupOptions, WatchEvent, keys, now};
 use quorum::answer::{PROOF_FORMAT, ProofFile, Verifier};
+use quorum::evidence::{Evidence, EvidenceFile};
 use quorum::manifest::Manifest;
 use quorum::record::{Record, Status};
 use serde_json::json;
@@ -144,6 +146,9 @@ pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool)
     let bytes = read_input(&args.file)?;
     let unverified =
         |why: String| Failure::new(ExitStatus::Unverified, format!("{}: {why}", args.file.display()));
+    if let Ok(evidence) = serde_json::from_slice::<EvidenceFile>(&bytes) {
+        return verify_evidence(&evidence, manifest, as_json, unverified);
+    }
     let file: ProofFile =
         serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {e}")))?;
     let mut verifier = Verifier::new(Arc::clone(manifest));
@@ -160,6 +165,98 @@ pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool)
         None => println!("{} does not exist", file.name),
     }
     println!("proved: so it was at {} (sequence {})", statement.time, statement.sequence);
+    Ok(())
+}
+
+fn verify_evidence(
+    file: &EvidenceFile,
+    manifest: &Arc<Manifest>,
+    as_json: bool,
+    unverified: impl Fn(String) -> Failure,
+) -> Result<(), Failure> {
+    let mut verifier = Verifier::new(Arc::clone(manifest));
+    let culprits = verifier.evidence_file(file).map_err(|e| unverified(e.to_string()))?;
+    let (what, sequence) = match &file.evidence {
+        Evidence::Certificates { second, .. } => {
+            ("signed two states that contradict each other", second.statement.sequence)
+        }
+        Evidence::Votes { second, .. } => ("voted for two states", second.body.sequence),
+        Evidence::Dissent { vote, .. } => {
+            ("voted for another state than the certified one", vote.body.sequence)
+        }
+    };
+    if as_json {
+        print_json(&json!({ "evidence": what, "sequence": sequence, "culprits": culprits }));
+    } else {
+        let names: Vec<_> = culprits.iter().map(ToString::to_string).collect();
+        println!("proved: server {} {what}, at sequence {sequence}", names.join(", "));
+    }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct WatchArgs {
+    /// The name
+    name: String,
+    /// Begin after this version; 0 begins with the first one
+    #[arg(long, default_value_t = 0)]
+    since: u64,
+    /// End after so many events, instead of going on for ever
+    #[arg(long)]
+    events: Option<u64>,
+}
+
+pub(super) async fn watch(session: &Session, args: &WatchArgs) -> Result<(), Failure> {
+    let name = name(&args.name)?;
+    let mut watch = session.client.watch(&name, args.since);
+    let mut told = 0;
+    while args.events.is_none_or(|most| told < most) {
+        match watch.next().await {
+            Ok(event) => {
+                told += 1;
+                match (&event, session.json) {
+                    // One document a line: there is no end to wait for.
+                    (WatchEvent::Absent, true) => println!("{}", json!({ "name": name, "version": 0 })),
+                    (WatchEvent::Version(record), true) => println!("{}", record_json(record)),
+                    (WatchEvent::Absent, false) => println!("{name} does not exist yet"),
+                    (WatchEvent::Version(record), false) => print_record(record),
+                }
+            }
+            // It goes on when the servers are back.
+            Err(error @ (ClientError::Unavailable { .. } | ClientError::NotComplete)) => {
+                eprintln!("warning: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[derive(Args)]
+pub(super) struct CheckSignatureArgs {
+    /// Whose signature
+    name: String,
+    /// What was signed; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// The signature: as its algorithm makes it, in base64, or by `ssh-keygen -Y sign -n file`
+    #[arg(long, value_name = "FILE")]
+    signature: PathBuf,
+}
+
+pub(super) async fn check_signature(session: &Session, args: &CheckSignatureArgs) -> Result<(), Failure> {
+    let name = name(&args.name)?;
+    let (message, mut signature) = (read_input(&args.file)?, read_input(&args.signature)?);
+    let text = std::str::from_utf8(&signature).map(str::trim).unwrap_or_default();
+    if let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(text) {
+        signature = bytes;
+    }
+    let key = session.client.verify_signature(&name, &message, &signature).await?;
+    let fingerprint = keys::fingerprint(&key);
+    match session.json {
+        true => print_json(&json!({ "name": name, "algorithm": key.algorithm, "fingerprint": fingerprint })),
+        false => println!("signed by {name} with {} {fingerprint}", key.algorithm),
+    }
     Ok(())
 }
 

@@ -11,7 +11,6 @@ mod write;
 use clap::{Parser, Subcommand};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::{Client, ClientError, ExitStatus, Options, manifest_file};
-use quorum::manifest::Manifest;
 use quorum::record::Name;
 use quorum::signing::SigningKey;
 use std::path::{Path, PathBuf};
@@ -48,6 +47,10 @@ pub struct Cli {
     /// How long an operation may take, such as 500ms, 10s or 1m
     #[arg(long, global = true, default_value = "10s", value_parser = duration)]
     timeout: Duration,
+    /// Where to keep evidence of servers that contradict themselves [default: kds-evidence beside the
+    /// manifest]
+    #[arg(long, global = true, env = "KDS_EVIDENCE", value_name = "FOLDER")]
+    evidence: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -56,12 +59,16 @@ pub struct Cli {
 enum Command {
     /// Look a name up: its verified keys
     Lookup(lookup::LookupArgs),
-    /// Check a proof file offline, against the manifest alone
+    /// Check a proof file, or evidence of misbehaviour, offline: against the manifest alone
     Verify(lookup::VerifyArgs),
     /// List names
     List(lookup::ListArgs),
     /// All versions of a name
     History(lookup::HistoryArgs),
+    /// Follow a name: every version, as soon as it is visible
+    Watch(lookup::WatchArgs),
+    /// Check a signature under the keys of a name
+    CheckSignature(lookup::CheckSignatureArgs),
     /// Register a name, as an administrator
     Register(write::RegisterArgs),
     /// Replace a name's keys, as its owner or an administrator
@@ -143,9 +150,13 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Verify(args) = &cli.command {
         return lookup::verify(args, &manifest, cli.json);
     }
+    let evidence = cli.evidence.clone().unwrap_or_else(|| beside(&cli.manifest, "kds-evidence"));
     let key_path = cli.key.clone().unwrap_or_else(|| beside(&cli.manifest, "admin.key"));
     let session = Session {
-        client: connect(&manifest, cli.timeout)?,
+        client: Client::new(
+            Arc::clone(&manifest),
+            Options { timeout: cli.timeout, evidence: Some(evidence), ..Options::default() },
+        )?,
         key_path,
         ask_passphrase: cli.passphrase,
         json: cli.json,
@@ -154,6 +165,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Lookup(args) => lookup::lookup(&session, &args).await,
         Command::List(args) => lookup::list(&session, &args).await,
         Command::History(args) => lookup::history(&session, &args).await,
+        Command::Watch(args) => lookup::watch(&session, &args).await,
+        Command::CheckSignature(args) => lookup::check_signature(&session, &args).await,
         Command::Register(args) => write::register(&session, &args).await,
         Command::Rotate(args) => write::rotate(&session, &args).await,
         Command::Revoke(args) => write::revoke(&session, &args).await,
@@ -163,10 +176,6 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Bench(args) => bench::bench(&session, &args).await,
         Command::Keygen(_) | Command::Verify(_) => Ok(()),
     }
-}
-
-fn connect(manifest: &Arc<Manifest>, timeout: Duration) -> Result<Client, Failure> {
-    Ok(Client::new(Arc::clone(manifest), Options { timeout, ..Options::default() })?)
 }
 
 fn beside(path: &Path, name: &str) -> PathBuf {

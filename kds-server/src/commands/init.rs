@@ -129,6 +129,7 @@ impl NewCluster<'_> {
                 listen_clients: *clients,
                 listen_peers: *peers,
                 database: "sqlite".into(),
+                requests_per_second: crate::config::requests_per_second(),
             };
             keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
             servers.push(ServerEntry {

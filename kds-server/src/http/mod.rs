@@ -1,37 +1,43 @@
 //! HTTPS for clients: the routes, and a server loop with limits on everything.
 
 mod problem;
+mod rate;
 mod records;
 mod requests;
 mod secrets;
 mod status;
+mod watch;
 
 use crate::server::Shared;
 use axum::Router;
 use arc_swap::ArcSwapOption;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use kds_client::api::ProblemKind;
 use problem::ApiError;
+use rate::{Caller, RateLimits, WRITE_COST};
 use quorum::certificate::Certificate;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc, watch as watch_channel};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
+use tower::util::MapRequest;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// Connections at a time: below the 1,024 file descriptors that a process commonly gets, with room
@@ -44,6 +50,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many times the size of the largest body is read before an answer says that it is too large.
 const DRAINED: usize = 16;
+/// How often allowances that are whole again are forgotten.
+const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
@@ -55,6 +63,10 @@ pub struct App {
     metrics: Option<metrics_exporter_prometheus::PrometheusHandle>,
     /// The newest certificate as JSON: it is most of an answer, and the same in thousands of them.
     certificate: Arc<ArcSwapOption<EncodedCertificate>>,
+    /// Places for watches.
+    watches: Arc<Semaphore>,
+    /// Says when this server stops.
+    stop: watch_channel::Receiver<bool>,
 }
 
 struct EncodedCertificate {
@@ -86,15 +98,23 @@ impl App {
 }
 
 /// All routes.
-pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
+pub fn router(
+    shared: Arc<Shared>,
+    inputs: mpsc::Sender<Input>,
+    stop: watch_channel::Receiver<bool>,
+    requests_per_second: u32,
+) -> Site {
+    let watches = Arc::new(Semaphore::new(watch::MAX_WATCHES));
     // Fails only if there is a recorder already: another server in this process, in tests.
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().ok();
-    Router::new()
+    let limits = Arc::new(RateLimits::new(requests_per_second));
+    let router = Router::new()
         .route("/v1/requests", post(requests::submit))
         .route("/v1/records", get(records::list))
         .route("/v1/records/lookup", post(records::bulk))
         .route("/v1/records/{name}", get(records::lookup))
         .route("/v1/records/{name}/history", get(records::history))
+        .route("/v1/records/{name}/watch", get(watch::watch))
         .route("/v1/servers", get(records::servers))
         .route("/v1/completion", get(records::completion))
         .route("/v1/secrets", get(secrets::list))
@@ -102,6 +122,7 @@ pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
         .route("/v1/shares", post(secrets::share))
         .route("/v1/manifest", get(status::manifest))
         .route("/v1/status", get(status::status))
+        .route("/v1/openapi.json", get(status::openapi))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
@@ -114,11 +135,28 @@ pub fn router(shared: Arc<Shared>, inputs: mpsc::Sender<Input>) -> Router {
             tracing::error!("a handler panicked: please report this");
             ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
         }))
-        .with_state(App { shared, inputs, metrics, certificate: Arc::default() })
+        .with_state(App { shared, inputs, metrics, certificate: Arc::default(), watches, stop });
+    Site { router, limits }
+}
+
+/// The routes, and what clients may ask of them.
+pub struct Site {
+    router: Router,
+    limits: Arc<RateLimits>,
 }
 
 async fn limit_time(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
+    let name = path.as_ref().map_or("none", MatchedPath::as_str);
+    let cost = if request.method() == Method::POST && name == "/v1/requests" { WRITE_COST } else { 1 };
+    // How a server is doing is told to whoever asks, most of all when it is busy.
+    let free = matches!(name, "/healthz" | "/readyz" | "/metrics" | "/v1/status");
+    if let Some(caller) = request.extensions().get::<Caller>().filter(|_| !free)
+        && let Err(error) = caller.charge(cost)
+    {
+        count(name, ProblemKind::TooMany.status());
+        return error.into_response();
+    }
     let response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(ProblemKind::NotReady, "the request took too long").into_response(),
@@ -201,19 +239,30 @@ type AppState = State<App>;
 pub async fn serve(
     listener: TcpListener,
     tls: rustls::ServerConfig,
-    app: Router,
-    mut stop: watch::Receiver<bool>,
+    site: Site,
+    mut stop: watch_channel::Receiver<bool>,
 ) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = Arc::new(GracefulShutdown::new());
+    let Site { router, limits } = site;
+    let mut tidied = Instant::now();
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let Some((tcp, place)) = accepted else { continue };
-        let (acceptor, app, watcher) = (acceptor.clone(), app.clone(), graceful.watcher());
+        let Some((tcp, peer, place)) = accepted else { continue };
+        if tidied.elapsed() > TIDY_INTERVAL {
+            tidied = Instant::now();
+            limits.tidy();
+        }
+        let caller = limits.caller(peer);
+        let app = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(caller.clone());
+            request
+        });
+        let (acceptor, watcher) = (acceptor.clone(), graceful.watcher());
         tokio::spawn(async move {
             let _place = place;
             let _ = tcp.set_nodelay(true);
@@ -237,15 +286,40 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(tokio::net::TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((tcp, _)) => Some((tcp, place)),
+        Ok((tcp, peer)) => Some((tcp, peer, place)),
         Err(error) => {
             tracing::warn!(%error, "cannot accept a client");
             tokio::time::sleep(Duration::from_millis(200)).await;
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    /// The description names the routes that there are, no more and no fewer.
+    #[test]
+    fn every_route_is_described() {
+        let mut routed = BTreeSet::new();
+        for line in include_str!("mod.rs").lines().filter_map(|line| line.trim().strip_prefix(".route(\"")) {
+            let (path, rest) = line.split_once("\", ").expect("a route on one line");
+            let method = rest.split('(').next().expect("a method");
+            routed.insert((path.to_owned(), method.to_owned()));
+        }
+        let document: serde_json::Value = serde_json::from_str(super::status::OPENAPI).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                described.insert((path.clone(), method.clone()));
+            }
+        }
+        assert!(routed.len() > 15);
+        assert_eq!(routed, described);
     }
 }
 

@@ -12,12 +12,13 @@ pub struct ApiError {
     detail: String,
     receipt: Option<Box<Receipt>>,
     answer: Option<Box<RecordAnswer>>,
+    retry_after: u64,
 }
 
 impl ApiError {
     /// What happened, and what to do about it.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), receipt: None, answer: None }
+        Self { kind, detail: detail.into(), receipt: None, answer: None, retry_after: 1 }
     }
     /// With the proof that the request was executed and refused.
     pub fn with_receipt(self, receipt: Receipt) -> Self {
@@ -26,6 +27,10 @@ impl ApiError {
     /// With the proof that there is no such record.
     pub fn with_answer(self, answer: RecordAnswer) -> Self {
         Self { answer: Some(Box::new(answer)), ..self }
+    }
+    /// After how many seconds to try again, instead of one.
+    pub fn with_retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: seconds, ..self }
     }
     /// A defect: logged in full, told in general.
     pub fn internal(error: &anyhow::Error) -> Self {
@@ -47,7 +52,7 @@ impl IntoResponse for ApiError {
         };
         let mut response = super::json_with(status, "application/problem+json", &problem);
         if matches!(self.kind, ProblemKind::TooMany | ProblemKind::NotReady) {
-            response.headers_mut().insert("retry-after", HeaderValue::from_static("1"));
+            response.headers_mut().insert("retry-after", HeaderValue::from(self.retry_after));
         }
         response
     }

@@ -2,6 +2,8 @@
 
 use super::problem::ApiError;
 use super::{AppState, Body, NamePath, Params, json};
+use super::rate::Caller;
+use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, ProblemKind};
@@ -68,6 +70,7 @@ pub(super) async fn lookup(
 
 pub(super) async fn bulk(
     State(app): AppState,
+    caller: Option<Extension<Caller>>,
     Body(question): Body<BulkQuestion>,
 ) -> Result<Response, ApiError> {
     if question.names.len() + question.brief.len() > MAX_LOOKUP_NAMES {
@@ -75,6 +78,10 @@ pub(super) async fn bulk(
             ProblemKind::TooLarge,
             format!("at most {MAX_LOOKUP_NAMES} names at once"),
         ));
+    }
+    if let Some(Extension(caller)) = caller {
+        // The request itself was one.
+        caller.charge((question.names.len() + question.brief.len()).saturating_sub(1) as u32)?;
     }
     let published = app.published()?;
     let snapshot = &published.snapshot;

@@ -59,6 +59,13 @@ fn why_it_does_not_vote(part: Part) -> &'static str {
     }
 }
 
+/// What this server answers, for programs that write clients.
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
+
+pub(super) async fn openapi() -> Response {
+    ([("content-type", "application/json")], OPENAPI).into_response()
+}
+
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
