@@ -107,7 +107,24 @@ pub struct BulkQuestion {
     pub brief: Vec<Name>,
     /// A certificate that the client has: it need not be repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub known: Option<Sequence>,
+    pub known: Option<KnownState>,
+}
+
+/// Which certified state a client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownState {
+    /// Its sequence number.
+    pub sequence: Sequence,
+    /// Its root: there should be no two of one sequence number, and more than f liars can make them.
+    pub root: quorum::Hash,
+}
+
+impl KnownState {
+    /// The state that a certificate is about.
+    pub fn of(certificate: &Certificate) -> Self {
+        Self { sequence: certificate.statement.sequence, root: certificate.statement.root }
+    }
 }
 
 /// Answers under one certificate, in the order of the question.

@@ -5,7 +5,7 @@
 //! name that are still waiting share one answer; one that is already out is never joined, since its
 //! answer may be older than the moment at which the second lookup began.
 
-use crate::api::{BulkAnswer, BulkQuestion};
+use crate::api::{BulkAnswer, BulkQuestion, KnownState};
 use crate::error::LinkError;
 use crate::link::Link;
 use quorum::answer::{Proved, RecordAnswer, Verifier};
@@ -107,7 +107,7 @@ impl Batcher {
             });
         }
         let known = self.verifier().newest().cloned();
-        question.known = known.as_ref().map(|certificate| certificate.statement.sequence);
+        question.known = known.as_deref().map(KnownState::of);
         let asked = tokio::time::timeout(PATIENCE, self.link.post("/v1/records/lookup", &question)).await;
         let answer = asked
             .unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into())))

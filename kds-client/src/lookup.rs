@@ -1,6 +1,6 @@
 //! Lookups: the read protocol of [`quorum::read`] over HTTPS, many at once, and from memory.
 
-use crate::api::{BulkAnswer, BulkQuestion, Problem};
+use crate::api::{BulkAnswer, BulkQuestion, KnownState, Problem};
 use crate::batch::{Answers, as_reply};
 use crate::client::{Client, failure};
 use crate::error::{ClientError, LinkError};
@@ -198,7 +198,7 @@ impl Client {
                     Ask::Brief => self.with_verifier(|verifier| verifier.newest().cloned()),
                     _ => None,
                 };
-                let known = known.map(|certificate| certificate.statement.sequence);
+                let known = known.as_deref().map(KnownState::of);
                 tokio::spawn(async move {
                     let question = BulkQuestion { known, ..BulkQuestion::default() };
                     let answer = link.post::<_, BulkAnswer>("/v1/records/lookup", &question).await;

@@ -48,14 +48,22 @@ impl Cluster {
         run("nsenter", &["--mount", "--target", &process, "mount", "-o", &option, &folder])
     }
 
+    /// Builds a library that changes what a program sees of its machine.
+    fn preloaded(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let library = self.dir().join(format!("{name}.so"));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/{name}.c"));
+        let (to, from) = (library.display().to_string(), source.display().to_string());
+        run("cc", &["-shared", "-fPIC", "-O1", "-o", &to, &from, "-ldl"])?;
+        Ok(library)
+    }
+    /// What to put into the environment of a program whose clock is to be off by so many seconds.
+    pub fn clock_off_by(&self, seconds: i64) -> anyhow::Result<[(&'static str, String); 2]> {
+        let library = self.preloaded("other_clock")?.display().to_string();
+        Ok([("LD_PRELOAD", library), ("KDS_CLOCK_OFF", seconds.to_string())])
+    }
     /// Makes a server start with a disk whose flushes fail while the file that this gives exists.
     pub fn with_failing_fsync(&mut self, server: usize) -> anyhow::Result<PathBuf> {
-        let library = self.dir().join("failing_fsync.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/failing_fsync.c");
-        run(
-            "cc",
-            &["-shared", "-fPIC", "-O1", "-o", &library.display().to_string(), &source.display().to_string()],
-        )?;
+        let library = self.preloaded("failing_fsync")?;
         let switch = self.dir().join("fsync-fails");
         let preload = format!("LD_PRELOAD={}", library.display());
         self.start_through(server, ["env", &preload, &format!("KDS_FAIL_FSYNC={}", switch.display())]);

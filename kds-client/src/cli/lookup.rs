@@ -248,7 +248,8 @@ pub(super) async fn check_signature(session: &Session, args: &CheckSignatureArgs
     let name = name(&args.name)?;
     let (message, mut signature) = (read_input(&args.file)?, read_input(&args.signature)?);
     let text = std::str::from_utf8(&signature).map(str::trim).unwrap_or_default();
-    if let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(text) {
+    let decoded = base64::engine::general_purpose::STANDARD.decode(text);
+    if let Some(bytes) = decoded.ok().filter(|bytes| !bytes.is_empty()) {
         signature = bytes;
     }
     let key = session.client.verify_signature(&name, &message, &signature).await?;

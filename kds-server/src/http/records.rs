@@ -6,7 +6,7 @@ use super::rate::Caller;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, ProblemKind};
+use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, KnownState, ProblemKind};
 use quorum::answer::{PageAnswer, Proved, RecordAnswer};
 use quorum::ids::Sequence;
 use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
@@ -99,7 +99,8 @@ pub(super) async fn bulk(
         records,
         versions: question.brief.iter().map(version).collect(),
         certified,
-        certificate: (question.known != Some(certified)).then(|| Arc::clone(&published.certificate)),
+        certificate: (question.known != Some(KnownState::of(&published.certificate)))
+            .then(|| Arc::clone(&published.certificate)),
         complete: complete(&published),
     }))
 }

@@ -1,0 +1,453 @@
+//! What services build on: signatures, TLS, watches, many names at once, limits, descriptions.
+
+use kds_client::tls::RegisteredPeers;
+use kds_client::{Client, ClientError, ExitStatus, LookupOptions, Options, WatchEvent, blocking, keys};
+use kds_tests::liar::{Liar, Lie};
+use kds_tests::{Cluster, entry, status, stderr, stdout};
+use quorum::ServerId;
+use quorum::record::{Entry, KeyMaterial, Name};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn with_key(key: KeyMaterial) -> Entry {
+    Entry { keys: vec![key], ..entry(1, None) }
+}
+
+fn run(folder: &Path, program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).current_dir(folder).output();
+    let done = done.unwrap_or_else(|e| panic!("install {program}: {e}"));
+    assert!(done.status.success(), "{program} {arguments:?}: {}", stderr(&done));
+}
+
+/// Keys and signatures that openssl and ssh-keygen make.
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_of_real_tools_verify_and_others_do_not() {
+    let cluster = Cluster::start(4).await.unwrap();
+    let folder = cluster.dir();
+    std::fs::write(folder.join("message"), "pay 5").unwrap();
+    std::fs::write(folder.join("forged"), "pay 500").unwrap();
+    let mut signed = Vec::new();
+    for (kind, bits) in [("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "2048")]
+    {
+        let key = format!("ssh-{kind}{bits}");
+        run(folder, "ssh-keygen", &["-q", "-t", kind, "-b", bits, "-N", "", "-C", "c", "-f", &key]);
+        run(folder, "ssh-keygen", &["-q", "-Y", "sign", "-n", "file", "-f", &key, "message"]);
+        std::fs::rename(folder.join("message.sig"), folder.join(format!("{key}.sig"))).unwrap();
+        signed.push((key.clone(), format!("{key}.pub")));
+    }
+    let openssl: [(&str, &[&str], &[&str]); 5] = [
+        ("ed25519", &["-algorithm", "ed25519"], &[]),
+        ("p256", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], &["-digest", "sha256"]),
+        ("p384", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"], &["-digest", "sha384"]),
+        ("rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"], &["-digest", "sha256"]),
+        (
+            "pss",
+            &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+            &["-digest", "sha512", "-pkeyopt", "rsa_padding_mode:pss", "-pkeyopt", "rsa_pss_saltlen:digest"],
+        ),
+    ];
+    for (what, make, sign) in openssl {
+        let (key, public, signature) =
+            (format!("pem-{what}.key"), format!("pem-{what}.pub"), format!("pem-{what}.sig"));
+        run(folder, "openssl", &[&["genpkey", "-out", key.as_str()], make].concat());
+        run(folder, "openssl", &["pkey", "-in", &key, "-pubout", "-out", &public]);
+        let base = ["pkeyutl", "-sign", "-rawin", "-inkey", &key, "-in", "message", "-out", &signature];
+        run(folder, "openssl", &[&base[..], sign].concat());
+        signed.push((format!("pem-{what}"), public));
+    }
+    for (who, public) in &signed {
+        let key = keys::parse(&std::fs::read(folder.join(public)).unwrap()).unwrap();
+        let written = cluster.client.register(&cluster.administrator, name(who), with_key(key)).await;
+        assert!(written.unwrap().complete);
+    }
+    for (place, (who, _)) in signed.iter().enumerate() {
+        let signature = format!("{who}.sig");
+        let check = |name: &str, file: &str| {
+            cluster.cli(&["check-signature", name, "--file", file, "--signature", &signature])
+        };
+        let good = check(who, "message");
+        assert_eq!(status(&good), 0, "{who}: {}", stderr(&good));
+        assert!(stdout(&good).contains(&format!("signed by {who} with ")), "{}", stdout(&good));
+        assert_eq!(status(&check(who, "forged")), 4, "{who}: another message");
+        let other = &signed[(place + 1) % signed.len()].0;
+        assert_eq!(status(&check(other, "message")), 4, "{who}'s signature as {other}'s");
+    }
+    // In base64, as many tools write it.
+    use base64::Engine as _;
+    let raw = std::fs::read(folder.join("pem-ed25519.sig")).unwrap();
+    std::fs::write(folder.join("b64.sig"), base64::engine::general_purpose::STANDARD.encode(raw) + "\n").unwrap();
+    let check =
+        |who: &str| cluster.cli(&["check-signature", who, "--file", "message", "--signature", "b64.sig"]);
+    assert_eq!(status(&check("pem-ed25519")), 0);
+    assert_eq!(status(&check("nobody")), 3, "there is no such name, and that is proved");
+    // Made for something else than files.
+    run(folder, "ssh-keygen", &["-q", "-Y", "sign", "-n", "git", "-f", "ssh-ed25519256", "message"]);
+    let other =
+        cluster.cli(&["check-signature", "ssh-ed25519256", "--file", "message", "--signature", "message.sig"]);
+    assert_eq!(status(&other), 4, "{}", stdout(&other));
+    assert!(stderr(&other).contains("git"), "{}", stderr(&other));
+    // A key that was withdrawn signs nothing any more.
+    let revoke = cluster.client.revoke(&cluster.administrator, name("pem-ed25519"), 1, "lost".into());
+    revoke.await.unwrap();
+    let revoked = check("pem-ed25519");
+    assert_eq!(status(&revoked), 4);
+    assert!(stderr(&revoked).contains("revoked: lost"), "{}", stderr(&revoked));
+}
+
+/// Two services that know each other by name alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_accepts_a_peer_exactly_if_its_key_is_registered() {
+    let cluster = Cluster::start(4).await.unwrap();
+    let own = |host: &str| kds_certs::generate(host, &[host.to_owned()], 2026).unwrap();
+    let (database, web, thief) = (own("db.example"), own("web.example"), own("db.example"));
+    // One by its certificate, one by the key in it.
+    let certificate = KeyMaterial { algorithm: "x509".into(), key: quorum::Blob(database.certificate.clone()) };
+    let spki = {
+        use x509_parser::prelude::FromDer as _;
+        let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&web.certificate).unwrap();
+        KeyMaterial { algorithm: "spki".into(), key: quorum::Blob(parsed.public_key().raw.to_vec()) }
+    };
+    for (who, key) in [("db.example", certificate), ("web.example", spki)] {
+        cluster.client.register(&cluster.administrator, name(who), with_key(key)).await.unwrap();
+    }
+    let options = Options { max_age: Duration::from_secs(2), ..Options::default() };
+    let client = blocking::Client::new(Arc::clone(&cluster.manifest), options).unwrap();
+    let peers = Arc::new(RegisteredPeers::new(client));
+    peers.prepare(&name("db.example")).await.unwrap();
+    peers.prepare(&name("web.example")).await.unwrap();
+
+    let handshake = async |server: &kds_certs::OwnCertificate, caller: &kds_certs::OwnCertificate, dialled: &str| {
+        use tokio_rustls::{TlsAcceptor, TlsConnector};
+        let parts = |own: &kds_certs::OwnCertificate| {
+            use rustls::pki_types::pem::PemObject as _;
+            let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+            (vec![own.certificate.clone().into()], key)
+        };
+        let ((chain, key), (own_chain, own_key)) = (parts(server), parts(caller));
+        let accepts = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(Arc::clone(&peers) as _)
+            .with_single_cert(chain, key)
+            .unwrap();
+        let dials = rustls::ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&peers) as _)
+            .with_client_auth_cert(own_chain, own_key)
+            .unwrap();
+        let (one, other) = tokio::io::duplex(64 * 1024);
+        let (dialled, acceptor) = (dialled.to_owned().try_into().unwrap(), TlsAcceptor::from(Arc::new(accepts)));
+        let connector = TlsConnector::from(Arc::new(dials));
+        let (dialled, accepted) = tokio::join!(connector.connect(dialled, one), acceptor.accept(other));
+        // In TLS 1.3 a client is done before it hears that it was refused.
+        dialled.map(drop).and(accepted.map(drop)).map_err(|error| error.to_string())
+    };
+    assert_eq!(handshake(&database, &web, "db.example").await, Ok(()));
+    for (server, caller, dialled, why) in [
+        (&thief, &web, "db.example", "another key"),
+        (&database, &web, "web.example", "another name's key"),
+        (&database, &thief, "db.example", "a caller with another key"),
+        (&database, &web, "unknown.example", "no such name"),
+    ] {
+        assert!(handshake(server, caller, dialled).await.is_err(), "{why}");
+    }
+    // Withdrawn: at the latest when what is in memory has become too old.
+    cluster.client.revoke(&cluster.administrator, name("db.example"), 1, "stolen".into()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let refused = handshake(&database, &web, "db.example").await.unwrap_err();
+    assert!(refused.contains("revoked"), "{refused}");
+}
+
+/// All versions, in order, whoever dies or keeps something to himself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_misses_nothing() {
+    let mut cluster = Cluster::new(4, &[]).unwrap();
+    cluster.hide_from_clients(3).unwrap();
+    for server in 0..4 {
+        cluster.run(server).unwrap();
+    }
+    // One server never tells of a change on its streams: it ends them after what it said first.
+    let lie: Arc<Lie> = Arc::new(|path, _, document| {
+        if path.contains("/watch") {
+            *document = Value::Null;
+        }
+    });
+    let folder = cluster.server_dir(3);
+    let _liar = Liar::start(&cluster.manifest, ServerId(3), &folder, ServerId(0), lie).await.unwrap();
+    cluster.ready().await.unwrap();
+
+    let client = cluster.fresh_client();
+    let mut watch = client.watch(&name("alice"), 0);
+    assert_eq!(watch.next().await.unwrap(), WatchEvent::Absent);
+    let mut late = client.watch(&name("alice"), 3);
+    let watching = tokio::spawn(async move {
+        let mut versions = Vec::new();
+        while versions.last() != Some(&8) {
+            match watch.next().await {
+                Ok(WatchEvent::Version(record)) => versions.push(record.version),
+                Ok(WatchEvent::Absent) => panic!("told twice"),
+                // Too few servers for a moment: it goes on.
+                Err(error) => assert_eq!(error.exit_status(), ExitStatus::Unavailable, "{error}"),
+            }
+        }
+        versions
+    });
+    cluster.register("alice", 1).await.unwrap();
+    for version in 1..8 {
+        let next = entry(version as u8 + 1, None);
+        cluster.client.rotate(&cluster.administrator, name("alice"), version, next).await.unwrap();
+        if version == 3 {
+            cluster.kill(1);
+        }
+        if version == 5 {
+            cluster.run(1).unwrap();
+            cluster.ready().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    let versions = tokio::time::timeout(Duration::from_secs(20), watching).await.unwrap().unwrap();
+    assert_eq!(versions, [1, 2, 3, 4, 5, 6, 7, 8]);
+    // One that begins later is told what came between.
+    for expected in 4..=8 {
+        let WatchEvent::Version(record) = late.next().await.unwrap() else { panic!("a version") };
+        assert_eq!(record.version, expected);
+    }
+    // A change arrives soon, not with the next look: the stream works.
+    let rotated = tokio::time::Instant::now();
+    cluster.client.rotate(&cluster.administrator, name("alice"), 8, entry(9, None)).await.unwrap();
+    let output = cluster.cli(&["watch", "alice", "--since", "8", "--events", "1", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["version"], 9);
+    drop(rotated);
+}
+
+/// Many names in few requests, each verified; a name's answer in memory is renewed once for all who wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_lookups_share_requests() {
+    let cluster = Cluster::start(9).await.unwrap();
+    let names: Vec<_> = (0..300).map(|i| name(&format!("name-{i}"))).collect();
+    let mut writing = tokio::task::JoinSet::new();
+    for name in names.iter().take(200).cloned() {
+        let (client, key) = (cluster.client.clone(), cluster.administrator.clone());
+        writing.spawn(async move { client.register(&key, name, entry(7, None)).await.unwrap() });
+    }
+    while writing.join_next().await.is_some() {}
+    cluster.level().await.unwrap();
+    let asked = async || {
+        let mut requests = 0;
+        for server in 0..9 {
+            let link = cluster.client.link(ServerId(server)).unwrap();
+            let (_, text) = link.send("GET", "/metrics", vec![]).await.unwrap();
+            let text = String::from_utf8(text).unwrap();
+            let lines = text.lines().filter(|line| line.contains("route=\"/v1/records/lookup\""));
+            requests += lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>();
+        }
+        requests
+    };
+    let client = cluster.fresh_client();
+    let before = asked().await;
+    let found = client.lookup_many(&names, &LookupOptions::default()).await;
+    let requests = asked().await - before;
+    for (i, found) in found.into_iter().enumerate() {
+        let found = found.unwrap();
+        assert_eq!(found.record.is_some(), i < 200, "name {i}");
+        assert!(found.complete);
+    }
+    println!("300 lookups of three servers each took {requests} requests");
+    assert!(requests < 90, "300 lookups took {requests} requests");
+
+    let before = asked().await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let (client, name) = (client.clone(), names[0].clone());
+        waiting.spawn(async move { client.lookup_cached(&name).await.unwrap().unwrap() });
+    }
+    while let Some(record) = waiting.join_next().await {
+        assert_eq!(record.unwrap().version, 1);
+    }
+    let requests = asked().await - before;
+    assert!(requests <= 6, "200 lookups of one name, from memory, took {requests} requests");
+}
+
+/// A client whose clock is wrong is told so, and not that all servers lie.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_odd_clock_is_named() {
+    let cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    for (seconds, says) in [(600, "ahead"), (-600, "behind")] {
+        let clock = cluster.clock_off_by(seconds).unwrap();
+        let environment: Vec<_> = clock.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let output = cluster.cli_with(&["--timeout", "5s", "lookup", "alice"], &environment, "");
+        assert_eq!(status(&output), 4, "{}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("this machine's clock is") && text.contains(says), "{text}");
+    }
+    let output = cluster.cli(&["lookup", "alice"]);
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+}
+
+/// Who asks too much is refused with a time to come back; others notice nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_greedy_address_does_not_starve_another() {
+    let mut cluster = Cluster::new(4, &[]).unwrap();
+    for server in 0..4 {
+        let path = cluster.server_dir(server).join("config.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, config.replace("requests_per_second = 20000", "requests_per_second = 200")).unwrap();
+        cluster.run(server).unwrap();
+    }
+    cluster.ready().await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    let url = format!("{}/v1/records/alice", cluster.manifest.servers[0].url);
+    let curl = |from: &str| {
+        let arguments = ["-sk", "-D", "-", "-o", "/dev/null", "--interface", from, "--parallel-max", "1"];
+        let output = Command::new("curl").args(arguments).args([url.as_str(); 30]).output();
+        stdout(&output.expect("install curl"))
+    };
+    let mut refused = String::new();
+    for _ in 0..40 {
+        refused = curl("127.0.0.1");
+        if refused.contains(" 429 ") {
+            break;
+        }
+    }
+    let head = refused.split("\r\n\r\n").find(|head| head.contains(" 429 ")).expect("it was never refused");
+    let wait = head.lines().find_map(|line| line.strip_prefix("retry-after: "));
+    assert!(wait.is_some_and(|seconds| seconds.trim().parse::<u64>().is_ok_and(|s| (1..=5).contains(&s))), "{head}");
+    let modest = curl("127.0.0.2");
+    assert!(modest.contains(" 200 ") && !modest.contains(" 429 "), "{modest}");
+    // The client goes on to servers that have time, and comes back.
+    let found = cluster.fresh_client().lookup(&name("alice"), &LookupOptions::default()).await;
+    assert!(found.unwrap().record.is_some());
+}
+
+/// What the servers answer is what their OpenAPI document says.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_as_described() {
+    let cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    let revoked = cluster.register("bob", 1).await.unwrap();
+    cluster.client.revoke(&cluster.administrator, name("bob"), 1, "lost".into()).await.unwrap();
+    cluster.client.put_secret(&cluster.administrator, &name("s"), b"x", &[], false, false).await.unwrap();
+    cluster.level().await.unwrap();
+    let link = cluster.client.link(ServerId(1)).unwrap();
+    let get = async |path: &str| {
+        let (code, body) = link.send("GET", path, vec![]).await.unwrap();
+        (code, serde_json::from_slice::<Value>(&body).unwrap())
+    };
+    let (_, described) = get("/v1/openapi.json").await;
+    let check = |schema: &str, answer: &Value| {
+        let mut root = described["components"]["schemas"][schema].clone();
+        assert!(root.is_object(), "{schema} is not described");
+        root["components"] = described["components"].clone();
+        let validator = jsonschema::validator_for(&root).unwrap();
+        let errors: Vec<_> = validator.iter_errors(answer).map(|e| format!("{e} at {}", e.instance_path())).collect();
+        assert!(errors.is_empty(), "{schema}: {errors:#?}");
+    };
+    for (path, code, schema) in [
+        ("/v1/records/alice", 200, "RecordAnswer"),
+        ("/v1/records/bob?version=1", 200, "RecordAnswer"),
+        ("/v1/records/alice?brief=true", 200, "BriefAnswer"),
+        ("/v1/records/nobody", 404, "Problem"),
+        ("/v1/records/Nobody", 400, "Problem"),
+        ("/v1/records", 200, "PageAnswer"),
+        ("/v1/records/bob/history", 200, "HistoryAnswer"),
+        ("/v1/servers", 200, "PageAnswer"),
+        ("/v1/completion", 200, "Completion"),
+        ("/v1/secrets", 200, "PageAnswer"),
+        ("/v1/secrets/s", 200, "SecretAnswer"),
+        ("/v1/manifest", 200, "Manifest"),
+        ("/v1/status", 200, "ServerStatus"),
+    ] {
+        let (got, answer) = get(path).await;
+        assert_eq!(got, code, "{path}");
+        check(schema, &answer);
+        assert!(described["paths"].as_object().unwrap().len() > 10);
+    }
+    let question = json!({ "names": ["alice", "nobody"], "brief": ["bob"] });
+    check("BulkQuestion", &question);
+    let (_, body) = link.send("POST", "/v1/records/lookup", question.to_string().into()).await.unwrap();
+    check("BulkAnswer", &serde_json::from_slice(&body).unwrap());
+    check("Receipt", &serde_json::to_value(&*revoked.receipt).unwrap());
+    let request = cluster.client.sign(&cluster.administrator, 77, quorum::request::Operation::Delete { secret: name("s") });
+    check("SignedRequest", &serde_json::to_value(&request).unwrap());
+    // A validator that accepts anything would show nothing.
+    let wrong = json!({ "version": "one", "certified": 1 });
+    let brief = jsonschema::validator_for(&described["components"]["schemas"]["BriefAnswer"]).unwrap();
+    assert!(!brief.is_valid(&wrong));
+}
+
+/// Certificates that contradict each other, which takes more than f liars, are kept as evidence that
+/// names them, and that others can check.
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_is_kept_and_can_be_checked_by_others() {
+    use kds_client::keystore::{self, SecretKind};
+    use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, Voter};
+    let mut cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    cluster.level().await.unwrap();
+    cluster.kill(3);
+    // Three of four conspire: they sign another state.
+    let voters: Vec<_> = (0..3)
+        .map(|server| {
+            let folder = cluster.server_dir(server);
+            let identity = keystore::read_signing_key(&folder.join("identity.key"), SecretKind::IdentityKey, None);
+            let voting = keystore::read_signing_key(&folder.join("voting.key"), SecretKind::VotingKey, None).unwrap();
+            let statement = KeyStatement {
+                server: ServerId(server as u8),
+                purpose: KeyPurpose::Voting,
+                epoch: quorum::Epoch(0),
+                serial: 0,
+                key: voting.public(),
+            };
+            let id = cluster.manifest.cluster_id();
+            let certificate = KeyCertificate::issue(&id, &identity.unwrap(), statement);
+            Voter::new(id, voting, certificate).unwrap()
+        })
+        .collect();
+    let lie: Arc<Lie> = Arc::new(move |path, _, document| {
+        if path != "/v1/records/lookup" || !document["certificate"].is_object() {
+            return;
+        }
+        let mut certificate: quorum::certificate::Certificate =
+            serde_json::from_value(document["certificate"].clone()).unwrap();
+        certificate.statement.root = quorum::Hash([9; 32]);
+        let votes = voters.iter().map(|voter| voter.sign(certificate.statement).vote());
+        (certificate.votes, certificate.keys) = votes.unzip();
+        document["certificate"] = serde_json::to_value(&certificate).unwrap();
+    });
+    let folder = cluster.server_dir(3);
+    let _liar = Liar::start(&cluster.manifest, ServerId(3), &folder, ServerId(0), lie).await.unwrap();
+    let kept = cluster.dir().join("evidence");
+    let options = Options { evidence: Some(kept.clone()), timeout: Duration::from_secs(5), ..Options::default() };
+    let client = Client::new(Arc::clone(&cluster.manifest), options).unwrap();
+    let files = || std::fs::read_dir(&kept).map_or(vec![], |dir| dir.map(|e| e.unwrap().path()).collect());
+    for _ in 0..1_000 {
+        let found: Result<_, ClientError> = client.lookup(&name("alice"), &LookupOptions::default()).await;
+        if let Ok(found) = found {
+            assert_eq!(found.record.unwrap().version, 1);
+        }
+        if !files().is_empty() {
+            break;
+        }
+        // There is a new certificate every second.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let files: Vec<std::path::PathBuf> = files();
+    let file = files.first().expect("no evidence was kept").to_str().unwrap();
+    let checked = cluster.cli(&["verify", file]);
+    assert_eq!(status(&checked), 0, "{}", stderr(&checked));
+    // The honest certificate has three signers too: at least two signed both.
+    assert!(stdout(&checked).starts_with("proved: server "), "{}", stdout(&checked));
+    let json: Value = serde_json::from_str(&stdout(&cluster.cli(&["--json", "verify", file]))).unwrap();
+    assert!(json["culprits"].as_array().unwrap().len() >= 2, "{json}");
+    // Changed, it proves nothing.
+    let text = std::fs::read_to_string(file).unwrap();
+    let forged = cluster.dir().join("forged.json");
+    std::fs::write(&forged, text.replacen("\"sequence\": ", "\"sequence\": 1", 1)).unwrap();
+    assert_eq!(status(&cluster.cli(&["verify", forged.to_str().unwrap()])), 4);
+}
