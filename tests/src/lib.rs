@@ -88,8 +88,15 @@ impl Cluster {
     }
     /// A client that has seen nothing yet.
     pub fn fresh_client(&self) -> Client {
-        let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
-        Client::new(Arc::clone(&self.manifest), options).expect("the manifest was good before")
+        self.fresh()()
+    }
+    /// Makes such clients, for tasks that outlive a borrow of the cluster.
+    pub fn fresh(&self) -> impl Fn() -> Client + Send + use<> {
+        let manifest = Arc::clone(&self.manifest);
+        move || {
+            let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+            Client::new(Arc::clone(&manifest), options).expect("the manifest was good before")
+        }
     }
     /// The cluster's folder.
     pub fn dir(&self) -> &Path {

@@ -236,6 +236,42 @@ async fn half_open_connections_do_not_hurt_others() {
     assert!(!cluster.log(1).contains("panicked"));
 }
 
+/// Whoever asks and never reads costs a place for 20 s, and no memory beyond an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_is_let_go() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const ASKED: usize = 20_000;
+    let cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    let tls = kds_certs::https_client(&cluster.manifest, ServerId(1)).unwrap();
+    let address = cluster.manifest.servers[1].url.replace("https://", "");
+    let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+    let stream = connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let writer = tokio::spawn(async move {
+        for _ in 0..ASKED {
+            let request = b"GET /v1/records/alice HTTP/1.1\r\nhost: x\r\n\r\n";
+            if writing.write_all(request).await.is_err() {
+                break;
+            }
+        }
+        // The connection stays open for as long as the server lets it.
+        writing
+    });
+    let link = cluster.client.link(ServerId(1)).unwrap();
+    for _ in 0..25 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(link.send("GET", "/v1/records/alice", vec![]).await.unwrap().0, 200);
+    }
+    let mut received = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), reading.read_to_end(&mut received)).await;
+    assert!(ended.is_ok(), "the connection is still open");
+    let answers = received.windows(15).filter(|bytes| bytes == b"HTTP/1.1 200 OK").count();
+    assert!(answers < ASKED, "everything was answered although nothing was read: this tests nothing");
+    writer.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_ends_with_the_status_promised() {
     let mut cluster = Cluster::start(4).await.unwrap();

@@ -4,9 +4,12 @@
 use kds_client::{ClientError, LookupOptions};
 use kds_tests::linearizable::{Call, Operation, Outcome, Value, check};
 use kds_tests::{Cluster, entry};
+use kds_tests::liar::{Liar, Lie};
+use quorum::ServerId;
 use quorum::bytes::Blob;
 use quorum::record::{Entry, Name, Record};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,17 +40,77 @@ fn next(state: &mut u64) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_clients_see_under_faults_can_be_put_in_order() {
     let mut cluster = Cluster::start(4).await.unwrap();
+    check_history(&mut cluster, 4).await;
+}
+
+/// Nine servers, so that lookups touch one row; and one of them answers readers from the past.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_readers_of_rows_see_beside_a_liar_can_be_put_in_order() {
+    let mut cluster = Cluster::new(9, &[]).unwrap();
+    cluster.hide_from_clients(8).unwrap();
+    for server in 0..9 {
+        cluster.run(server).unwrap();
+    }
+    let folder = cluster.server_dir(8);
+    let (lied, lie) = from_the_past();
+    let _liar = Liar::start(&cluster.manifest, ServerId(8), &folder, ServerId(0), lie).await.unwrap();
+    cluster.ready().await.unwrap();
+    check_history(&mut cluster, 8).await;
+    let lied = lied.load(Ordering::Relaxed);
+    assert!(lied > 20, "{lied} lies are too few to show anything");
+}
+
+/// Answers lookups with what it said before: whole answers with their proofs, and versions.
+fn from_the_past() -> (Arc<AtomicU64>, Arc<Lie>) {
+    let lied = Arc::new(AtomicU64::new(0));
+    let kept: Mutex<BTreeMap<String, Vec<serde_json::Value>>> = Mutex::default();
+    let (count, random) = (Arc::clone(&lied), AtomicU64::new(7));
+    let lie = move |path: &str, _: &mut u16, document: &mut serde_json::Value| {
+        let mut state = random.load(Ordering::Relaxed);
+        let chance = next(&mut state);
+        random.store(state, Ordering::Relaxed);
+        if path != "/v1/records/lookup" {
+            return;
+        }
+        if let Some(versions) = document["versions"].as_array_mut() {
+            for version in versions.iter_mut().filter(|_| chance.is_multiple_of(2)) {
+                *version = version.as_u64().unwrap_or(0).saturating_sub(1).into();
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let of_one = document["records"].as_array().filter(|records| records.len() == 1);
+        let Some(name) = of_one.and_then(|records| records[0]["value"]["name"].as_str()) else { return };
+        let mut kept = kept.lock().unwrap();
+        let before = kept.entry(name.to_owned()).or_default();
+        if document["certificate"].is_object() && before.len() < 500 {
+            before.push(document.clone());
+        }
+        if chance.is_multiple_of(3) && !before.is_empty() && document["versions"].is_null() {
+            *document = before[(chance / 3) as usize % before.len()].clone();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    (lied, Arc::new(lie))
+}
+
+/// Clients at work while one server after the other of the first `mortal` ones is killed or stopped.
+async fn check_history(cluster: &mut Cluster, mortal: usize) {
     let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
     let numbers = Arc::new(AtomicU64::new(1));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let (kds, key) = (cluster.fresh_client(), cluster.administrator.clone());
+            let (mut kds, key) = (cluster.fresh_client(), cluster.administrator.clone());
+            let fresh = cluster.fresh();
             let (stop, numbers) = (Arc::clone(&stop), Arc::clone(&numbers));
             tokio::spawn(async move {
                 let mut history = Vec::new();
                 let mut random = client + 1;
                 let mut known = [0; NAMES as usize];
                 while !stop.load(Ordering::Relaxed) {
+                    if next(&mut random).is_multiple_of(12) {
+                        // Somebody who has not seen what this one has.
+                        kds = fresh();
+                    }
                     let n = next(&mut random) % NAMES;
                     let name = Name::new(format!("name-{n}")).unwrap();
                     let called = start.elapsed().as_nanos() as u64;
@@ -90,7 +153,7 @@ async fn what_clients_see_under_faults_can_be_put_in_order() {
 
     for round in 0..5 {
         tokio::time::sleep(Duration::from_millis(900)).await;
-        let victim = round % 4;
+        let victim = round % mortal;
         match round % 2 {
             0 => {
                 cluster.kill(victim);
@@ -105,8 +168,9 @@ async fn what_clients_see_under_faults_can_be_put_in_order() {
         }
         cluster.ready().await.unwrap();
     }
-    (0..4).for_each(|server| cluster.kill(server));
-    (0..4).for_each(|server| cluster.run(server).unwrap());
+    let all = 0..cluster.manifest.servers.len();
+    all.clone().for_each(|server| cluster.kill(server));
+    all.for_each(|server| cluster.run(server).unwrap());
     cluster.ready().await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::Relaxed);

@@ -36,6 +36,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch as watch_channel};
 use tokio::time::{Instant, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::util::MapRequest;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -50,6 +51,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many times the size of the largest body is read before an answer says that it is too large.
 const DRAINED: usize = 16;
+/// How long a client may leave what was sent to it unread.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often allowances that are whole again are forgotten.
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
@@ -257,16 +260,20 @@ pub async fn serve(
             tidied = Instant::now();
             limits.tidy();
         }
-        let caller = limits.caller(peer);
+        let Some(connection) = limits.connect(peer) else { continue };
+        let caller = connection.caller();
         let app = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(caller.clone());
             request
         });
         let (acceptor, watcher) = (acceptor.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let _place = place;
+            let _places = (place, connection);
             let _ = tcp.set_nodelay(true);
-            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await else { return };
+            // Whoever does not read what it asked for is let go.
+            let mut tcp = TimeoutStream::new(tcp);
+            tcp.set_write_timeout(Some(WRITE_TIMEOUT));
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Box::pin(tcp))).await else { return };
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
                 .timer(TokioTimer::new())

@@ -9,7 +9,8 @@ use governor::{Quota, RateLimiter};
 use kds_client::api::ProblemKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a write costs, in lookups.
 pub(super) const WRITE_COST: u32 = 10;
@@ -18,8 +19,14 @@ const MAX_ADDRESSES: usize = 65_536;
 
 type Limiter = RateLimiter<IpAddr, HashMapStateStore<IpAddr>, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
 
-/// Allowances of lookups a second, a second's worth of which may be used at once.
-pub(super) struct RateLimits(Option<Limiter>);
+/// Connections of one address at a time: half of all.
+pub(super) const MAX_PER_ADDRESS: usize = super::MAX_CONNECTIONS / 2;
+
+/// Allowances of lookups a second, a second's worth of which may be used at once; and of connections.
+pub(super) struct RateLimits {
+    lookups: Option<Limiter>,
+    connections: Mutex<HashMap<IpAddr, usize>>,
+}
 
 /// Where a request comes from, and what it may still ask for.
 #[derive(Clone)]
@@ -32,13 +39,25 @@ impl RateLimits {
     /// No limit for 0.
     pub(super) fn new(per_second: u32) -> Self {
         let quota = NonZeroU32::new(per_second).map(Quota::per_second);
-        Self(quota.map(|quota| RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock)))
+        let limiter = |quota| RateLimiter::new(quota, HashMapStateStore::default(), MonotonicClock);
+        Self { lookups: quota.map(limiter), connections: Mutex::default() }
     }
     /// Forgets the addresses whose allowance is whole again. Called now and then.
     pub(super) fn tidy(&self) {
-        if let Some(limiter) = &self.0 {
+        if let Some(limiter) = &self.lookups {
             limiter.retain_recent();
         }
+    }
+    /// A connection of an address; none if it has too many already.
+    pub(super) fn connect(self: &Arc<Self>, peer: SocketAddr) -> Option<Connection> {
+        let caller = self.caller(peer);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        // As many entries at most as there are connections.
+        let open = connections.entry(caller.address).or_default();
+        (*open < MAX_PER_ADDRESS).then(|| {
+            *open += 1;
+            Connection(caller)
+        })
     }
     pub(super) fn caller(self: &Arc<Self>, peer: SocketAddr) -> Caller {
         // Who has one IPv6 address commonly has 2^64 of them.
@@ -52,10 +71,32 @@ impl RateLimits {
     }
 }
 
+/// An open connection; makes room when dropped.
+pub(super) struct Connection(Caller);
+
+impl Connection {
+    /// Whose it is.
+    pub(super) fn caller(&self) -> Caller {
+        self.0.clone()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut connections = self.0.limits.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = connections.get_mut(&self.0.address) {
+            *open -= 1;
+            if *open == 0 {
+                connections.remove(&self.0.address);
+            }
+        }
+    }
+}
+
 impl Caller {
     /// Charges for so many lookups.
     pub(super) fn charge(&self, lookups: u32) -> Result<(), ApiError> {
-        let (Some(limiter), Some(lookups)) = (&self.limits.0, NonZeroU32::new(lookups)) else {
+        let (Some(limiter), Some(lookups)) = (&self.limits.lookups, NonZeroU32::new(lookups)) else {
             return Ok(());
         };
         let crowded = limiter.len() >= MAX_ADDRESSES;
@@ -94,5 +135,17 @@ mod tests {
         assert!(limits.caller(other.parse().unwrap()).charge(100).is_err(), "the same /64");
         let none = Arc::new(RateLimits::new(0));
         assert!((0..10_000).all(|_| none.caller(one.parse().unwrap()).charge(100).is_ok()));
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_places() {
+        let limits = Arc::new(RateLimits::new(0));
+        let peer = "192.0.2.1:1000".parse().unwrap();
+        let open: Vec<_> = std::iter::from_fn(|| limits.connect(peer)).take(2 * MAX_PER_ADDRESS).collect();
+        assert_eq!(open.len(), MAX_PER_ADDRESS);
+        assert!(limits.connect("192.0.2.2:1000".parse().unwrap()).is_some());
+        drop(open);
+        assert!(limits.connect(peer).is_some());
+        assert!(limits.connections.lock().unwrap().is_empty(), "whoever is gone is forgotten");
     }
 }
