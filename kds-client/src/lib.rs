@@ -43,9 +43,9 @@ pub use error::{ClientError, ExitStatus, Misbehaviour};
 pub use link::Link;
 pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
 pub use quorum;
+pub use secrets::{Deposited, Recovered};
 pub use signature::{SSH_NAMESPACE, SignatureError, check_signature};
 pub use watch::{Watch, WatchEvent};
-pub use secrets::{Deposited, Recovered};
 pub use write::Written;
 
 /// Which machine clock the client goes by.

@@ -90,7 +90,7 @@ impl Link {
         match answer.status() {
             StatusCode::OK => {
                 Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() })
-            },
+            }
             status => Err(LinkError::Nonsense(format!("it answered with status {status}"))),
         }
     }
@@ -142,7 +142,8 @@ impl Events {
                         .map_err(|e| LinkError::Nonsense(format!("its event cannot be read: {e}")));
                 }
             }
-            let frame = self.body.frame().await.ok_or_else(|| LinkError::Silent("the stream ended".into()))?;
+            let frame =
+                self.body.frame().await.ok_or_else(|| LinkError::Silent("the stream ended".into()))?;
             let frame = frame.map_err(|e| LinkError::Silent(describe(&e)))?;
             self.heard = Instant::now();
             self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));

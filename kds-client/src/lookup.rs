@@ -260,8 +260,11 @@ impl Client {
         }
         let needed = self.inner.manifest.thresholds.f() + 1;
         for ahead in [true, false] {
-            let mut off: Vec<_> =
-                offsets.iter().copied().filter(|ms| if ahead { *ms > tolerated } else { *ms < -tolerated }).collect();
+            let mut off: Vec<_> = offsets
+                .iter()
+                .copied()
+                .filter(|ms| if ahead { *ms > tolerated } else { *ms < -tolerated })
+                .collect();
             if off.len() >= needed {
                 off.sort_unstable();
                 return Some(ClientError::Clock { off_ms: off[off.len() / 2], servers: off.len() });

@@ -34,9 +34,7 @@ impl Pace {
         let mut smoothed = self.smoothed.lock().unwrap_or_else(PoisonError::into_inner);
         *smoothed = Some(match *smoothed {
             None => (took, took / 2),
-            Some((mean, deviation)) => {
-                ((mean * 7 + took) / 8, (deviation * 3 + mean.abs_diff(took)) / 4)
-            }
+            Some((mean, deviation)) => ((mean * 7 + took) / 8, (deviation * 3 + mean.abs_diff(took)) / 4),
         });
     }
     /// How long an answer may take before it seems late.
@@ -80,7 +78,10 @@ mod tests {
         assert_eq!(pace.patience(), LEAST);
         (0..100).for_each(|_| pace.heard(Duration::from_millis(80)));
         let patience = pace.patience();
-        assert!(patience >= Duration::from_millis(80) && patience < Duration::from_millis(200), "{patience:?}");
+        assert!(
+            patience >= Duration::from_millis(80) && patience < Duration::from_millis(200),
+            "{patience:?}"
+        );
         (0..100).for_each(|_| pace.heard(Duration::from_secs(2)));
         assert_eq!(pace.patience(), Duration::from_millis(500));
     }

@@ -118,8 +118,7 @@ pub(crate) fn signing_form(material: &KeyMaterial) -> Option<SigningForm> {
         "ed25519" => Some(SigningForm::Ed25519(PublicKey(<[u8; 32]>::try_from(&*material.key).ok()?))),
         "spki" => of_spki(&SubjectPublicKeyInfo::from_der(&material.key).ok()?.1),
         "x509" => {
-            let (_, certificate) =
-                x509_parser::certificate::X509Certificate::from_der(&material.key).ok()?;
+            let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(&material.key).ok()?;
             of_spki(certificate.public_key())
         }
         "age-x25519" => None,
@@ -275,7 +274,8 @@ mod tests {
             assert_eq!(check_signature(&keys, b"hallo", &signature), Err(SignatureError::Wrong));
             assert_eq!(check_signature(&keys, b"hello", &signature[1..]), Err(SignatureError::Wrong));
         }
-        let other = material("ed25519", &ed25519_dalek::SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes());
+        let other =
+            material("ed25519", &ed25519_dalek::SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes());
         assert_eq!(check_signature(&[other], b"hello", &signature), Err(SignatureError::Wrong));
         let none = [material("age-x25519", &[1; 32])];
         assert_eq!(check_signature(&none, b"hello", &signature), Err(SignatureError::NoSigningKey));

@@ -148,7 +148,9 @@ impl Watch {
         match found.record {
             Some(record) if record.version > self.told => {
                 // The stream had its time to tell.
-                if self.begun && let Some((server, _)) = self.stream {
+                if self.begun
+                    && let Some((server, _)) = self.stream
+                {
                     self.leave(server);
                 }
                 self.tell(record).await?;

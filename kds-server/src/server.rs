@@ -168,12 +168,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let announcing = tokio::spawn(announce(Arc::clone(&shared), voting, voting_key, sealing, inputs.clone()));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;
-    let app = http::router(
-        Arc::clone(&shared),
-        inputs.clone(),
-        http_stops.clone(),
-        config.requests_per_second,
-    );
+    let app =
+        http::router(Arc::clone(&shared), inputs.clone(), http_stops.clone(), config.requests_per_second);
     let http = tokio::spawn(http::serve(clients, https, app, http_stops));
     tracing::info!(server = %id, clients = %config.listen_clients, peers = %config.listen_peers, "running");
 

@@ -192,7 +192,9 @@ pub enum AnswerError {
         current: Sequence,
     },
     /// More than f servers signed two statements that do not fit together.
-    #[error("servers signed another state at sequence number {sequence} as well: more of them are faulty than this cluster survives")]
+    #[error(
+        "servers signed another state at sequence number {sequence} as well: more of them are faulty than this cluster survives"
+    )]
     Contradiction {
         /// Where.
         sequence: Sequence,
@@ -251,7 +253,8 @@ impl Verifier {
         let after = self.checked.range(statement.sequence..).next();
         let other = before.into_iter().chain(after).map(|(_, known)| known);
         if let Some(other) = other.into_iter().find(|known| contradict(&known.statement, statement)) {
-            let (first, second) = (Box::new(Certificate::clone(other)), Box::new(Certificate::clone(certificate)));
+            let (first, second) =
+                (Box::new(Certificate::clone(other)), Box::new(Certificate::clone(certificate)));
             self.evidence = Some(Evidence::Certificates { first, second });
             return Err(AnswerError::Contradiction { sequence: statement.sequence });
         }

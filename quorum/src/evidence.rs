@@ -211,8 +211,7 @@ mod tests {
         let (keyring, voters) = voters(4);
         let vote = |voter: &Voter, root| voter.sign(checkpoint(5, root, 100)).stored();
         let ((first, key), (second, _)) = (vote(&voters[2], 1), vote(&voters[2], 2));
-        let evidence =
-            Evidence::Votes { first: first.clone(), second: second.clone(), keys: vec![key] };
+        let evidence = Evidence::Votes { first: first.clone(), second: second.clone(), keys: vec![key] };
         assert_eq!(evidence.culprits(&mut keyring.clone()), Ok(vec![ServerId(2)]));
         // A vote that is put into another's mouth.
         let mut framed = second.clone();

@@ -104,7 +104,8 @@ mod tests {
     }
     /// The sets that satisfy a rule and of which no part does.
     fn smallest(n: usize, rule: impl Fn(&ServerSet) -> bool) -> Vec<u32> {
-        let without_any = |set: u32| (0..n as u32).filter(move |i| set & (1 << i) != 0).map(move |i| set & !(1 << i));
+        let without_any =
+            |set: u32| (0..n as u32).filter(move |i| set & (1 << i) != 0).map(move |i| set & !(1 << i));
         (0..1u32 << n)
             .filter(|&set| rule(&subset(set)) && !without_any(set).any(|part| rule(&subset(part))))
             .collect()

@@ -301,20 +301,22 @@ impl Read {
             return;
         }
         match (reply, ask) {
-            (reply @ (Reply::Record(_) | Reply::State(_)), Ask::Full) => match self.check(reply, verifier, now) {
-                Ok(answer) => {
-                    self.versions.insert(server, answer.version);
-                    if self.best.as_ref().is_none_or(|best| best.version < answer.version) {
-                        self.best = Some(answer);
+            (reply @ (Reply::Record(_) | Reply::State(_)), Ask::Full) => {
+                match self.check(reply, verifier, now) {
+                    Ok(answer) => {
+                        self.versions.insert(server, answer.version);
+                        if self.best.as_ref().is_none_or(|best| best.version < answer.version) {
+                            self.best = Some(answer);
+                        }
+                    }
+                    Err(error) => {
+                        if matches!(error, AnswerError::TooOld { .. } | AnswerError::FromTheFuture { .. }) {
+                            self.stale.push(server);
+                        }
+                        self.reject(server, error.to_string());
                     }
                 }
-                Err(error) => {
-                    if matches!(error, AnswerError::TooOld { .. } | AnswerError::FromTheFuture { .. }) {
-                        self.stale.push(server);
-                    }
-                    self.reject(server, error.to_string());
-                }
-            },
+            }
             (Reply::Brief(version), Ask::Brief) => {
                 self.versions.insert(server, version);
             }
@@ -411,16 +413,16 @@ impl Read {
 
     fn advance(&mut self, verifier: &Verifier, now: Timestamp) {
         // It may have become too old while its completeness was awaited.
-        let grown_old = |best: &Best| {
-            Verifier::fresh(best.proof.certificate(), now, self.question.max_age_ms).is_err()
-        };
+        let grown_old =
+            |best: &Best| Verifier::fresh(best.proof.certificate(), now, self.question.max_age_ms).is_err();
         if self.best.as_ref().is_some_and(grown_old) {
             self.best = None;
         }
         // Somebody claims a newer version than anyone proved: he is to prove it.
         let proved = self.best.as_ref().map(|best| best.version);
         if !self.awaits_full() {
-            let claims = self.versions.iter().filter(|(_, claimed)| proved.is_none_or(|best| best < **claimed));
+            let claims =
+                self.versions.iter().filter(|(_, claimed)| proved.is_none_or(|best| best < **claimed));
             if let Some((server, _)) = claims.max_by_key(|(_, claimed)| **claimed) {
                 let server = *server;
                 self.versions.remove(&server);

@@ -82,7 +82,8 @@ async fn main() -> anyhow::Result<()> {
         let lookup = move |i: u64| {
             let client = client.clone();
             async move {
-                let found = client.lookup(&name(i.wrapping_mul(7_919) % size), &LookupOptions::default()).await?;
+                let found =
+                    client.lookup(&name(i.wrapping_mul(7_919) % size), &LookupOptions::default()).await?;
                 ensure!(found.record.is_some(), "a name is missing");
                 Ok(())
             }

@@ -34,7 +34,8 @@ async fn signatures_of_real_tools_verify_and_others_do_not() {
     std::fs::write(folder.join("message"), "pay 5").unwrap();
     std::fs::write(folder.join("forged"), "pay 500").unwrap();
     let mut signed = Vec::new();
-    for (kind, bits) in [("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "2048")]
+    for (kind, bits) in
+        [("ed25519", "256"), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "2048")]
     {
         let key = format!("ssh-{kind}{bits}");
         run(folder, "ssh-keygen", &["-q", "-t", kind, "-b", bits, "-N", "", "-C", "c", "-f", &key]);
@@ -82,15 +83,22 @@ async fn signatures_of_real_tools_verify_and_others_do_not() {
     // In base64, as many tools write it.
     use base64::Engine as _;
     let raw = std::fs::read(folder.join("pem-ed25519.sig")).unwrap();
-    std::fs::write(folder.join("b64.sig"), base64::engine::general_purpose::STANDARD.encode(raw) + "\n").unwrap();
+    std::fs::write(folder.join("b64.sig"), base64::engine::general_purpose::STANDARD.encode(raw) + "\n")
+        .unwrap();
     let check =
         |who: &str| cluster.cli(&["check-signature", who, "--file", "message", "--signature", "b64.sig"]);
     assert_eq!(status(&check("pem-ed25519")), 0);
     assert_eq!(status(&check("nobody")), 3, "there is no such name, and that is proved");
     // Made for something else than files.
     run(folder, "ssh-keygen", &["-q", "-Y", "sign", "-n", "git", "-f", "ssh-ed25519256", "message"]);
-    let other =
-        cluster.cli(&["check-signature", "ssh-ed25519256", "--file", "message", "--signature", "message.sig"]);
+    let other = cluster.cli(&[
+        "check-signature",
+        "ssh-ed25519256",
+        "--file",
+        "message",
+        "--signature",
+        "message.sig",
+    ]);
     assert_eq!(status(&other), 4, "{}", stdout(&other));
     assert!(stderr(&other).contains("git"), "{}", stderr(&other));
     // A key that was withdrawn signs nothing any more.
@@ -108,7 +116,8 @@ async fn tls_accepts_a_peer_exactly_if_its_key_is_registered() {
     let own = |host: &str| kds_certs::generate(host, &[host.to_owned()], 2026).unwrap();
     let (database, web, thief) = (own("db.example"), own("web.example"), own("db.example"));
     // One by its certificate, one by the key in it.
-    let certificate = KeyMaterial { algorithm: "x509".into(), key: quorum::Blob(database.certificate.clone()) };
+    let certificate =
+        KeyMaterial { algorithm: "x509".into(), key: quorum::Blob(database.certificate.clone()) };
     let spki = {
         use x509_parser::prelude::FromDer as _;
         let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&web.certificate).unwrap();
@@ -123,30 +132,32 @@ async fn tls_accepts_a_peer_exactly_if_its_key_is_registered() {
     peers.prepare(&name("db.example")).await.unwrap();
     peers.prepare(&name("web.example")).await.unwrap();
 
-    let handshake = async |server: &kds_certs::OwnCertificate, caller: &kds_certs::OwnCertificate, dialled: &str| {
-        use tokio_rustls::{TlsAcceptor, TlsConnector};
-        let parts = |own: &kds_certs::OwnCertificate| {
-            use rustls::pki_types::pem::PemObject as _;
-            let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
-            (vec![own.certificate.clone().into()], key)
+    let handshake =
+        async |server: &kds_certs::OwnCertificate, caller: &kds_certs::OwnCertificate, dialled: &str| {
+            use tokio_rustls::{TlsAcceptor, TlsConnector};
+            let parts = |own: &kds_certs::OwnCertificate| {
+                use rustls::pki_types::pem::PemObject as _;
+                let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+                (vec![own.certificate.clone().into()], key)
+            };
+            let ((chain, key), (own_chain, own_key)) = (parts(server), parts(caller));
+            let accepts = rustls::ServerConfig::builder()
+                .with_client_cert_verifier(Arc::clone(&peers) as _)
+                .with_single_cert(chain, key)
+                .unwrap();
+            let dials = rustls::ClientConfig::builder()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::clone(&peers) as _)
+                .with_client_auth_cert(own_chain, own_key)
+                .unwrap();
+            let (one, other) = tokio::io::duplex(64 * 1024);
+            let (dialled, acceptor) =
+                (dialled.to_owned().try_into().unwrap(), TlsAcceptor::from(Arc::new(accepts)));
+            let connector = TlsConnector::from(Arc::new(dials));
+            let (dialled, accepted) = tokio::join!(connector.connect(dialled, one), acceptor.accept(other));
+            // In TLS 1.3 a client is done before it hears that it was refused.
+            dialled.map(drop).and(accepted.map(drop)).map_err(|error| error.to_string())
         };
-        let ((chain, key), (own_chain, own_key)) = (parts(server), parts(caller));
-        let accepts = rustls::ServerConfig::builder()
-            .with_client_cert_verifier(Arc::clone(&peers) as _)
-            .with_single_cert(chain, key)
-            .unwrap();
-        let dials = rustls::ClientConfig::builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::clone(&peers) as _)
-            .with_client_auth_cert(own_chain, own_key)
-            .unwrap();
-        let (one, other) = tokio::io::duplex(64 * 1024);
-        let (dialled, acceptor) = (dialled.to_owned().try_into().unwrap(), TlsAcceptor::from(Arc::new(accepts)));
-        let connector = TlsConnector::from(Arc::new(dials));
-        let (dialled, accepted) = tokio::join!(connector.connect(dialled, one), acceptor.accept(other));
-        // In TLS 1.3 a client is done before it hears that it was refused.
-        dialled.map(drop).and(accepted.map(drop)).map_err(|error| error.to_string())
-    };
     assert_eq!(handshake(&database, &web, "db.example").await, Ok(()));
     for (server, caller, dialled, why) in [
         (&thief, &web, "db.example", "another key"),
@@ -297,7 +308,8 @@ async fn one_greedy_address_does_not_starve_another() {
     for server in 0..4 {
         let path = cluster.server_dir(server).join("config.toml");
         let config = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, config.replace("requests_per_second = 20000", "requests_per_second = 200")).unwrap();
+        std::fs::write(&path, config.replace("requests_per_second = 20000", "requests_per_second = 200"))
+            .unwrap();
         cluster.run(server).unwrap();
     }
     cluster.ready().await.unwrap();
@@ -317,7 +329,10 @@ async fn one_greedy_address_does_not_starve_another() {
     }
     let head = refused.split("\r\n\r\n").find(|head| head.contains(" 429 ")).expect("it was never refused");
     let wait = head.lines().find_map(|line| line.strip_prefix("retry-after: "));
-    assert!(wait.is_some_and(|seconds| seconds.trim().parse::<u64>().is_ok_and(|s| (1..=5).contains(&s))), "{head}");
+    assert!(
+        wait.is_some_and(|seconds| seconds.trim().parse::<u64>().is_ok_and(|s| (1..=5).contains(&s))),
+        "{head}"
+    );
     let modest = curl("127.0.0.2");
     assert!(modest.contains(" 200 ") && !modest.contains(" 429 "), "{modest}");
     // The client goes on to servers that have time, and comes back.
@@ -345,7 +360,8 @@ async fn answers_are_as_described() {
         assert!(root.is_object(), "{schema} is not described");
         root["components"] = described["components"].clone();
         let validator = jsonschema::validator_for(&root).unwrap();
-        let errors: Vec<_> = validator.iter_errors(answer).map(|e| format!("{e} at {}", e.instance_path())).collect();
+        let errors: Vec<_> =
+            validator.iter_errors(answer).map(|e| format!("{e} at {}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{schema}: {errors:#?}");
     };
     for (path, code, schema) in [
@@ -373,7 +389,11 @@ async fn answers_are_as_described() {
     let (_, body) = link.send("POST", "/v1/records/lookup", question.to_string().into()).await.unwrap();
     check("BulkAnswer", &serde_json::from_slice(&body).unwrap());
     check("Receipt", &serde_json::to_value(&*revoked.receipt).unwrap());
-    let request = cluster.client.sign(&cluster.administrator, 77, quorum::request::Operation::Delete { secret: name("s") });
+    let request = cluster.client.sign(
+        &cluster.administrator,
+        77,
+        quorum::request::Operation::Delete { secret: name("s") },
+    );
     check("SignedRequest", &serde_json::to_value(&request).unwrap());
     // A validator that accepts anything would show nothing.
     let wrong = json!({ "version": "one", "certified": 1 });
@@ -395,8 +415,10 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
     let voters: Vec<_> = (0..3)
         .map(|server| {
             let folder = cluster.server_dir(server);
-            let identity = keystore::read_signing_key(&folder.join("identity.key"), SecretKind::IdentityKey, None);
-            let voting = keystore::read_signing_key(&folder.join("voting.key"), SecretKind::VotingKey, None).unwrap();
+            let identity =
+                keystore::read_signing_key(&folder.join("identity.key"), SecretKind::IdentityKey, None);
+            let voting =
+                keystore::read_signing_key(&folder.join("voting.key"), SecretKind::VotingKey, None).unwrap();
             let statement = KeyStatement {
                 server: ServerId(server as u8),
                 purpose: KeyPurpose::Voting,
@@ -423,7 +445,8 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
     let folder = cluster.server_dir(3);
     let _liar = Liar::start(&cluster.manifest, ServerId(3), &folder, ServerId(0), lie).await.unwrap();
     let kept = cluster.dir().join("evidence");
-    let options = Options { evidence: Some(kept.clone()), timeout: Duration::from_secs(5), ..Options::default() };
+    let options =
+        Options { evidence: Some(kept.clone()), timeout: Duration::from_secs(5), ..Options::default() };
     let client = Client::new(Arc::clone(&cluster.manifest), options).unwrap();
     let files = || std::fs::read_dir(&kept).map_or(vec![], |dir| dir.map(|e| e.unwrap().path()).collect());
     for _ in 0..1_000 {

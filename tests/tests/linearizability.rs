@@ -2,15 +2,15 @@
 //! they saw can be put in one order that explains all of it.
 
 use kds_client::{ClientError, LookupOptions};
+use kds_tests::liar::{Liar, Lie};
 use kds_tests::linearizable::{Call, Operation, Outcome, Value, check};
 use kds_tests::{Cluster, entry};
-use kds_tests::liar::{Liar, Lie};
 use quorum::ServerId;
 use quorum::bytes::Blob;
 use quorum::record::{Entry, Name, Record};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const NAMES: u64 = 5;

@@ -276,7 +276,8 @@ async fn a_listing_or_history_that_omits_is_noticed() {
         let begun = asked.load(Ordering::Relaxed);
         for _ in 0..200 {
             let client = cluster.fresh_client();
-            let names: Vec<_> = client.list("").await.unwrap().into_iter().map(|r| r.name.to_string()).collect();
+            let names: Vec<_> =
+                client.list("").await.unwrap().into_iter().map(|r| r.name.to_string()).collect();
             assert_eq!(names, ["alice", "bob", "carol", "dave"], "{what}");
             let versions: Vec<_> =
                 client.history(&alice).await.unwrap().into_iter().map(|record| record.version).collect();

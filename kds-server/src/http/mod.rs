@@ -9,11 +9,11 @@ mod status;
 mod watch;
 
 use crate::server::Shared;
-use axum::Router;
 use arc_swap::ArcSwapOption;
+use axum::Router;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::{Method, StatusCode};
 use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -24,10 +24,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use kds_client::api::ProblemKind;
 use problem::ApiError;
-use rate::{Caller, RateLimits, WRITE_COST};
 use quorum::certificate::Certificate;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
+use rate::{Caller, RateLimits, WRITE_COST};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use std::net::SocketAddr;
@@ -176,8 +176,7 @@ fn count(route: &str, status: u16) {
         return counter.increment(1);
     }
     drop(known);
-    let counter =
-        metrics::counter!("kds_http_requests_total", "route" => route.to_owned(), "status" => status.to_string());
+    let counter = metrics::counter!("kds_http_requests_total", "route" => route.to_owned(), "status" => status.to_string());
     counter.increment(1);
     // Bounded: there are as many as routes and statuses.
     COUNTERS.write().unwrap_or_else(PoisonError::into_inner).push((route.to_owned(), status, counter));
@@ -273,7 +272,9 @@ pub async fn serve(
             // Whoever does not read what it asked for is let go.
             let mut tcp = TimeoutStream::new(tcp);
             tcp.set_write_timeout(Some(WRITE_TIMEOUT));
-            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Box::pin(tcp))).await else { return };
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Box::pin(tcp))).await else {
+                return;
+            };
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder
                 .timer(TokioTimer::new())

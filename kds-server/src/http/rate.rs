@@ -7,9 +7,9 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use kds_client::api::ProblemKind;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a write costs, in lookups.
@@ -17,7 +17,8 @@ pub(super) const WRITE_COST: u32 = 10;
 /// Addresses that are told apart; the others share one allowance.
 const MAX_ADDRESSES: usize = 65_536;
 
-type Limiter = RateLimiter<IpAddr, HashMapStateStore<IpAddr>, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
+type Limiter =
+    RateLimiter<IpAddr, HashMapStateStore<IpAddr>, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
 
 /// Connections of one address at a time: half of all.
 pub(super) const MAX_PER_ADDRESS: usize = super::MAX_CONNECTIONS / 2;

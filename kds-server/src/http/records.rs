@@ -1,12 +1,13 @@
 //! Reads of records: straight from the certified snapshot, without the replica.
 
 use super::problem::ApiError;
-use super::{AppState, Body, NamePath, Params, json};
 use super::rate::Caller;
+use super::{AppState, Body, NamePath, Params, json};
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, KnownState, ProblemKind};
+use metrics::Counter;
 use quorum::answer::{PageAnswer, Proved, RecordAnswer};
 use quorum::ids::Sequence;
 use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
@@ -15,7 +16,7 @@ use quorum::record::Record;
 use quorum::state::layout;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 fn complete(published: &Published) -> Sequence {
     published.completion.as_ref().map_or(Sequence(0), |completion| completion.sequence)
@@ -44,6 +45,7 @@ pub(super) async fn lookup(
     Params(params): Params<LookupParams>,
 ) -> Result<Response, ApiError> {
     let published = app.published()?;
+    looked_up(usize::from(!params.brief), usize::from(params.brief));
     if params.brief {
         let version = layout::record(&published.snapshot, &name).map_or(0, |record| record.version);
         let certified = published.certificate.statement.sequence;
@@ -93,6 +95,7 @@ pub(super) async fn bulk(
         return Err(ApiError::new(ProblemKind::TooLarge, detail));
     }
     let records = keys.iter().map(|key| Proved::<Record>::look_up(snapshot, key)).collect();
+    looked_up(question.names.len(), question.brief.len());
     let version = |name| layout::record(snapshot, name).map_or(0, |record| record.version);
     let certified = published.certificate.statement.sequence;
     Ok(json(&BulkAnswer {
@@ -103,6 +106,16 @@ pub(super) async fn bulk(
             .then(|| Arc::clone(&published.certificate)),
         complete: complete(&published),
     }))
+}
+
+/// Counts names that were answered for, wholly and briefly: the load that reads put on this server.
+fn looked_up(full: usize, brief: usize) {
+    static COUNTERS: OnceLock<[Counter; 2]> = OnceLock::new();
+    let [fully, briefly] = COUNTERS.get_or_init(|| {
+        ["full", "brief"].map(|answer| metrics::counter!("kds_lookups_total", "answer" => answer))
+    });
+    fully.increment(full as u64);
+    briefly.increment(brief as u64);
 }
 
 #[derive(Deserialize)]

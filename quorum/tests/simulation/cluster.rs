@@ -448,7 +448,11 @@ impl Simulation {
             assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
-            assert!(status.pending_requests <= self.faults.requests + 1, "seed {}: requests pile up", self.seed);
+            assert!(
+                status.pending_requests <= self.faults.requests + 1,
+                "seed {}: requests pile up",
+                self.seed
+            );
             if before.part == Part::Repairing && status.part == Part::Voting {
                 self.repairs += 1;
                 self.corrupt = Some((id, false));

@@ -100,12 +100,8 @@ impl Simulation {
         // Whoever lies in ordering lies to readers too.
         servers.sort_by_key(|server| !self.liars.contains_key(server));
         servers.truncate(count);
-        let reader = || Reader {
-            verifier: Verifier::new(Arc::clone(&self.manifest)),
-            seen: 0,
-            number: 0,
-            read: None,
-        };
+        let reader =
+            || Reader { verifier: Verifier::new(Arc::clone(&self.manifest)), seen: 0, number: 0, read: None };
         self.readers = Some(Readers {
             name: Name::new("hot").unwrap(),
             liars: servers,
@@ -170,8 +166,13 @@ impl Simulation {
                 _ => Operation::Rotate { name, from_version: version - 1, entry: entry(version) },
             };
             let expiry = now.plus_ms(55_000);
-            readers.request =
-                Some(SignedRequest::sign(&self.cluster, &administrator, 1_000_000 + version, expiry, operation));
+            readers.request = Some(SignedRequest::sign(
+                &self.cluster,
+                &administrator,
+                1_000_000 + version,
+                expiry,
+                operation,
+            ));
             pause += self.rng.random_range(0..200);
         }
         let request = readers.request.clone().expect("there is one").verify(&self.cluster).unwrap();
@@ -245,8 +246,7 @@ impl Simulation {
 
     fn check_read(&mut self, reader: usize) {
         let (seed, now) = (self.seed, self.now);
-        let honest: Vec<_> =
-            self.manifest.grid().servers().filter(|server| !self.is_liar(*server)).collect();
+        let honest: Vec<_> = self.manifest.grid().servers().filter(|server| !self.is_liar(*server)).collect();
         let readers = self.readers.as_mut().expect("readers run");
         let this = &mut readers.readers[reader];
         let running = this.read.take().expect("it runs");
@@ -306,7 +306,14 @@ impl Simulation {
         self.schedule(delay, Event::Answer { reader, number, server, ask, reply: Box::new(reply) });
     }
 
-    pub(crate) fn take_answer(&mut self, reader: usize, number: u64, server: ServerId, ask: Ask, reply: Reply) {
+    pub(crate) fn take_answer(
+        &mut self,
+        reader: usize,
+        number: u64,
+        server: ServerId,
+        ask: Ask,
+        reply: Reply,
+    ) {
         let now = self.now;
         let readers = self.readers.as_mut().expect("readers run");
         let this = &mut readers.readers[reader];

@@ -39,8 +39,7 @@ pub const LAGGING: Faults =
 /// No more servers lie to readers than an access masks.
 pub const READING: Faults = Faults { readers: Some(Liars::Masked), max_delay_ms: 150, ..GOOD };
 /// f servers lie to readers.
-pub const DECEIVED: Faults =
-    Faults { readers: Some(Liars::Most), skew_ms: 300, max_delay_ms: 100, ..GOOD };
+pub const DECEIVED: Faults = Faults { readers: Some(Liars::Most), skew_ms: 300, max_delay_ms: 100, ..GOOD };
 /// While servers crash and the network parts.
 pub const READING_THROUGH_IT: Faults = Faults {
     loss: 0.05,
