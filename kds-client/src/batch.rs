@@ -75,6 +75,7 @@ impl Batcher {
     }
 
     async fn run(self: Arc<Self>) {
+        let mut slot = Slot { batcher: Arc::clone(&self), taken: true };
         loop {
             // Tasks that are about to ask do so first.
             tokio::task::yield_now().await;
@@ -83,8 +84,8 @@ impl Batcher {
                 queue.waiting.retain(|waiting| !waiting.answers.is_closed());
                 let count = queue.waiting.len().min(MAX_LOOKUP_NAMES);
                 if count == 0 {
-                    queue.running -= 1;
-                    return;
+                    // Under the lock: whoever asks next sees it.
+                    return slot.leave(queue);
                 }
                 queue.waiting.drain(..count).collect()
             };
@@ -138,6 +139,27 @@ impl Batcher {
 
     fn verifier(&self) -> MutexGuard<'_, Verifier> {
         self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a request on its way; free again even if its task is broken off with its runtime.
+struct Slot {
+    batcher: Arc<Batcher>,
+    taken: bool,
+}
+
+impl Slot {
+    fn leave(&mut self, mut queue: MutexGuard<'_, Queue>) {
+        queue.running -= 1;
+        self.taken = false;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.taken {
+            self.batcher.queue().running -= 1;
+        }
     }
 }
 

@@ -1,16 +1,9 @@
 //! The client for programs without an async runtime.
 //!
-//! ```no_run
-//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use kds_client::{blocking, manifest_file, quorum::record::Name};
+//! `examples/blocking.rs`, which the tests run:
 //!
-//! let manifest = manifest_file::read("kds-dev/manifest.toml".as_ref())?;
-//! let client = blocking::Client::new(manifest, Default::default())?;
-//! let alice = Name::new("alice")?;
-//! let key = client.verify_signature(&alice, b"the message", b"the signature")?;
-//! println!("signed with {}", kds_client::keys::fingerprint(&key));
-//! # Ok(())
-//! # }
+//! ```no_run
+#![doc = include_str!("../examples/blocking.rs")]
 //! ```
 
 use crate::error::ClientError;

@@ -39,14 +39,18 @@ impl Cache {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// The answer for a name, if its certificate is not older than `max_age_ms`.
-    fn fresh(&self, name: &Name, now: Timestamp, max_age_ms: u64) -> Option<Option<Arc<Record>>> {
+    /// The answer for a name, if its certificate is not older than `max_age_ms`, and its version not older than
+    /// what the client has seen.
+    fn fresh(&self, name: &Name, now: Timestamp, max_age_ms: u64, seen: u64) -> Option<Option<Arc<Record>>> {
         let mut inside = self.inside();
         inside.uses += 1;
         let uses = inside.uses;
         let kept = inside.kept.get_mut(name)?;
         // By this machine's clock, as everywhere. A clock that was put back makes nothing fresh.
         if kept.certified.plus_ms(max_age_ms) < now || kept.certified > now.plus_ms(max_age_ms) {
+            return None;
+        }
+        if kept.record.as_ref().map_or(0, |record| record.version) < seen {
             return None;
         }
         kept.used = uses;
@@ -100,15 +104,13 @@ impl Client {
     /// # Errors
     /// As [`Client::lookup`]; an answer that is too old is never given instead.
     pub async fn lookup_cached(&self, name: &Name) -> Result<Option<Arc<Record>>, ClientError> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        let cache = &self.inner.cache;
-        if let Some(record) = cache.fresh(name, crate::now(), max_age_ms) {
+        if let Some(record) = self.cached(name) {
             return Ok(record);
         }
-        let seat = cache.seat(name);
+        let seat = self.inner.cache.seat(name);
         let _renewing = seat.place.lock().await;
         // Somebody else may have renewed it meanwhile.
-        match cache.fresh(name, crate::now(), max_age_ms) {
+        match self.cached(name) {
             Some(record) => Ok(record),
             None => self.renew(name).await,
         }
@@ -121,7 +123,8 @@ impl Client {
     }
     /// The answer in memory, if it is still good; for callers that cannot wait.
     pub(crate) fn cached(&self, name: &Name) -> Option<Option<Arc<Record>>> {
-        self.inner.cache.fresh(name, crate::now(), self.inner.options.max_age.as_millis() as u64)
+        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        self.inner.cache.fresh(name, crate::now(), max_age_ms, self.seen(name))
     }
 }
 
@@ -137,10 +140,11 @@ mod tests {
     fn nothing_is_served_beyond_its_age() {
         let cache = Cache::new(8);
         cache.keep(&name(1), None, Timestamp(10_000));
-        assert!(cache.fresh(&name(1), Timestamp(14_999), 5_000).is_some());
-        assert!(cache.fresh(&name(1), Timestamp(15_001), 5_000).is_none());
-        assert!(cache.fresh(&name(1), Timestamp(4_999), 5_000).is_none(), "from the future");
-        assert!(cache.fresh(&name(2), Timestamp(10_000), 5_000).is_none());
+        assert!(cache.fresh(&name(1), Timestamp(14_999), 5_000, 0).is_some());
+        assert!(cache.fresh(&name(1), Timestamp(15_001), 5_000, 0).is_none());
+        assert!(cache.fresh(&name(1), Timestamp(4_999), 5_000, 0).is_none(), "from the future");
+        assert!(cache.fresh(&name(1), Timestamp(14_999), 5_000, 1).is_none(), "less than was seen");
+        assert!(cache.fresh(&name(2), Timestamp(10_000), 5_000, 0).is_none());
     }
 
     #[test]
@@ -148,7 +152,7 @@ mod tests {
         let cache = Cache::new(64);
         for i in 0..1_000 {
             cache.keep(&name(i), None, Timestamp(10_000));
-            assert!(cache.fresh(&name(0), Timestamp(10_000), 5_000).is_some(), "used all the time");
+            assert!(cache.fresh(&name(0), Timestamp(10_000), 5_000, 0).is_some(), "used all the time");
             assert!(cache.inside().kept.len() <= 64);
         }
         let none = Cache::new(0);

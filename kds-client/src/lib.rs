@@ -4,18 +4,19 @@
 //! against the cluster's manifest: a lookup touches one row of the grid, and goes on to another
 //! row or to q servers where one is silent or wrong; a write returns with a receipt.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use kds_client::{Client, LookupOptions, manifest_file, quorum::record::Name};
+//! | | |
+//! |---|---|
+//! | [`Client::lookup`], [`Client::lookup_many`] | verified, complete, one row of servers |
+//! | [`Client::lookup_cached`] | from memory, at most `max_age` old |
+//! | [`Client::verify_signature`] | a message's signature under a name's current keys |
+//! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered |
+//! | [`Client::watch`], [`Client::history`], [`Client::list`] | versions as they come, and as they were |
+//! | [`blocking::Client`] | the same without an async runtime |
 //!
-//! let manifest = manifest_file::read("kds-dev/manifest.toml".as_ref())?;
-//! let client = Client::new(manifest, Default::default())?;
-//! let found = client.lookup(&Name::new("alice")?, &LookupOptions::default()).await?;
-//! if let Some(record) = found.record {
-//!     println!("version {} with {} keys", record.version, record.entry.keys.len());
-//! }
-//! # Ok(())
-//! # }
+//! `examples/service.rs`, which the tests run:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/service.rs")]
 //! ```
 
 pub mod api;

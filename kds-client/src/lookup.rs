@@ -120,7 +120,7 @@ impl Client {
         let mut give_up_completion = None;
         let mut first = true;
         loop {
-            while let Some((server, ask)) = read.next() {
+            while let Some((server, ask)) = read.next_ask() {
                 self.ask(read.question(), server, ask, &answers);
             }
             match read.progress() {
@@ -247,7 +247,8 @@ impl Client {
     async fn odd_clock(&self) -> Option<ClientError> {
         let tolerated = i64::try_from(self.inner.options.max_age.as_millis()).unwrap_or(i64::MAX);
         let mut tasks = tokio::task::JoinSet::new();
-        for link in self.inner.links.iter().cloned() {
+        for link in &self.inner.links {
+            let link = link.clone();
             tasks.spawn(async move {
                 let asked = tokio::time::timeout(Duration::from_secs(1), link.get("/v1/status"));
                 let status: crate::api::ServerStatus = asked.await.ok()?.ok()?;

@@ -1,22 +1,7 @@
 //! TLS between services that know each other by name: a peer is accepted exactly if its key is one
 //! that is registered for its name, now.
 //!
-//! ```no_run
-//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use kds_client::{blocking, manifest_file, tls::RegisteredPeers};
-//! use std::sync::Arc;
-//!
-//! let manifest = manifest_file::read("kds-dev/manifest.toml".as_ref())?;
-//! let peers = RegisteredPeers::new(blocking::Client::new(manifest, Default::default())?);
-//! let config = rustls::ClientConfig::builder()
-//!     .dangerous()
-//!     .with_custom_certificate_verifier(Arc::new(peers))
-//!     .with_no_client_auth();
-//! // Connecting to `db.example` succeeds only with a key that the record `db.example` holds.
-//! # drop(config);
-//! # Ok(())
-//! # }
-//! ```
+//! [`crate::blocking`] has an example.
 
 use crate::blocking::Client;
 use crate::error::ClientError;

@@ -138,6 +138,12 @@ impl Client {
             return Ok(Err(ClientError::NumberReused));
         }
         let sequence = reply.sequence;
+        if let (Outcome::Done(Done::Record { version }), Some(name)) =
+            (&reply.outcome, request.request.operation.name())
+        {
+            // Who has written a version is not shown an older one, from memory least of all.
+            self.remember(name, *version);
+        }
         Ok(match reply.outcome {
             Outcome::Done(done) => Ok(Written { done, sequence, complete, receipt: Box::new(receipt) }),
             Outcome::Refused(refusal) => Err(ClientError::Refused(refusal)),

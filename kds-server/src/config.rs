@@ -32,13 +32,15 @@ pub struct Config {
     pub listen_peers: SocketAddr,
     /// `sqlite`: the file kds.db beside this one.
     pub database: String,
-    /// Lookups a second that one address may ask for, a write counting as ten; 0 sets no limit.
+    /// Requests a second that one address may make: four names of a bulk lookup count as one, a write as
+    /// ten; 0 sets no limit.
     #[serde(default = "requests_per_second")]
     pub requests_per_second: u32,
 }
 
-/// What one address may ask for where nothing else is configured: a busy service asks for thousands of
-/// names a second, and one core answers several times as many.
+/// What one address may ask for where nothing else is configured: a busy service asks for tens of
+/// thousands of names a second through the library, and one core answers two or three times as many
+/// requests.
 pub const fn requests_per_second() -> u32 {
     20_000
 }

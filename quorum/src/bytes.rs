@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use std::fmt;
 
 macro_rules! fixed_bytes {
@@ -30,7 +30,10 @@ macro_rules! fixed_bytes {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
-                    serializer.serialize_str(&STANDARD.encode(self.0))
+                    // On the stack: there are dozens of these in an answer.
+                    let mut text = [0; $length / 3 * 4 + 4];
+                    let length = STANDARD.encode_slice(self.0, &mut text).map_err(ser::Error::custom)?;
+                    serializer.serialize_str(str::from_utf8(&text[..length]).map_err(ser::Error::custom)?)
                 } else {
                     use serde::ser::SerializeTuple as _;
                     let mut tuple = serializer.serialize_tuple($length)?;

@@ -8,7 +8,7 @@
 //! reader sees less (atomicity): where servers hold it but have not said so yet the reader asks until
 //! they do.
 //!
-//! The shell asks the servers that [`Read::next`] names, hands in what comes back, and calls
+//! The shell asks the servers that [`Read::next_ask`] names, hands in what comes back, and calls
 //! [`Read::late`] when an answer seems to be late or there is nothing left to wait for. The same code
 //! runs in the client and in the simulator.
 
@@ -170,14 +170,14 @@ struct Best {
 
 #[derive(Clone, Debug)]
 enum Proof {
-    Record(Option<Record>, Box<RecordAnswer>),
+    Record(Box<(Option<Record>, RecordAnswer)>),
     State(Arc<Certificate>),
 }
 
 impl Proof {
     fn certificate(&self) -> &Certificate {
         match self {
-            Self::Record(_, answer) => &answer.certificate,
+            Self::Record(found) => &found.1.certificate,
             Self::State(certificate) => certificate,
         }
     }
@@ -250,7 +250,7 @@ impl Read {
         read
     }
     /// The next question to send.
-    pub fn next(&mut self) -> Option<(ServerId, Ask)> {
+    pub fn next_ask(&mut self) -> Option<(ServerId, Ask)> {
         let ask = self.asks.pop_front()?;
         self.open.push(ask);
         Some(ask)
@@ -374,7 +374,7 @@ impl Read {
                 // What was never written has no change that others might miss.
                 let (version, last_change) =
                     current.map_or((0, Sequence(0)), |record| (record.version, record.updated.sequence));
-                Best { version, last_change, proof: Proof::Record(record, answer) }
+                Best { version, last_change, proof: Proof::Record(Box::new((record, *answer))) }
             }
             (Reply::State(certificate), Subject::State) => {
                 let certificate = verifier.certificate(&certificate)?;
@@ -485,7 +485,10 @@ impl Read {
     pub fn finish(self) -> Option<Found> {
         let (access, complete) = (self.access(), self.complete);
         match self.enough().then_some(self.best?)?.proof {
-            Proof::Record(record, answer) => Some(Found { record, answer: *answer, access, complete }),
+            Proof::Record(found) => {
+                let (record, answer) = *found;
+                Some(Found { record, answer, access, complete })
+            }
             Proof::State(_) => None,
         }
     }
@@ -493,7 +496,7 @@ impl Read {
     pub fn finish_state(self) -> Option<Arc<Certificate>> {
         match self.enough().then_some(self.best?)?.proof {
             Proof::State(certificate) => Some(certificate),
-            Proof::Record(..) => None,
+            Proof::Record(_) => None,
         }
     }
 }

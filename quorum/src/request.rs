@@ -91,6 +91,16 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// The name whose record changes, if one does.
+    pub fn name(&self) -> Option<&Name> {
+        match self {
+            Self::Register { name, .. } | Self::Rotate { name, .. } | Self::Revoke { name, .. } => Some(name),
+            Self::Deposit(_) | Self::Release { .. } | Self::Delete { .. } | Self::AnnounceKeys { .. } => None,
+        }
+    }
+}
+
 /// What a client signs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

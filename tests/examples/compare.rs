@@ -21,7 +21,7 @@ use quorum::record::Name;
 const CLIENTS: [usize; 4] = [1, 16, 64, 256];
 
 async fn ours(servers: usize, seconds: f64) -> anyhow::Result<Vec<Measured>> {
-    let cluster = Cluster::start(servers).await?;
+    let cluster = Cluster::start_unlimited(servers).await?;
     let processes: Vec<_> = (0..servers).filter_map(|server| cluster.process(server)).collect();
     let mut measured = Vec::new();
     for clients in CLIENTS {

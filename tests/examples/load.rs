@@ -35,7 +35,7 @@ fn sum(metrics: &str, metric: &str, label: &str) -> u64 {
 }
 
 async fn measure(servers: usize) -> anyhow::Result<Load> {
-    let cluster = Cluster::start(servers).await?;
+    let cluster = Cluster::start_unlimited(servers).await?;
     for i in 0..100 {
         cluster.register(name(i).as_str(), 1).await?;
     }

@@ -61,7 +61,7 @@ async fn main() -> anyhow::Result<()> {
     if sizes.is_empty() {
         sizes = vec![10_000, 100_000, 1_000_000];
     }
-    let mut cluster = Cluster::start(servers).await?;
+    let mut cluster = Cluster::start_unlimited(servers).await?;
     let processes = |cluster: &Cluster| -> Vec<u32> {
         (0..servers).filter_map(|server| cluster.process(server)).collect()
     };

@@ -32,7 +32,7 @@ fn name(i: u64) -> Name {
 }
 
 async fn filled(servers: usize) -> anyhow::Result<Cluster> {
-    let cluster = Cluster::start(servers).await?;
+    let cluster = Cluster::start_unlimited(servers).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for worker in 0..64 {
         let (client, key) = (cluster.client.clone(), cluster.administrator.clone());

@@ -55,6 +55,29 @@ impl Cluster {
         cluster.ready().await?;
         Ok(cluster)
     }
+    /// The same without rate limits, for benchmarks: all load comes from one address there.
+    pub async fn start_unlimited(servers: usize) -> anyhow::Result<Self> {
+        let mut cluster = Self::new(servers, &[])?;
+        for server in 0..servers {
+            cluster.limit_requests(server, 0)?;
+            cluster.run(server)?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+    /// Sets how much one address may ask of a server that does not run yet.
+    pub fn limit_requests(&self, server: usize, per_second: u32) -> anyhow::Result<()> {
+        self.configure(server, "requests_per_second", &per_second.to_string())
+    }
+    fn configure(&self, server: usize, key: &str, value: &str) -> anyhow::Result<()> {
+        let path = self.server_dir(server).join("config.toml");
+        let config = std::fs::read_to_string(&path)?;
+        let changed = config.lines().map(|line| match line.split_once(" = ") {
+            Some((known, _)) if known == key => format!("{key} = {value}\n"),
+            _ => format!("{line}\n"),
+        });
+        Ok(std::fs::write(&path, changed.collect::<String>())?)
+    }
     /// Makes a cluster and starts nothing; `init` gets these arguments too.
     pub fn new(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
@@ -109,13 +132,7 @@ impl Cluster {
     /// Makes a server that does not run yet listen for clients at a port that nobody knows, so that a
     /// [`liar::Liar`] can answer them in its place while it takes part in ordering.
     pub fn hide_from_clients(&self, server: usize) -> anyhow::Result<()> {
-        let path = self.server_dir(server).join("config.toml");
-        let config = std::fs::read_to_string(&path)?;
-        let hidden = config.lines().map(|line| match line.starts_with("listen_clients") {
-            true => "listen_clients = \"127.0.0.1:0\"\n".to_owned(),
-            false => format!("{line}\n"),
-        });
-        Ok(std::fs::write(&path, hidden.collect::<String>())?)
+        self.configure(server, "listen_clients", "\"127.0.0.1:0\"")
     }
     /// Starts a server's process.
     pub fn run(&mut self, server: usize) -> anyhow::Result<()> {

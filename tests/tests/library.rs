@@ -228,12 +228,10 @@ async fn a_watch_misses_nothing() {
         let WatchEvent::Version(record) = late.next().await.unwrap() else { panic!("a version") };
         assert_eq!(record.version, expected);
     }
-    // A change arrives soon, not with the next look: the stream works.
-    let rotated = tokio::time::Instant::now();
+    // From the command line, for scripts.
     cluster.client.rotate(&cluster.administrator, name("alice"), 8, entry(9, None)).await.unwrap();
     let output = cluster.cli(&["watch", "alice", "--since", "8", "--events", "1", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["version"], 9);
-    drop(rotated);
 }
 
 /// Many names in few requests, each verified; a name's answer in memory is renewed once for all who wait.
@@ -306,10 +304,7 @@ async fn the_odd_clock_is_named() {
 async fn one_greedy_address_does_not_starve_another() {
     let mut cluster = Cluster::new(4, &[]).unwrap();
     for server in 0..4 {
-        let path = cluster.server_dir(server).join("config.toml");
-        let config = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, config.replace("requests_per_second = 20000", "requests_per_second = 200"))
-            .unwrap();
+        cluster.limit_requests(server, 200).unwrap();
         cluster.run(server).unwrap();
     }
     cluster.ready().await.unwrap();
@@ -473,4 +468,30 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
     let forged = cluster.dir().join("forged.json");
     std::fs::write(&forged, text.replacen("\"sequence\": ", "\"sequence\": 1", 1)).unwrap();
     assert_eq!(status(&cluster.cli(&["verify", forged.to_str().unwrap()])), 4);
+}
+
+/// The library's examples do what they say.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_work() {
+    let cluster = Cluster::start(4).await.unwrap();
+    run(cluster.dir(), "ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "c", "-f", "key"]);
+    let key = keys::parse(&std::fs::read(cluster.dir().join("key.pub")).unwrap()).unwrap();
+    cluster.client.register(&cluster.administrator, name("alice"), with_key(key)).await.unwrap();
+    for (example, who, says) in [
+        (
+            "service",
+            "alice",
+            "version 1, from servers [\nssh-ed25519 SHA256:\nalice: there\nnobody: not there\nrefused: alice: the signature does not verify\nwatching from version 1",
+        ),
+        ("service", "nobody", "nobody does not exist"),
+        ("blocking", "alice", "version 1\nTLS is configured"),
+    ] {
+        let program = kds_tests::program(&format!("examples/{example}"));
+        let manifest = cluster.dir().join("manifest.toml");
+        let output = Command::new(program).arg(who).env("KDS_MANIFEST", manifest).output().unwrap();
+        assert_eq!(status(&output), 0, "{example}: {}", stderr(&output));
+        for line in says.lines() {
+            assert!(stdout(&output).contains(line), "{example} should say {line:?}: {}", stdout(&output));
+        }
+    }
 }

@@ -235,7 +235,8 @@ async fn a_listing_or_history_that_omits_is_noticed() {
     cluster.kill(4);
     // What the liar was asked, to see that it was.
     let asked = Arc::new(AtomicUsize::new(0));
-    let lies: [(&str, Box<dyn Fn(&mut Value) + Send + Sync>); 4] = [
+    type Change = Box<dyn Fn(&mut Value) + Send + Sync>;
+    let lies: [(&str, Change); 4] = [
         (
             "an entry left out",
             Box::new(|range| {

@@ -1,5 +1,6 @@
 //! HTTPS for clients: the routes, and a server loop with limits on everything.
 
+mod encoded;
 mod problem;
 mod rate;
 mod records;
@@ -17,6 +18,7 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use encoded::Encoded;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,12 +26,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use kds_client::api::ProblemKind;
 use problem::ApiError;
-use quorum::certificate::Certificate;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
 use rate::{Caller, RateLimits, WRITE_COST};
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -53,28 +53,35 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const DRAINED: usize = 16;
 /// How long a client may leave what was sent to it unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What an answer with its proof and certificate has, about: its buffer need not grow.
+const TYPICAL_ANSWER_BYTES: usize = 6 * 1024;
 /// How often allowances that are whole again are forgotten.
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// What the handlers use.
+/// What the handlers use. Cloned for every request, so it is one pointer.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Inside>);
+
+impl std::ops::Deref for App {
+    type Target = Inside;
+    fn deref(&self) -> &Inside {
+        &self.0
+    }
+}
+
+/// See [`App`].
+pub struct Inside {
     shared: Arc<Shared>,
     inputs: mpsc::Sender<Input>,
     metrics: Option<metrics_exporter_prometheus::PrometheusHandle>,
-    /// The newest certificate as JSON: it is most of an answer, and the same in thousands of them.
-    certificate: Arc<ArcSwapOption<EncodedCertificate>>,
+    /// Parts of answers about the newest certified state as JSON.
+    encoded: ArcSwapOption<Encoded>,
     /// Places for watches.
     watches: Arc<Semaphore>,
     /// Says when this server stops.
     stop: watch_channel::Receiver<bool>,
-}
-
-struct EncodedCertificate {
-    of: Arc<Certificate>,
-    json: Box<RawValue>,
 }
 
 impl App {
@@ -85,17 +92,15 @@ impl App {
             ApiError::new(ProblemKind::NotReady, "this server has no certified state yet: try another one")
         })
     }
-    /// The state's certificate as JSON.
-    fn certificate_json(&self, published: &Published) -> Result<Arc<EncodedCertificate>, ApiError> {
-        if let Some(known) = &*self.certificate.load()
-            && Arc::ptr_eq(&known.of, &published.certificate)
+    /// What is encoded already of the answers about a state.
+    fn encoded(&self, published: &Published) -> Result<Arc<Encoded>, ApiError> {
+        if let Some(known) = &*self.encoded.load()
+            && known.is_of(published)
         {
             return Ok(Arc::clone(known));
         }
-        let json = serde_json::value::to_raw_value(&published.certificate)
-            .map_err(|error| ApiError::internal(&error.into()))?;
-        let encoded = Arc::new(EncodedCertificate { of: Arc::clone(&published.certificate), json });
-        self.certificate.store(Some(Arc::clone(&encoded)));
+        let encoded = Arc::new(Encoded::new(published).map_err(|error| ApiError::internal(&error.into()))?);
+        self.encoded.store(Some(Arc::clone(&encoded)));
         Ok(encoded)
     }
 }
@@ -111,6 +116,8 @@ pub fn router(
     // Fails only if there is a recorder already: another server in this process, in tests.
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().ok();
     let limits = Arc::new(RateLimits::new(requests_per_second));
+    let encoded = ArcSwapOption::empty();
+    let inside = Inside { shared, inputs, metrics, encoded, watches, stop };
     let router = Router::new()
         .route("/v1/requests", post(requests::submit))
         .route("/v1/records", get(records::list))
@@ -138,7 +145,7 @@ pub fn router(
             tracing::error!("a handler panicked: please report this");
             ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
         }))
-        .with_state(App { shared, inputs, metrics, certificate: Arc::default(), watches, stop });
+        .with_state(App(Arc::new(inside)));
     Site { router, limits }
 }
 
@@ -337,8 +344,9 @@ fn json<T: serde::Serialize>(value: &T) -> Response {
 }
 
 fn json_with<T: serde::Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(body) => (status, [("content-type", content_type)], body).into_response(),
+    let mut body = Vec::with_capacity(TYPICAL_ANSWER_BYTES);
+    match serde_json::to_writer(&mut body, value) {
+        Ok(()) => (status, [("content-type", content_type)], body).into_response(),
         Err(error) => {
             tracing::error!(%error, "an answer does not encode");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -12,9 +12,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Names of a bulk lookup that cost as much as a request: most of a request's price is not the answer's.
+pub(super) const NAMES_PER_REQUEST: usize = 4;
 /// What a write costs, in lookups.
 pub(super) const WRITE_COST: u32 = 10;
-/// Addresses that are told apart; the others share one allowance.
+/// Addresses that are told apart: while more are active, all share one allowance.
 const MAX_ADDRESSES: usize = 65_536;
 
 type Limiter =
@@ -23,7 +25,7 @@ type Limiter =
 /// Connections of one address at a time: half of all.
 pub(super) const MAX_PER_ADDRESS: usize = super::MAX_CONNECTIONS / 2;
 
-/// Allowances of lookups a second, a second's worth of which may be used at once; and of connections.
+/// Allowances of requests a second, a second's worth of which may be used at once; and of connections.
 pub(super) struct RateLimits {
     lookups: Option<Limiter>,
     connections: Mutex<HashMap<IpAddr, usize>>,

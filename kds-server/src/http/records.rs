@@ -1,18 +1,17 @@
 //! Reads of records: straight from the certified snapshot, without the replica.
 
 use super::problem::ApiError;
-use super::rate::Caller;
+use super::rate::{Caller, NAMES_PER_REQUEST};
 use super::{AppState, Body, NamePath, Params, json};
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use kds_client::api::{BriefAnswer, BulkAnswer, BulkQuestion, HistoryAnswer, KnownState, ProblemKind};
+use kds_client::api::{BriefAnswer, BulkQuestion, HistoryAnswer, KnownState, ProblemKind};
 use metrics::Counter;
-use quorum::answer::{PageAnswer, Proved, RecordAnswer};
+use quorum::answer::{PageAnswer, RecordAnswer};
 use quorum::ids::Sequence;
 use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
 use quorum::ordering::Published;
-use quorum::record::Record;
 use quorum::state::layout;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -22,12 +21,24 @@ fn complete(published: &Published) -> Sequence {
     published.completion.as_ref().map_or(Sequence(0), |completion| completion.sequence)
 }
 
-/// A [`RecordAnswer`] whose certificate is JSON already.
+/// A [`RecordAnswer`] whose parts are JSON already.
 #[derive(Serialize)]
 struct EncodedAnswer<'a> {
-    current: &'a Proved<Record>,
-    earlier: Option<&'a Proved<Record>>,
+    current: &'a RawValue,
+    earlier: Option<&'a RawValue>,
     certificate: &'a RawValue,
+    complete: Sequence,
+}
+
+/// A [`kds_client::api::BulkAnswer`] whose parts are JSON already.
+#[derive(Serialize)]
+struct EncodedBulkAnswer<'a> {
+    records: Vec<Arc<RawValue>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    versions: Vec<u64>,
+    certified: Sequence,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<&'a RawValue>,
     complete: Sequence,
 }
 
@@ -51,6 +62,16 @@ pub(super) async fn lookup(
         let certified = published.certificate.statement.sequence;
         return Ok(json(&BriefAnswer { version, certified }));
     }
+    if params.version.is_none() && published.snapshot.get(&layout::name_key(&name)).is_some() {
+        let encoded = app.encoded(&published)?;
+        let current = encoded.record(&published, &name).map_err(|error| ApiError::internal(&error.into()))?;
+        return Ok(json(&EncodedAnswer {
+            current: &current,
+            earlier: None,
+            certificate: encoded.certificate(),
+            complete: complete(&published),
+        }));
+    }
     let (snapshot, certificate) = (&published.snapshot, &published.certificate);
     let answer = RecordAnswer::look_up(snapshot, certificate, complete(&published), &name, params.version);
     let found = match &answer.earlier {
@@ -58,12 +79,7 @@ pub(super) async fn lookup(
         Some(earlier) => earlier.value.is_some(),
     };
     if found {
-        return Ok(json(&EncodedAnswer {
-            current: &answer.current,
-            earlier: answer.earlier.as_ref(),
-            certificate: &app.certificate_json(&published)?.json,
-            complete: answer.complete,
-        }));
+        return Ok(json(&answer));
     }
     let what = params.version.map_or(String::new(), |version| format!("version {version} of "));
     let detail = format!("{what}{name} does not exist; the proof is attached");
@@ -82,8 +98,9 @@ pub(super) async fn bulk(
         ));
     }
     if let Some(Extension(caller)) = caller {
-        // The request itself was one.
-        caller.charge((question.names.len() + question.brief.len()).saturating_sub(1) as u32)?;
+        // The request itself was one, for which it may have a few.
+        let names = question.names.len() + question.brief.len();
+        caller.charge((names / NAMES_PER_REQUEST) as u32)?;
     }
     let published = app.published()?;
     let snapshot = &published.snapshot;
@@ -94,16 +111,18 @@ pub(super) async fn bulk(
             format!("these records have {bytes} bytes together, and {MAX_PAGE_BYTES} are answered at once");
         return Err(ApiError::new(ProblemKind::TooLarge, detail));
     }
-    let records = keys.iter().map(|key| Proved::<Record>::look_up(snapshot, key)).collect();
+    let encoded = app.encoded(&published)?;
+    let records = question.names.iter().map(|name| encoded.record(&published, name));
+    let records = records.collect::<Result<_, _>>().map_err(|error| ApiError::internal(&error.into()))?;
     looked_up(question.names.len(), question.brief.len());
     let version = |name| layout::record(snapshot, name).map_or(0, |record| record.version);
     let certified = published.certificate.statement.sequence;
-    Ok(json(&BulkAnswer {
+    Ok(json(&EncodedBulkAnswer {
         records,
         versions: question.brief.iter().map(version).collect(),
         certified,
         certificate: (question.known != Some(KnownState::of(&published.certificate)))
-            .then(|| Arc::clone(&published.certificate)),
+            .then(|| encoded.certificate()),
         complete: complete(&published),
     }))
 }

@@ -216,7 +216,7 @@ impl Simulation {
         let readers = self.readers.as_mut().expect("readers run");
         let this = &mut readers.readers[reader];
         let (number, Some(running)) = (this.number, &mut this.read) else { return };
-        let asks: Vec<_> = std::iter::from_fn(|| running.read.next()).collect();
+        let asks: Vec<_> = std::iter::from_fn(|| running.read.next_ask()).collect();
         let progress = running.read.progress();
         let too_long = self.now > running.began.plus_ms(4_000);
         for (server, ask) in asks {
