@@ -470,6 +470,47 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
     assert_eq!(status(&cluster.cli(&["verify", forged.to_str().unwrap()])), 4);
 }
 
+/// Whichever byte of a proof file is changed, it proves nothing else than before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_file_with_any_byte_changed_proves_nothing_else() {
+    use quorum::answer::{PROOF_FORMAT, ProofFile, Verifier};
+    let cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    cluster.register("bob", 2).await.unwrap();
+    let found = cluster.client.lookup(&name("alice"), &LookupOptions::default()).await.unwrap();
+    let id = cluster.manifest.cluster_id().0;
+    let file = ProofFile {
+        format: PROOF_FORMAT,
+        cluster: id,
+        name: name("alice"),
+        version: None,
+        answer: found.answer,
+    };
+    let verify = |bytes: &[u8]| {
+        let file: ProofFile = serde_json::from_slice(bytes).ok()?;
+        let record = Verifier::new(Arc::clone(&cluster.manifest)).proof_file(&file).ok()?;
+        Some((file.name.clone(), file.version, record, file.answer.certificate.statement))
+    };
+    let good = serde_json::to_vec(&file).unwrap();
+    let proved = verify(&good).expect("it holds as it is");
+    let mut refused = 0;
+    for place in 0..good.len() {
+        for flip in [1, 32] {
+            let mut changed = good.clone();
+            changed[place] ^= flip;
+            match verify(&changed) {
+                None => refused += 1,
+                // A hint that nobody relies on, or the same thing written differently.
+                Some(still) => assert_eq!(still, proved, "byte {place}"),
+            }
+        }
+    }
+    assert!(refused > good.len(), "{refused} of {} changes were refused", 2 * good.len());
+    // Under another cluster's manifest nothing holds.
+    let other = Cluster::new(4, &[]).unwrap();
+    assert!(Verifier::new(Arc::clone(&other.manifest)).proof_file(&file).is_err());
+}
+
 /// The library's examples do what they say.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_work() {

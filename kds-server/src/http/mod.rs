@@ -313,6 +313,22 @@ async fn accept(
     }
 }
 
+/// 200 with JSON.
+fn json<T: serde::Serialize>(value: &T) -> Response {
+    json_with(StatusCode::OK, "application/json", value)
+}
+
+fn json_with<T: serde::Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
+    let mut body = Vec::with_capacity(TYPICAL_ANSWER_BYTES);
+    match serde_json::to_writer(&mut body, value) {
+        Ok(()) => (status, [("content-type", content_type)], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer does not encode");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -335,21 +351,5 @@ mod tests {
         }
         assert!(routed.len() > 15);
         assert_eq!(routed, described);
-    }
-}
-
-/// 200 with JSON.
-fn json<T: serde::Serialize>(value: &T) -> Response {
-    json_with(StatusCode::OK, "application/json", value)
-}
-
-fn json_with<T: serde::Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
-    let mut body = Vec::with_capacity(TYPICAL_ANSWER_BYTES);
-    match serde_json::to_writer(&mut body, value) {
-        Ok(()) => (status, [("content-type", content_type)], body).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "an answer does not encode");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
     }
 }
