@@ -61,6 +61,9 @@ impl Cache {
         Seat { cache: self, name: name.clone(), place }
     }
     fn keep(&self, name: &Name, record: Option<Arc<Record>>, certified: Timestamp) {
+        if self.most == 0 {
+            return;
+        }
         let mut inside = self.inside();
         inside.uses += 1;
         let used = inside.uses;
@@ -72,9 +75,7 @@ impl Cache {
             let oldest = *oldest;
             inside.kept.retain(|_, kept| kept.used > oldest);
         }
-        if self.most > 0 {
-            inside.kept.insert(name.clone(), Kept { record, certified, used });
-        }
+        inside.kept.insert(name.clone(), Kept { record, certified, used });
     }
 }
 
