@@ -234,6 +234,22 @@ async fn a_watch_misses_nothing() {
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["version"], 9);
 }
 
+/// A change comes over the stream: the next look by a row is half a minute away here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_is_told_at_once() {
+    let cluster = Cluster::start(4).await.unwrap();
+    cluster.register("alice", 1).await.unwrap();
+    let options = Options { max_age: Duration::from_secs(60), ..Options::default() };
+    let client = Client::new(Arc::clone(&cluster.manifest), options).unwrap();
+    let mut watch = client.watch(&name("alice"), 0);
+    assert!(matches!(watch.next().await.unwrap(), WatchEvent::Version(_)));
+    cluster.client.rotate(&cluster.administrator, name("alice"), 1, entry(2, None)).await.unwrap();
+    let told =
+        tokio::time::timeout(Duration::from_secs(15), watch.next()).await.expect("it waits for a look");
+    let WatchEvent::Version(record) = told.unwrap() else { panic!("a version") };
+    assert_eq!(record.version, 2);
+}
+
 /// Many names in few requests, each verified; a name's answer in memory is renewed once for all who wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_lookups_share_requests() {
