@@ -4,6 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use std::fmt;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 macro_rules! fixed_bytes {
     ($(#[$doc:meta])* $name:ident, $length:literal) => {
@@ -86,6 +88,34 @@ fixed_bytes!(
     /// An Ed25519 signature.
     SignatureBytes, 64
 );
+
+/// 32 secret bytes: zeroized when dropped, compared in constant time, never printed. They are encoded
+/// only for a peer that may know them, over TLS, or for the disk, where they are encrypted.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretBytes(Zeroizing<[u8; 32]>);
+
+impl SecretBytes {
+    /// A copy of these bytes.
+    pub fn new(bytes: &[u8; 32]) -> Self {
+        Self(Zeroizing::new(*bytes))
+    }
+    /// The bytes.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretBytes(..)")
+    }
+}
+impl PartialEq for SecretBytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&*other.0).into()
+    }
+}
+impl Eq for SecretBytes {}
 
 /// Bytes of any length.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -82,7 +82,7 @@ impl fmt::Display for ServerId {
 }
 
 /// A set of servers; counts each one once, which is what quorums rely on.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ServerSet([u64; MAX_SERVERS.div_ceil(64)]);
 
 impl ServerSet {
