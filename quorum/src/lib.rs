@@ -29,6 +29,7 @@ pub mod message;
 pub mod ordering;
 pub mod read;
 pub mod record;
+pub mod recovery;
 pub mod refresh;
 pub mod request;
 pub mod sealing;

@@ -111,6 +111,23 @@ pub const FORWARD_TO_ALL_MS: u64 = 1_000;
 /// Shortest agreed time between two key announcements of one server, in milliseconds.
 pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
 
+/// How long an attempt at a new epoch may take before it is begun anew, in milliseconds of agreed time;
+/// each further attempt gets so much more, up to six times.
+pub const ATTEMPT_MS: u64 = 10_000;
+/// How long a server answers fetches of contributions after an epoch was sealed, and how long one that
+/// was not ready may still fetch them, in milliseconds of agreed time (design §7).
+pub const DEALINGS_KEPT_MS: u64 = 2_000;
+/// How long a server waits for further dealings before it says which ones it holds, in milliseconds.
+pub const ACK_DELAY_MS: u64 = 300;
+/// How long a server waits for its own request of a refresh to execute before it makes it again, in
+/// milliseconds.
+pub const STEP_PATIENCE_MS: u64 = 2_000;
+/// Chunks of shares that are recovered at a time.
+pub const RECOVERY_CHUNKS: usize = 64;
+/// How long a server waits for enough answers that agree before it gives up some shares in this epoch, in
+/// milliseconds.
+pub const RECOVERY_PATIENCE_MS: u64 = 3_000;
+
 /// Records that one page of a listing may hold.
 pub const MAX_PAGE: usize = 1_000;
 /// Bytes of the entries that one page may hold; one entry always fits.

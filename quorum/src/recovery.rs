@@ -1,0 +1,299 @@
+//! Getting back shares that a server has lost (design §7; Herzberg et al. 1995 §4).
+//!
+//! The other servers answer with their shares under masks that vanish at the one that recovers (see
+//! [`refresh`](crate::refresh)). Some of them may lie, and this server counts as one of the f faulty ones
+//! itself, so it accepts only a polynomial that at least k+f−1 answers fit, and only if no other one
+//! does. Fewer are not enough: two liars can choose errors that vanish at two honest points, and so
+//! outvote the truth.
+
+use crate::bytes::SecretBytes;
+use crate::gf256::{self, Combination};
+use crate::ids::{Epoch, ServerId, ServerSet, Timestamp};
+use crate::limits::{RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RETRANSMIT_MS};
+use crate::refresh::{CHUNK, CHUNK_BYTES};
+use crate::shares::{MaskedChunk, ShareSet};
+use crate::thresholds::Thresholds;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use zeroize::Zeroizing;
+
+/// The server that recovers asks another one for its masked shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskMasked {
+    /// Of which epoch.
+    pub epoch: Epoch,
+    /// Of which chunks; at most [`RECOVERY_CHUNKS`].
+    pub chunks: Vec<u64>,
+}
+
+/// Another server's masked shares.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Masked {
+    /// Of which epoch.
+    pub epoch: Epoch,
+    /// In the order of the question; empty if the sender cannot help.
+    pub chunks: Vec<MaskedChunk>,
+}
+
+/// What a recovery wants to happen.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    /// Questions to send.
+    pub asks: Vec<(ServerId, AskMasked)>,
+    /// Shares that were recovered.
+    pub shares: Vec<(u64, SecretBytes)>,
+    /// Servers whose answers lie on no polynomial with the others', and for how many secrets.
+    pub wrong: Vec<(ServerId, usize)>,
+}
+
+/// One server's recovery of its shares in one epoch.
+pub struct Recovering {
+    id: ServerId,
+    epoch: Epoch,
+    thresholds: Thresholds,
+    /// Chunks that have gaps and have not been tried yet.
+    todo: BTreeSet<u64>,
+    /// Those that are being recovered, with what is missing of them.
+    window: BTreeMap<u64, u128>,
+    answers: BTreeMap<u64, BTreeMap<ServerId, Answer>>,
+    answered: ServerSet,
+    began: Timestamp,
+    asked: Timestamp,
+    /// Servers that were caught lying: their answers are tried last.
+    suspects: ServerSet,
+    /// Slots that could not be filled although there was time.
+    failed: u64,
+}
+
+struct Answer {
+    filled: u128,
+    values: Zeroizing<Vec<u8>>,
+}
+
+impl Recovering {
+    /// Begins to fill the gaps of a set of shares.
+    pub fn new(id: ServerId, thresholds: Thresholds, shares: &ShareSet) -> Self {
+        Self {
+            id,
+            epoch: shares.epoch(),
+            thresholds,
+            todo: shares.gaps().map(|(chunk, _)| chunk).collect(),
+            window: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            answered: ServerSet::default(),
+            began: Timestamp(0),
+            asked: Timestamp(0),
+            suspects: ServerSet::default(),
+            failed: 0,
+        }
+    }
+    /// The epoch whose shares are recovered.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+    /// Whether there is nothing left to try.
+    pub fn is_done(&self) -> bool {
+        self.todo.is_empty() && self.window.is_empty()
+    }
+    /// Slots that could not be filled.
+    pub fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    /// Answers that a polynomial must fit.
+    fn needed(&self) -> usize {
+        self.thresholds.k() + self.thresholds.f() - 1
+    }
+
+    /// Time passed: asks, asks again, gives up.
+    pub fn tick(&mut self, now: Timestamp, shares: &ShareSet) -> Recovery {
+        let mut recovery = Recovery::default();
+        if !self.window.is_empty() && now.since_ms(self.began) >= RECOVERY_PATIENCE_MS {
+            self.decode(&mut recovery);
+            self.failed += self.window.values().map(|gaps| u64::from(gaps.count_ones())).sum::<u64>();
+            self.window.clear();
+        }
+        if self.window.is_empty() {
+            self.next_window(now, shares);
+        }
+        if !self.window.is_empty() && now.since_ms(self.asked) >= RETRANSMIT_MS {
+            self.asked = now;
+            let n = self.thresholds.n() as u8;
+            let silent = (0..n).map(ServerId).filter(|s| *s != self.id && !self.answered.contains(*s));
+            let ask = AskMasked { epoch: self.epoch, chunks: self.window.keys().copied().collect() };
+            recovery.asks = silent.map(|server| (server, ask.clone())).collect();
+        }
+        recovery
+    }
+
+    fn next_window(&mut self, now: Timestamp, shares: &ShareSet) {
+        let gaps: BTreeMap<u64, u128> = shares.gaps().collect();
+        while self.window.len() < RECOVERY_CHUNKS
+            && let Some(chunk) = self.todo.pop_first()
+        {
+            self.window.extend(gaps.get(&chunk).map(|gaps| (chunk, *gaps)));
+        }
+        self.answers.clear();
+        self.answered = ServerSet::default();
+        (self.began, self.asked) = (now, Timestamp(0));
+    }
+
+    /// An answer came.
+    pub fn take(&mut self, from: ServerId, masked: Masked) -> Recovery {
+        let mut recovery = Recovery::default();
+        let asked_for = masked.chunks.iter().map(|masked| &masked.chunk).eq(self.window.keys());
+        if masked.epoch != self.epoch || from == self.id || self.window.is_empty() || !asked_for {
+            return recovery;
+        }
+        let fits = |masked: &MaskedChunk| masked.values.len() == masked.filled.count_ones() as usize;
+        if !masked.chunks.iter().all(fits) || !self.answered.insert(from) {
+            return recovery;
+        }
+        for masked in masked.chunks {
+            let mut values = Zeroizing::new(vec![0; CHUNK_BYTES]);
+            let places = (0..CHUNK).filter(|place| masked.filled & (1 << place) != 0);
+            for (place, value) in places.zip(&masked.values) {
+                values[32 * place..32 * place + 32].copy_from_slice(value.expose());
+            }
+            let answer = Answer { filled: masked.filled, values };
+            self.answers.entry(masked.chunk).or_default().insert(from, answer);
+        }
+        if self.answered.len() >= self.needed() {
+            self.decode(&mut recovery);
+        }
+        recovery
+    }
+
+    /// Fills what the answers so far allow.
+    fn decode(&mut self, recovery: &mut Recovery) {
+        let mut wrong: BTreeMap<ServerId, usize> = BTreeMap::new();
+        let chunks: Vec<_> = self.window.iter().map(|(chunk, gaps)| (*chunk, *gaps)).collect();
+        for (chunk, gaps) in chunks {
+            let Some(answers) = self.answers.get(&chunk) else { continue };
+            let mut open = gaps;
+            self.decode_together(chunk, answers, &mut open, recovery);
+            let rest = open;
+            for place in (0..CHUNK).filter(|place| rest & (1 << place) != 0) {
+                if let Some((share, liars)) = self.decode_one(answers, place) {
+                    recovery.shares.push((chunk * CHUNK as u64 + place as u64, share));
+                    open &= !(1 << place);
+                    liars.iter().for_each(|liar| *wrong.entry(liar).or_default() += 1);
+                }
+            }
+            match open {
+                0 => self.window.remove(&chunk),
+                _ => self.window.insert(chunk, open),
+            };
+        }
+        wrong.keys().for_each(|liar| drop(self.suspects.insert(*liar)));
+        recovery.wrong.extend(wrong);
+    }
+
+    /// Those of a chunk's gaps for which the answers that are not suspect agree, all at once.
+    fn decode_together(
+        &self,
+        chunk: u64,
+        answers: &BTreeMap<ServerId, Answer>,
+        open: &mut u128,
+        recovery: &mut Recovery,
+    ) {
+        let trusted: Vec<_> =
+            answers.iter().filter(|(server, _)| !self.suspects.contains(**server)).collect();
+        let k = self.thresholds.k();
+        if trusted.len() < self.needed() || answers.len() - trusted.len() >= self.thresholds.f() {
+            return;
+        }
+        let (base, others) = trusted.split_at(k);
+        let points: Vec<u8> = base.iter().map(|(server, _)| server.share_index()).collect();
+        let mut combination = Combination::new(CHUNK_BYTES);
+        let mut at = |x: u8, out: &mut [u8]| {
+            for (coefficient, (_, answer)) in gf256::lagrange(&points, x).into_iter().zip(base) {
+                combination.add(coefficient, &answer.values);
+            }
+            combination.add_to(out);
+        };
+        let mut agreed = trusted.iter().fold(*open, |agreed, (_, answer)| agreed & answer.filled);
+        let mut difference = Zeroizing::new(vec![0; CHUNK_BYTES]);
+        for (server, answer) in others {
+            difference.copy_from_slice(&answer.values);
+            at(server.share_index(), &mut difference);
+            let (places, _) = difference.as_chunks::<32>();
+            for (place, difference) in places.iter().enumerate() {
+                let same = difference.iter().fold(0, |or, byte| or | byte) == 0;
+                agreed &= !(u128::from(!same) << place);
+            }
+        }
+        let mut shares = Zeroizing::new(vec![0; CHUNK_BYTES]);
+        at(self.id.share_index(), &mut shares);
+        let (places, _) = shares.as_chunks::<32>();
+        for (place, share) in places.iter().enumerate().filter(|(place, _)| agreed & (1 << place) != 0) {
+            recovery.shares.push((chunk * CHUNK as u64 + place as u64, SecretBytes::new(share)));
+        }
+        *open &= !agreed;
+    }
+
+    /// One share, whatever some answers are, and who does not fit.
+    fn decode_one(
+        &self,
+        answers: &BTreeMap<ServerId, Answer>,
+        place: usize,
+    ) -> Option<(SecretBytes, ServerSet)> {
+        let points: Vec<(ServerId, &[u8; 32])> = answers
+            .iter()
+            .filter(|(_, answer)| answer.filled & (1 << place) != 0)
+            .map(|(server, answer)| (*server, answer.values.as_chunks::<32>().0.get(place).expect("128 places")))
+            .collect();
+        accept(&points, self.thresholds.k(), self.needed(), self.id.share_index())
+    }
+}
+
+/// The value at `x` of the one polynomial of degree below k that at least `needed` points lie on, and the
+/// servers whose points do not; none if there is no such polynomial, or more than one.
+fn accept(
+    points: &[(ServerId, &[u8; 32])],
+    k: usize,
+    needed: usize,
+    x: u8,
+) -> Option<(SecretBytes, ServerSet)> {
+    if points.len() < needed || needed < k {
+        return None;
+    }
+    // Any polynomial that `needed` points lie on has k of them among the first so many.
+    let among = points.len() - needed + k;
+    let mut found: Option<(SecretBytes, ServerSet)> = None;
+    let mut subset: Vec<usize> = (0..k).collect();
+    loop {
+        let xs: Vec<u8> = subset.iter().map(|&i| points[i].0.share_index()).collect();
+        let at = |x: u8| {
+            let mut value = Zeroizing::new([0; 32]);
+            let mut combination = Combination::new(32);
+            for (coefficient, &i) in gf256::lagrange(&xs, x).into_iter().zip(&subset) {
+                combination.add(coefficient, points[i].1);
+            }
+            combination.add_to(&mut *value);
+            SecretBytes::new(&value)
+        };
+        let misfits = points.iter().filter(|(s, value)| at(s.share_index()) != SecretBytes::new(value));
+        let misfits: ServerSet = misfits.map(|(server, _)| *server).collect();
+        if points.len() - misfits.len() >= needed {
+            let value = at(x);
+            match &found {
+                Some((other, _)) if *other != value => return None,
+                Some(_) => {}
+                None => found = Some((value, misfits)),
+            }
+            // Another one would share fewer than k points with this, and have the misfits.
+            if misfits.len() + k - 1 < needed {
+                return found;
+            }
+        }
+        let Some(at) = (0..k).rev().find(|&i| subset[i] < among - k + i) else { return found };
+        subset[at] += 1;
+        for i in at + 1..k {
+            subset[i] = subset[i - 1] + 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

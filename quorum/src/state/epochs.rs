@@ -1,0 +1,228 @@
+//! Epochs: how the log agrees on the seeds that renew everything secret (design §7).
+//!
+//! | step | ordered | what it settles |
+//! |---|---|---|
+//! | *deal* | `Deal` | a dealer's commitment to its contributions, and its next sealing key |
+//! | | | (the contributions themselves go from server to server) |
+//! | *ack* | `Ack` | whose contributions a server holds |
+//! | *fix* | | the set D: dealers that q servers hold the contributions of |
+//! | *ready* | `Ready` | that a server holds everything of D, durably |
+//! | *seal* | | q are ready: the epoch has begun |
+//!
+//! Sealing on acks alone could strand honest servers with contributions of different dealers. Nothing
+//! secret is in here: only commitments, public keys and who has done what.
+
+use super::{Event, Lookup, State, layout};
+use crate::bytes::{Hash, PublicKey};
+use crate::ids::{Epoch, ServerId, Timestamp};
+use crate::limits::ATTEMPT_MS;
+use crate::manifest::Manifest;
+use crate::record::Invalid;
+use crate::refresh::AttemptId;
+use crate::request::{Done, Refusal, Request, Step};
+use crate::signing::{KeyCertificate, KeyPurpose};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Where the cluster stands in its epochs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Epochs {
+    /// The current one.
+    pub current: Epoch,
+    /// Agreed time at which it began.
+    pub since: Timestamp,
+    /// The attempt at the next one, once it is time for it.
+    pub attempt: Option<Attempt>,
+    /// Servers that asked for their shares, in order.
+    pub waiting: Vec<ServerId>,
+}
+
+/// An attempt at the next epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attempt {
+    /// Which one.
+    pub id: AttemptId,
+    /// Agreed time at which it began.
+    pub began: Timestamp,
+    /// Who is to get its shares back.
+    pub recovering: Option<ServerId>,
+    /// What each dealer committed to.
+    pub deals: BTreeMap<ServerId, Deal>,
+    /// Whose contributions each server holds.
+    pub acks: BTreeMap<ServerId, Vec<ServerId>>,
+    /// D, once it is fixed; ascending.
+    pub dealers: Option<Vec<ServerId>>,
+    /// Servers that hold all of D's contributions, durably; ascending.
+    pub ready: Vec<ServerId>,
+}
+
+/// A dealer's commitment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deal {
+    /// See [`Seeds::root`](crate::refresh::Seeds::root).
+    pub root: Hash,
+    /// Its sealing key of the next epoch.
+    pub sealing: KeyCertificate,
+}
+
+/// Whether a server's step would change anything: only then is it ordered, so that a liar's flood of them
+/// ends where it begins. The server is the one whose announced voting key signs.
+pub(super) fn takes_step(state: &impl Lookup, manifest: &Manifest, request: &Request, step: &Step) -> bool {
+    let server = step.server();
+    let signs = layout::server_keys(state, server)
+        .is_some_and(|keys| keys.voting.statement.key == request.client);
+    signs && layout::epochs(state).is_some_and(|epochs| epochs.check(manifest, step).is_ok())
+}
+
+impl Epochs {
+    fn attempt(&self, id: AttemptId) -> Result<&Attempt, Refusal> {
+        let attempt = self.attempt.as_ref().filter(|attempt| attempt.id == id);
+        attempt.ok_or(Refusal::EpochPassed { current: self.current })
+    }
+
+    /// Why a step is refused; a step that has been taken before is refused too.
+    fn check(&self, manifest: &Manifest, step: &Step) -> Result<(), Refusal> {
+        let taken = Err(Refusal::TooOften);
+        match step {
+            Step::Deal { server, attempt, sealing, .. } => {
+                let known = self.attempt(*attempt)?;
+                let statement = sealing.statement;
+                let fits = statement.server == *server
+                    && statement.purpose == KeyPurpose::Sealing
+                    && statement.epoch == attempt.epoch;
+                if !fits || sealing.verify(&manifest.cluster_id(), manifest).is_err() {
+                    return Err(Refusal::Invalid(Invalid::Certificate));
+                }
+                // A dealer's first commitment counts; after D is fixed none does.
+                if known.deals.contains_key(server) || known.dealers.is_some() { taken } else { Ok(()) }
+            }
+            Step::Ack { server, attempt, dealers } => {
+                let known = self.attempt(*attempt)?;
+                let before = known.acks.get(server);
+                let ascending = dealers.is_sorted_by(|a, b| a < b);
+                if !ascending || !dealers.iter().all(|dealer| known.deals.contains_key(dealer)) {
+                    return Err(Refusal::Invalid(Invalid::Dealers));
+                }
+                // What is held stays held: an ack only grows.
+                let grows = before.is_none_or(|before| {
+                    dealers.len() > before.len() && before.iter().all(|dealer| dealers.contains(dealer))
+                });
+                if known.dealers.is_none() && grows && !dealers.is_empty() { Ok(()) } else { taken }
+            }
+            Step::Ready { server, attempt } => {
+                let known = self.attempt(*attempt)?;
+                if known.dealers.is_some() && !known.ready.contains(server) { Ok(()) } else { taken }
+            }
+            Step::Recover { server } => {
+                let underway = self.attempt.as_ref().and_then(|attempt| attempt.recovering);
+                let known = self.waiting.contains(server) || underway == Some(*server);
+                if known { taken } else { Ok(()) }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Begins an attempt when it is time for the next epoch, or when the last attempt took too long: the
+    /// old shares stay valid, and nothing is lost by trying again.
+    pub(super) fn advance_epochs(&mut self) {
+        let mut epochs = layout::epochs(&self.map).unwrap_or_default();
+        let length_ms = u64::from(self.manifest.epoch_seconds) * 1_000;
+        let number = match &epochs.attempt {
+            _ if epochs.since == Timestamp(0) => {
+                // The first batch: the cluster's time begins.
+                epochs.since = self.time;
+                self.put(layout::EPOCHS.to_vec(), &epochs);
+                return;
+            }
+            None if self.time.since_ms(epochs.since) >= length_ms => 1,
+            Some(attempt) if attempt.is_over(self.time) => attempt.id.attempt + 1,
+            _ => return,
+        };
+        // Whoever was to recover in an attempt that failed is first in the next one.
+        if let Some(again) = epochs.attempt.take().and_then(|attempt| attempt.recovering) {
+            epochs.waiting.insert(0, again);
+        }
+        let recovering = (!epochs.waiting.is_empty()).then(|| epochs.waiting.remove(0));
+        epochs.attempt = Some(Attempt {
+            id: AttemptId { epoch: epochs.current.next(), attempt: number },
+            began: self.time,
+            recovering,
+            deals: BTreeMap::new(),
+            acks: BTreeMap::new(),
+            dealers: None,
+            ready: Vec::new(),
+        });
+        self.put(layout::EPOCHS.to_vec(), &epochs);
+    }
+
+    /// A server's step in an attempt.
+    pub(super) fn step(
+        &mut self,
+        client: PublicKey,
+        step: &Step,
+        events: &mut Vec<Event>,
+    ) -> Result<Done, Refusal> {
+        let keys = layout::server_keys(&self.map, step.server()).ok_or(Refusal::NotAllowed)?;
+        if keys.voting.statement.key != client {
+            return Err(Refusal::NotAllowed);
+        }
+        let mut epochs = layout::epochs(&self.map).unwrap_or_default();
+        epochs.check(&self.manifest, step)?;
+        let thresholds = self.manifest.thresholds;
+        match (step, &mut epochs.attempt) {
+            (Step::Deal { server, root, sealing, .. }, Some(attempt)) => {
+                attempt.deals.insert(*server, Deal { root: *root, sealing: *sealing });
+            }
+            (Step::Ack { server, dealers, .. }, Some(attempt)) => {
+                attempt.acks.insert(*server, dealers.clone());
+                // Of k dealers at least one is honest as long as secrecy holds, and of f+1 as long as
+                // ordering does; with q acks an honest server holds what each of them dealt.
+                let held = |dealer: &ServerId| {
+                    attempt.acks.values().filter(|acked| acked.contains(dealer)).count() >= thresholds.q()
+                };
+                let fixed: Vec<_> = attempt.deals.keys().copied().filter(held).collect();
+                if fixed.len() >= thresholds.k().max(thresholds.f() + 1) {
+                    attempt.dealers = Some(fixed);
+                }
+            }
+            (Step::Ready { server, .. }, Some(attempt)) => {
+                let at = attempt.ready.partition_point(|known| known < server);
+                attempt.ready.insert(at, *server);
+                if attempt.ready.len() >= thresholds.q() {
+                    let attempt = epochs.attempt.take().expect("it is the one that was matched");
+                    (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
+                    self.put(layout::EPOCHS.to_vec(), &epochs);
+                    self.seal_epoch(attempt, events);
+                    return Ok(Done::Stepped);
+                }
+            }
+            (Step::Recover { server }, _) => epochs.waiting.push(*server),
+            (_, None) => return Err(Refusal::EpochPassed { current: epochs.current }),
+        }
+        self.put(layout::EPOCHS.to_vec(), &epochs);
+        Ok(Done::Stepped)
+    }
+
+    /// The epoch begins here, for everyone.
+    fn seal_epoch(&mut self, attempt: Attempt, events: &mut Vec<Event>) {
+        self.epoch = attempt.id.epoch;
+        for (server, deal) in &attempt.deals {
+            let at = layout::server_key(*server);
+            if let Some(keys) = layout::server_keys(&self.map, *server) {
+                self.put(at, &super::ServerKeys { sealing: deal.sealing, ..keys });
+            }
+        }
+        events.push(Event::Sealed(Box::new(attempt)));
+    }
+}
+
+impl Attempt {
+    /// Whether it has taken so long that the next one begins.
+    fn is_over(&self, now: Timestamp) -> bool {
+        now.since_ms(self.began) >= ATTEMPT_MS * u64::from(self.id.attempt.min(6))
+    }
+}
