@@ -24,6 +24,8 @@ mod liar;
 mod readers;
 #[path = "../tests/simulation/scenarios.rs"]
 mod scenarios;
+#[path = "../tests/simulation/secrets.rs"]
+mod secrets;
 
 use cluster::Simulation;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -117,6 +117,26 @@ impl PartialEq for SecretBytes {
 }
 impl Eq for SecretBytes {}
 
+/// Secret bytes of any length, on their way to or from where they are encrypted.
+#[derive(Clone)]
+pub struct SecretBlob(Zeroizing<Vec<u8>>);
+
+impl SecretBlob {
+    /// Takes these bytes over.
+    pub fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+    /// The bytes.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+impl fmt::Debug for SecretBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretBlob(..)")
+    }
+}
+
 /// Bytes of any length.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Blob(pub Vec<u8>);

@@ -40,9 +40,8 @@ pub const fn invert(a: u8) -> u8 {
 pub fn lagrange(points: &[u8], x: u8) -> Vec<u8> {
     let coefficient = |i: usize| {
         let others = points.iter().enumerate().filter(|(j, _)| *j != i);
-        others.fold(1, |product, (_, &other)| {
-            multiply(product, multiply(x ^ other, invert(points[i] ^ other)))
-        })
+        others
+            .fold(1, |product, (_, &other)| multiply(product, multiply(x ^ other, invert(points[i] ^ other))))
     };
     (0..points.len()).map(coefficient).collect()
 }
@@ -134,8 +133,9 @@ mod tests {
 
     #[test]
     fn combinations_are_sums_of_products() {
-        let vectors: Vec<Vec<u8>> =
-            (0..40u8).map(|i| (0..=255u8).map(|j| j.wrapping_mul(31) ^ i.wrapping_mul(77)).collect()).collect();
+        let vectors: Vec<Vec<u8>> = (0..40u8)
+            .map(|i| (0..=255u8).map(|j| j.wrapping_mul(31) ^ i.wrapping_mul(77)).collect())
+            .collect();
         let coefficients: Vec<u8> = (0..40u8).map(|i| i.wrapping_mul(i).wrapping_mul(13) ^ 0x5a).collect();
         let mut combination = Combination::new(256);
         for _ in 0..2 {

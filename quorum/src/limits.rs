@@ -124,6 +124,10 @@ pub const ACK_DELAY_MS: u64 = 300;
 pub const STEP_PATIENCE_MS: u64 = 2_000;
 /// Chunks of shares that are recovered at a time.
 pub const RECOVERY_CHUNKS: usize = 64;
+/// How long a server that recovers waits for the last answers when it has enough, in milliseconds.
+pub const RECOVERY_WAIT_MS: u64 = 500;
+/// Slots that could not be filled are asked for again after 1, 2, 4, … epochs, up to 2 to this power.
+pub const RECOVERY_BACKOFF: u32 = 6;
 /// How long a server waits for enough answers that agree before it gives up some shares in this epoch, in
 /// milliseconds.
 pub const RECOVERY_PATIENCE_MS: u64 = 3_000;

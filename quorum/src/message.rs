@@ -18,6 +18,8 @@
 //! | `Committed` | any → one that is behind | a batch and q commit votes for it | PBFT §4.6 |
 //! | `AskWitness`, `Witness` | one that starts ↔ any | the newest of its own votes that others hold | PBFT-PR §4.3.2 |
 //! | `Offer` | any → one that is too far behind | a certified state that it can fetch | PBFT §4.6 |
+//! | `Dealing`, `AskDealing` | dealer or holder → one that may know it | contributions to the next epoch's seeds | design §7 |
+//! | `AskMasked`, `Masked` | one that lost shares ↔ any | shares under masks that only it can take off | design §7 |
 //! | `AskParts`, `Parts` | one that fetches state ↔ any | parts of the map under a root | PBFT-PR §5.3 |
 //!
 //! What comes from a peer is a [`PeerMessage`]; [`PeerMessage::check`] verifies every signature in
@@ -27,8 +29,10 @@ use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, WINDOW};
+use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW};
 use crate::map::{PartItem, WantedPart};
+use crate::recovery::{AskMasked, Masked};
+use crate::refresh::{AttemptId, Dealing};
 use crate::request::{SignedRequest, VerifiedRequest};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified};
 use serde::{Deserialize, Serialize};
@@ -317,6 +321,26 @@ pub struct Parts {
     pub parts: Vec<Vec<PartItem>>,
 }
 
+/// A dealer's contributions, as far as their receiver may know them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HandedOut {
+    /// To which attempt.
+    pub attempt: AttemptId,
+    /// Whose.
+    pub dealer: ServerId,
+    /// The contributions. The dealer's commitment in the log shows whether they are right.
+    pub dealing: Dealing,
+}
+
+/// A question for a dealer's contributions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedDealing {
+    /// To which attempt.
+    pub attempt: AttemptId,
+    /// Whose.
+    pub dealer: ServerId,
+}
+
 /// A message from a peer: nothing in it has been checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum PeerMessage {
@@ -360,6 +384,14 @@ pub enum PeerMessage {
     AskParts(AskParts),
     /// See [`Parts`].
     Parts(Parts),
+    /// See [`HandedOut`].
+    Dealing(Box<HandedOut>),
+    /// See [`WantedDealing`].
+    AskDealing(WantedDealing),
+    /// See [`AskMasked`]. Not for the replica, but for whoever keeps the shares.
+    AskMasked(AskMasked),
+    /// See [`Masked`]. Not for the replica, but for whoever keeps the shares.
+    Masked(Masked),
 }
 
 /// A message whose every signature holds. Made only by [`PeerMessage::check`].
@@ -405,6 +437,14 @@ pub enum CheckedMessage {
     AskParts(AskParts),
     /// Parts; their hashes tell whether they are right.
     Parts(Parts),
+    /// A dealer's contributions; its commitment tells whether they are right.
+    Dealing(Box<HandedOut>),
+    /// Contributions are wanted.
+    AskDealing(WantedDealing),
+    /// Masked shares are wanted.
+    AskMasked(AskMasked),
+    /// Masked shares.
+    Masked(Masked),
 }
 
 /// Why a peer's message is refused. The sender is to blame: a correct server checks before it
@@ -435,6 +475,9 @@ pub enum MessageError {
     /// More parts than one message may ask for.
     #[error("at most {MAX_PARTS} parts of the state go into one message")]
     TooManyParts,
+    /// More chunks of shares than one message may be about.
+    #[error("at most {RECOVERY_CHUNKS} chunks of shares go into one message")]
+    TooManyChunks,
     /// A new view without q different view changes, or not from its primary.
     #[error("a new view is not justified by view changes of q servers")]
     BadNewView,
@@ -466,7 +509,11 @@ impl PeerMessage {
             | Self::Witness(_)
             | Self::Offer(_)
             | Self::AskParts(_)
-            | Self::Parts(_) => false,
+            | Self::Parts(_)
+            | Self::Dealing(_)
+            | Self::AskDealing(_)
+            | Self::AskMasked(_)
+            | Self::Masked(_) => false,
         }
     }
 
@@ -546,6 +593,11 @@ impl PeerMessage {
             Self::AskParts(_) => return Err(MessageError::TooManyParts),
             Self::Parts(parts) if parts.parts.len() <= MAX_PARTS => CheckedMessage::Parts(parts),
             Self::Parts(_) => return Err(MessageError::TooManyParts),
+            Self::Dealing(handed) => CheckedMessage::Dealing(handed),
+            Self::AskDealing(wanted) => CheckedMessage::AskDealing(wanted),
+            Self::AskMasked(ask) if ask.chunks.len() <= RECOVERY_CHUNKS => CheckedMessage::AskMasked(ask),
+            Self::Masked(masked) if masked.chunks.len() <= RECOVERY_CHUNKS => CheckedMessage::Masked(masked),
+            Self::AskMasked(_) | Self::Masked(_) => return Err(MessageError::TooManyChunks),
             Self::Committed(proof, batch) => {
                 proof.verify(keyring)?;
                 let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;

@@ -163,6 +163,9 @@ pub enum Invalid {
     /// A key certificate that does not hold.
     #[error("the key certificates do not hold")]
     Certificate,
+    /// Not in order, or not all of them dealers.
+    #[error("an acknowledgement names dealers, in ascending order")]
+    Dealers,
 }
 
 /// Whether a record may be used.

@@ -9,9 +9,12 @@
 use crate::bytes::SecretBytes;
 use crate::gf256::{self, Combination};
 use crate::ids::{Epoch, ServerId, ServerSet, Timestamp};
-use crate::limits::{RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RETRANSMIT_MS};
+use crate::limits::{
+    RECOVERY_BACKOFF, RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RECOVERY_WAIT_MS, RETRANSMIT_MS,
+};
+use crate::message::PeerMessage;
 use crate::refresh::{CHUNK, CHUNK_BYTES};
-use crate::shares::{MaskedChunk, ShareSet};
+use crate::shares::{MaskedChunk, ShareOp, ShareSet};
 use crate::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,17 +40,107 @@ pub struct Masked {
 
 /// What a recovery wants to happen.
 #[derive(Debug, Default)]
-pub struct Recovery {
+struct Recovery {
     /// Questions to send.
-    pub asks: Vec<(ServerId, AskMasked)>,
+    asks: Vec<(ServerId, AskMasked)>,
     /// Shares that were recovered.
-    pub shares: Vec<(u64, SecretBytes)>,
+    shares: Vec<(u64, SecretBytes)>,
     /// Servers whose answers lie on no polynomial with the others', and for how many secrets.
+    wrong: Vec<(ServerId, usize)>,
+}
+
+/// Helps others, and has its own server's shares recovered: the part of a share store that talks to
+/// others. The one who calls it keeps the [`ShareSet`].
+pub struct Keeper {
+    id: ServerId,
+    thresholds: Thresholds,
+    recovering: Option<Recovering>,
+    /// The epoch in which a recovery was tried last, how many slots it left empty, and how often that
+    /// happened in a row.
+    failed: Option<(Epoch, u64, u32)>,
+}
+
+/// What a [`Keeper`] wants to happen.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Messages to send.
+    pub messages: Vec<(ServerId, PeerMessage)>,
+    /// Shares that were recovered, to be put in place.
+    pub recovered: Option<ShareOp>,
+    /// Servers whose masked shares were wrong, and how many.
     pub wrong: Vec<(ServerId, usize)>,
+    /// Slots that were given up in this epoch, if a recovery has just ended.
+    pub gave_up: Option<u64>,
+}
+
+impl Keeper {
+    /// Of one server's shares.
+    pub fn new(id: ServerId, thresholds: Thresholds) -> Self {
+        Self { id, thresholds, recovering: None, failed: None }
+    }
+
+    /// Whether a recovery of these shares goes on.
+    pub fn is_recovering(&self) -> bool {
+        self.recovering.is_some()
+    }
+
+    /// Whether the replica should ask for a recovery: there are empty slots, and they are not those that
+    /// the last one could not fill, which are asked for again after ever longer times. (A depositor who
+    /// deals shares that lie on no polynomial makes such slots.)
+    pub fn lacks_shares(&self, shares: &ShareSet) -> bool {
+        let counts = shares.counts();
+        let gaps = counts.secrets - counts.shares;
+        let again = self.failed.is_none_or(|(epoch, failed, times)| {
+            gaps > failed || shares.epoch().0 >= epoch.0.saturating_add(1 << times.min(RECOVERY_BACKOFF))
+        });
+        gaps > 0 && self.recovering.is_none() && shares.recovering() != Some(self.id) && again
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now: Timestamp, shares: &ShareSet) -> Kept {
+        self.recovering.take_if(|recovering| recovering.epoch() != shares.epoch());
+        let tried = self.failed.is_some_and(|(epoch, ..)| epoch == shares.epoch());
+        if self.recovering.is_none() && shares.recovering() == Some(self.id) && !tried {
+            self.recovering = Some(Recovering::new(self.id, self.thresholds, shares));
+        }
+        let Some(recovering) = &mut self.recovering else { return Kept::default() };
+        let recovery = recovering.tick(now, shares);
+        let mut kept = self.kept(recovery);
+        if let Some(done) = self.recovering.take_if(|recovering| recovering.is_done()) {
+            let times = self.failed.map_or(0, |(_, _, times)| times + 1);
+            self.failed = Some((done.epoch(), done.failed(), if done.failed() == 0 { 0 } else { times }));
+            kept.gave_up = Some(done.failed());
+        }
+        kept
+    }
+
+    fn kept(&self, recovery: Recovery) -> Kept {
+        let Recovery { asks, shares, wrong } = recovery;
+        let epoch = self.recovering.as_ref().map(Recovering::epoch);
+        let recovered = epoch.filter(|_| !shares.is_empty());
+        Kept {
+            messages: asks.into_iter().map(|(to, ask)| (to, PeerMessage::AskMasked(ask))).collect(),
+            recovered: recovered.map(|epoch| ShareOp::Recovered { epoch, shares }),
+            wrong,
+            gave_up: None,
+        }
+    }
+
+    /// Another server asks for its masked shares, and is given them if the log says so.
+    pub fn on_ask(&self, from: ServerId, ask: &AskMasked, shares: &ShareSet) -> Option<PeerMessage> {
+        let chunks = shares.masked(from, ask.epoch, &ask.chunks)?;
+        Some(PeerMessage::Masked(Masked { epoch: ask.epoch, chunks }))
+    }
+
+    /// An answer.
+    pub fn on_masked(&mut self, from: ServerId, masked: Masked) -> Kept {
+        let recovery = self.recovering.as_mut().map(|recovering| recovering.take(from, masked));
+        recovery.map(|recovery| self.kept(recovery)).unwrap_or_default()
+    }
 }
 
 /// One server's recovery of its shares in one epoch.
-pub struct Recovering {
+struct Recovering {
     id: ServerId,
     epoch: Epoch,
     thresholds: Thresholds,
@@ -57,6 +150,8 @@ pub struct Recovering {
     window: BTreeMap<u64, u128>,
     answers: BTreeMap<u64, BTreeMap<ServerId, Answer>>,
     answered: ServerSet,
+    /// Who had not answered when the last window was decoded: nobody waits for them again.
+    slow: ServerSet,
     began: Timestamp,
     asked: Timestamp,
     /// Servers that were caught lying: their answers are tried last.
@@ -72,7 +167,7 @@ struct Answer {
 
 impl Recovering {
     /// Begins to fill the gaps of a set of shares.
-    pub fn new(id: ServerId, thresholds: Thresholds, shares: &ShareSet) -> Self {
+    fn new(id: ServerId, thresholds: Thresholds, shares: &ShareSet) -> Self {
         Self {
             id,
             epoch: shares.epoch(),
@@ -81,6 +176,7 @@ impl Recovering {
             window: BTreeMap::new(),
             answers: BTreeMap::new(),
             answered: ServerSet::default(),
+            slow: ServerSet::default(),
             began: Timestamp(0),
             asked: Timestamp(0),
             suspects: ServerSet::default(),
@@ -88,15 +184,15 @@ impl Recovering {
         }
     }
     /// The epoch whose shares are recovered.
-    pub fn epoch(&self) -> Epoch {
+    fn epoch(&self) -> Epoch {
         self.epoch
     }
     /// Whether there is nothing left to try.
-    pub fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         self.todo.is_empty() && self.window.is_empty()
     }
     /// Slots that could not be filled.
-    pub fn failed(&self) -> u64 {
+    fn failed(&self) -> u64 {
         self.failed
     }
 
@@ -106,10 +202,15 @@ impl Recovering {
     }
 
     /// Time passed: asks, asks again, gives up.
-    pub fn tick(&mut self, now: Timestamp, shares: &ShareSet) -> Recovery {
+    fn tick(&mut self, now: Timestamp, shares: &ShareSet) -> Recovery {
         let mut recovery = Recovery::default();
-        if !self.window.is_empty() && now.since_ms(self.began) >= RECOVERY_PATIENCE_MS {
+        let waited_ms = now.since_ms(self.began);
+        if !self.window.is_empty() && waited_ms >= RECOVERY_WAIT_MS && self.answered.len() >= self.needed() {
+            let silent = self.helpers().filter(|helper| !self.answered.contains(*helper));
+            self.slow = silent.collect();
             self.decode(&mut recovery);
+        }
+        if !self.window.is_empty() && waited_ms >= RECOVERY_PATIENCE_MS {
             self.failed += self.window.values().map(|gaps| u64::from(gaps.count_ones())).sum::<u64>();
             self.window.clear();
         }
@@ -118,12 +219,16 @@ impl Recovering {
         }
         if !self.window.is_empty() && now.since_ms(self.asked) >= RETRANSMIT_MS {
             self.asked = now;
-            let n = self.thresholds.n() as u8;
-            let silent = (0..n).map(ServerId).filter(|s| *s != self.id && !self.answered.contains(*s));
+            let silent = self.helpers().filter(|helper| !self.answered.contains(*helper));
             let ask = AskMasked { epoch: self.epoch, chunks: self.window.keys().copied().collect() };
             recovery.asks = silent.map(|server| (server, ask.clone())).collect();
         }
         recovery
+    }
+
+    fn helpers(&self) -> impl Iterator<Item = ServerId> + use<> {
+        let (id, n) = (self.id, self.thresholds.n() as u8);
+        (0..n).map(ServerId).filter(move |server| *server != id)
     }
 
     fn next_window(&mut self, now: Timestamp, shares: &ShareSet) {
@@ -139,7 +244,7 @@ impl Recovering {
     }
 
     /// An answer came.
-    pub fn take(&mut self, from: ServerId, masked: Masked) -> Recovery {
+    fn take(&mut self, from: ServerId, masked: Masked) -> Recovery {
         let mut recovery = Recovery::default();
         let asked_for = masked.chunks.iter().map(|masked| &masked.chunk).eq(self.window.keys());
         if masked.epoch != self.epoch || from == self.id || self.window.is_empty() || !asked_for {
@@ -158,7 +263,10 @@ impl Recovering {
             let answer = Answer { filled: masked.filled, values };
             self.answers.entry(masked.chunk).or_default().insert(from, answer);
         }
-        if self.answered.len() >= self.needed() {
+        // Two answers of which one is a lie look like two of the truth where k+f−1 is 2: so all that may
+        // come soon are waited for, and must not contradict each other.
+        let all = self.helpers().all(|helper| self.answered.contains(helper) || self.slow.contains(helper));
+        if all && self.answered.len() >= self.needed() {
             self.decode(&mut recovery);
         }
         recovery
@@ -185,7 +293,9 @@ impl Recovering {
                 _ => self.window.insert(chunk, open),
             };
         }
-        wrong.keys().for_each(|liar| drop(self.suspects.insert(*liar)));
+        for liar in wrong.keys() {
+            self.suspects.insert(*liar);
+        }
         recovery.wrong.extend(wrong);
     }
 
@@ -241,7 +351,9 @@ impl Recovering {
         let points: Vec<(ServerId, &[u8; 32])> = answers
             .iter()
             .filter(|(_, answer)| answer.filled & (1 << place) != 0)
-            .map(|(server, answer)| (*server, answer.values.as_chunks::<32>().0.get(place).expect("128 places")))
+            .map(|(server, answer)| {
+                (*server, answer.values.as_chunks::<32>().0.get(place).expect("128 places"))
+            })
             .collect();
         accept(&points, self.thresholds.k(), self.needed(), self.id.share_index())
     }

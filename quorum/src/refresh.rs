@@ -90,7 +90,6 @@ fn subsets(of: &[ServerId], size: usize) -> Vec<ServerSet> {
 pub struct Seeds {
     cluster: ClusterId,
     attempt: AttemptId,
-    servers: usize,
     recovering: Option<ServerId>,
     sets: Arc<[SeedSet]>,
 }
@@ -148,7 +147,7 @@ impl Seeds {
                 SeedSet { purpose: Purpose::Recovery(r), members }
             }));
         }
-        Self { cluster, attempt, servers: thresholds.n(), recovering, sets: sets.into() }
+        Self { cluster, attempt, recovering, sets: sets.into() }
     }
     /// Of which attempt.
     pub fn attempt(&self) -> AttemptId {
@@ -231,12 +230,8 @@ impl Seeds {
                 _ => None,
             });
             let contributions: Vec<_> = values.collect::<Option<_>>()?;
-            let seed = Seed {
-                attempt: self.attempt,
-                purpose,
-                members: set.members,
-                contributions: &contributions,
-            };
+            let seed =
+                Seed { attempt: self.attempt, purpose, members: set.members, contributions: &contributions };
             let seed = crate::codec::sha256(&Zeroizing::new(signing_bytes(&self.cluster, &seed)));
             let coefficient = coefficient(server.share_index(), &set.members);
             terms.push(Term { coefficient, seed: SecretBytes::new(&seed.0) });

@@ -2,8 +2,9 @@
 
 use crate::bytes::{Blob, Hash, PublicKey, SignatureBytes};
 use crate::codec::{Tagged, digest};
-use crate::ids::{ClusterId, Epoch, Sequence, Timestamp};
+use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp};
 use crate::record::{Entry, Invalid, Name};
+use crate::refresh::AttemptId;
 use crate::signing::{KeyCertificate, SignatureError, SigningKey, verify};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +90,59 @@ pub enum Operation {
         /// What clients seal shares to.
         sealing: KeyCertificate,
     },
+    /// A step towards the next epoch, by a server.
+    Step(Step),
+}
+
+/// What a server contributes to agreeing on the next epoch (design §7). Signed with its announced voting
+/// key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// It commits to its contributions.
+    Deal {
+        /// The dealer.
+        server: ServerId,
+        /// In which attempt.
+        attempt: AttemptId,
+        /// See [`Seeds::root`](crate::refresh::Seeds::root).
+        root: Hash,
+        /// Its sealing key of that epoch.
+        sealing: KeyCertificate,
+    },
+    /// It holds these dealers' contributions, durably.
+    Ack {
+        /// The holder.
+        server: ServerId,
+        /// In which attempt.
+        attempt: AttemptId,
+        /// Whose; ascending, and all that it named before among them.
+        dealers: Vec<ServerId>,
+    },
+    /// It holds everything that the epoch's seeds are made of, durably.
+    Ready {
+        /// The holder.
+        server: ServerId,
+        /// In which attempt.
+        attempt: AttemptId,
+    },
+    /// It lacks shares: let it recover them in the next epoch.
+    Recover {
+        /// Who.
+        server: ServerId,
+    },
+}
+
+impl Step {
+    /// Who takes it.
+    pub fn server(&self) -> ServerId {
+        match self {
+            Self::Deal { server, .. }
+            | Self::Ack { server, .. }
+            | Self::Ready { server, .. }
+            | Self::Recover { server } => *server,
+        }
+    }
 }
 
 impl Operation {
@@ -96,7 +150,11 @@ impl Operation {
     pub fn name(&self) -> Option<&Name> {
         match self {
             Self::Register { name, .. } | Self::Rotate { name, .. } | Self::Revoke { name, .. } => Some(name),
-            Self::Deposit(_) | Self::Release { .. } | Self::Delete { .. } | Self::AnnounceKeys { .. } => None,
+            Self::Deposit(_)
+            | Self::Release { .. }
+            | Self::Delete { .. }
+            | Self::Step(_)
+            | Self::AnnounceKeys { .. } => None,
         }
     }
 }
@@ -171,11 +229,12 @@ impl VerifiedRequest {
     pub fn digest(&self) -> Hash {
         self.digest
     }
-    /// Whose turn it takes while it waits: the client's, or for a server's announcement the
+    /// Whose turn it takes while it waits: the client's, or for a server's announcement or step the
     /// server's, which could otherwise be as many clients as it likes.
     pub fn queue(&self) -> PublicKey {
         match &self.signed.request.operation {
             Operation::AnnounceKeys { voting, .. } => PublicKey([voting.statement.server.0; 32]),
+            Operation::Step(step) => PublicKey([step.server().0; 32]),
             _ => self.signed.request.client,
         }
     }
@@ -222,6 +281,8 @@ pub enum Done {
     Deleted,
     /// The server's keys are on record.
     Announced,
+    /// The server's step counts.
+    Stepped,
 }
 
 /// Why a request did nothing.
@@ -267,7 +328,7 @@ pub enum Refusal {
         /// Its index.
         index: u64,
     },
-    /// Too many releases in a minute, or announcements in an interval.
+    /// Too many releases in a minute, or announcements in an interval, or the same step again.
     #[error("too many requests of this kind; try again later")]
     TooOften,
 }

@@ -118,7 +118,9 @@ mod packed {
     pub fn serialize<S: Serializer>(values: &[u8; CHUNK_BYTES], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(values)
     }
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8; CHUNK_BYTES]>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Box<[u8; CHUNK_BYTES]>, D::Error> {
         struct Values;
         impl de::Visitor<'_> for Values {
             type Value = Box<[u8; CHUNK_BYTES]>;

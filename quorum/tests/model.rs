@@ -19,7 +19,6 @@ use quorum::message::{
     Batch, CheckedBatch, CheckedMessage, Commit, PeerMessage, PrePrepare, Prepare, Slot, Witness,
 };
 use quorum::ordering::{Identity, Input, Outgoing, Replica, Stored, Target};
-use quorum::sealing::OpeningKey;
 use quorum::signing::{Keyring, SigningKey, Voter};
 use quorum::thresholds::Thresholds;
 use rand::SeedableRng as _;
@@ -146,7 +145,6 @@ impl Ordering {
             let identity = Identity {
                 manifest: Arc::clone(&manifest),
                 voter: voters[id.index()].clone(),
-                opening: Arc::new(OpeningKey::derive(&[id.0; 32])),
                 boot: 7,
                 log_tail: LOG_TAIL_BATCHES,
             };

@@ -5,17 +5,20 @@
 //! [`WriteBatch`] that was made together with them, or a later one: so writes can be committed
 //! in groups. Messages that promise nothing ([`PeerMessage::promises`]) do not wait.
 
+use crate::bytes::SecretBlob;
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::evidence::Evidence;
 use crate::ids::{Epoch, Sequence, ServerId, View};
 use crate::map::{PartError, Snapshot};
 use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
 use crate::ordering::PoolError;
-use crate::request::RequestId;
+use crate::refresh::AttemptId;
+use crate::request::{RequestId, VerifiedRequest};
+use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Signed, Verified};
 use crate::state::Leaf;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Pieces of evidence that one group of effects carries at most.
 const EVIDENCE_AT_ONCE: usize = 4;
@@ -61,27 +64,14 @@ pub enum Write {
         /// Changed entries.
         leaves: Vec<Leaf>,
     },
-    /// This server's share of a secret; none if the deposit held none that opens.
-    Share {
-        /// Index of the secret.
-        index: u64,
-        /// Epoch of the share.
-        epoch: Epoch,
-        /// The share.
-        share: Option<ShareBytes>,
-    },
-    /// The share of a secret that is gone.
-    EraseShare {
-        /// Index of the secret.
-        index: u64,
-    },
-    /// The secrets that there are after a state transfer: a slot for each that has none, to be filled
-    /// by share recovery; shares of others are erased.
-    Secrets {
-        /// Indices of the secrets.
-        indices: Vec<u64>,
-        /// The epoch of the state.
-        epoch: Epoch,
+    /// Something that happens to this server's shares.
+    Shares(ShareOp),
+    /// Something secret that a restart must not lose, encrypted; none to erase it.
+    Vault {
+        /// What it is.
+        key: VaultKey,
+        /// Its encoding.
+        value: Option<SecretBlob>,
     },
     /// Whether votes are forgotten: the server must not vote, also after another start.
     Amnesia(bool),
@@ -94,13 +84,13 @@ pub enum Write {
     },
 }
 
-/// A share on its way to the share store; never printed.
-pub struct ShareBytes(pub Zeroizing<[u8; 32]>);
-
-impl std::fmt::Debug for ShareBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ShareBytes(..)")
-    }
+/// What a piece of the vault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum VaultKey {
+    /// The seed of the key that opens shares deposited in an epoch, with the key's certificate.
+    Opening(Epoch),
+    /// What a dealer handed to this server in an attempt.
+    Dealing(AttemptId, ServerId),
 }
 
 /// Writes to commit together, in order.
@@ -161,6 +151,8 @@ pub struct Released {
     pub published: Option<Published>,
     /// Requests whose reply is part of the certified state now.
     pub replied: Vec<RequestId>,
+    /// This server's own requests, which promise that something is durable: to be put to it as inputs.
+    pub requests: Vec<VerifiedRequest>,
     /// Requests of own clients that cannot wait here.
     pub refused: Vec<(RequestId, PoolError)>,
     /// What somebody did wrong, for the log.
@@ -227,6 +219,14 @@ pub enum Accusation {
         /// What is wrong.
         why: PartError,
     },
+    /// Contributions that are not the ones that their dealer committed to.
+    #[error("server {server} sent contributions of dealer {dealer} that are not the ones committed to")]
+    WrongDealing {
+        /// Who sent them.
+        server: ServerId,
+        /// Whose they are said to be.
+        dealer: ServerId,
+    },
     /// The database is older than what this server once signed.
     #[error(
         "this server has signed a vote for sequence number {sequence} that its database does not know: was a \
@@ -263,7 +263,8 @@ impl Accusation {
             Self::Equivocation { server, .. }
             | Self::BadProposal { server, .. }
             | Self::WrongState { server, .. }
-            | Self::WrongPart { server, .. } => Some(*server),
+            | Self::WrongPart { server, .. }
+            | Self::WrongDealing { server, .. } => Some(*server),
             Self::Amnesia { .. } | Self::Damaged(_) | Self::Unreadable { .. } | Self::Diverged { .. } => None,
         }
     }
@@ -319,6 +320,10 @@ impl Pending {
     pub(super) fn replied(&mut self, replied: impl IntoIterator<Item = RequestId>) {
         self.released.replied.extend(replied);
     }
+    /// A request of this server's own, once everything written so far is durable.
+    pub(super) fn request(&mut self, request: VerifiedRequest) {
+        self.released.requests.push(request);
+    }
     pub(super) fn refuse(&mut self, id: RequestId, why: PoolError) {
         self.released.refused.push((id, why));
     }
@@ -337,6 +342,7 @@ impl Pending {
             && self.released.published.is_none()
             && self.released.replied.is_empty()
             && self.released.refused.is_empty()
+            && self.released.requests.is_empty()
             && self.released.accusations.is_empty();
         if nothing {
             return None;

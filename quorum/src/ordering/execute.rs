@@ -1,11 +1,13 @@
 //! Execution in order, and the checkpoint vote after every batch (PBFT §4.2, §4.3; design §5).
 
-use super::effects::{ShareBytes, Write};
+use super::effects::Write;
 use super::{OwnCheckpoint, Replica};
+use crate::bytes::SecretBytes;
 use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::{CheckedBatch, PeerMessage};
 use crate::request::Operation;
 use crate::sealing::ShareContext;
+use crate::shares::ShareOp;
 use crate::state::Event;
 
 impl Replica {
@@ -78,7 +80,8 @@ impl Replica {
     /// an empty slot: it hurts nobody but its depositor (design §6).
     fn on_event(&mut self, batch: &CheckedBatch, place: usize, event: &Event) {
         match event {
-            Event::Erased { index } => self.pending.write(Write::EraseShare { index: *index }),
+            Event::Erased { index } => self.pending.write(Write::Shares(ShareOp::Erase { index: *index })),
+            Event::Sealed(attempt) => self.on_sealed(attempt),
             Event::Deposited { index, id } => {
                 let Some(Operation::Deposit(deposit)) =
                     batch.requests().get(place).map(|request| &request.request().operation)
@@ -86,12 +89,15 @@ impl Replica {
                     return;
                 };
                 let context = ShareContext::of(deposit, self.id, id.client, id.sequence);
+                let opening = self.renewing.opening(deposit.epoch);
                 let share = deposit
                     .shares
                     .get(self.id.index())
-                    .and_then(|sealed| context.open(&self.cluster, &self.opening, sealed).ok())
-                    .map(ShareBytes);
-                self.pending.write(Write::Share { index: *index, epoch: deposit.epoch, share });
+                    .zip(opening)
+                    .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
+                    .map(|share| SecretBytes::new(&share));
+                let store = ShareOp::Store { index: *index, epoch: deposit.epoch, share };
+                self.pending.write(Write::Shares(store));
             }
         }
     }

@@ -15,6 +15,7 @@
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
 //! | `transfer` | fetching a state that is too far away for that, or repairing one | PBFT-PR §5.3 |
 //! | `restore` | starting again from what is durable | design §3 |
+//! | `renew` | this server's part in agreeing on the next epoch | design §7 |
 //! | `standing` | whether it remembers its votes, and may vote | PBFT-PR §4.3.2, design §3 |
 
 mod agree;
@@ -25,15 +26,17 @@ mod execute;
 mod log;
 mod pool;
 mod propose;
+mod renew;
 mod restore;
 mod standing;
 mod transfer;
 mod view_change;
 
 pub use effects::{
-    Accusation, Durable, Outgoing, Published, Released, ShareBytes, Target, Unsent, Write, WriteBatch,
+    Accusation, Durable, Outgoing, Published, Released, Target, Unsent, VaultKey, Write, WriteBatch,
 };
 pub use pool::PoolError;
+pub use renew::EpochKeys;
 pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
 pub use standing::Part;
 pub use transfer::TransferProgress;
@@ -49,12 +52,12 @@ use crate::manifest::Manifest;
 use crate::map::Snapshot;
 use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
-use crate::sealing::OpeningKey;
 use crate::signing::{Signed, Verified, Voter};
 use crate::state::State;
 use effects::Pending;
 use log::LogEntry;
 use pool::RequestPool;
+use renew::Renewing;
 use standing::{Standing, Witnessed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,8 +71,6 @@ pub struct Identity {
     pub manifest: Arc<Manifest>,
     /// The certified key that it votes with.
     pub voter: Voter,
-    /// The key that opens shares deposited in the current epoch.
-    pub opening: Arc<OpeningKey>,
     /// A random number, another one at each start.
     pub boot: u64,
     /// Executed batches that stay for servers that fell behind; [`LOG_TAIL_BATCHES`] by default.
@@ -83,6 +84,10 @@ pub enum Input {
     Request(VerifiedRequest),
     /// A message from a peer.
     Message(ServerId, CheckedMessage),
+    /// Keys and randomness for an epoch, as [`ReplicaStatus::wants_keys`] asks for.
+    Keys(EpochKeys),
+    /// Whether there are slots without shares that are not being recovered.
+    LackingShares(bool),
     /// A link to a peer came up: it may lack what was sent before.
     Connected(ServerId),
     /// Time passed.
@@ -113,7 +118,6 @@ pub struct Replica {
     cluster: ClusterId,
     manifest: Arc<Manifest>,
     voter: Voter,
-    opening: Arc<OpeningKey>,
     view: View,
     state: State,
     log: BTreeMap<Sequence, LogEntry>,
@@ -153,6 +157,7 @@ pub struct Replica {
     boundaries: BTreeMap<Sequence, Boundary>,
     log_tail: u64,
     transferring: Transferring,
+    renewing: Renewing,
     pending: Pending,
 }
 
@@ -187,6 +192,8 @@ pub struct ReplicaStatus {
     pub part: Part,
     /// The state that it fetches.
     pub transfer: Option<TransferProgress>,
+    /// The epoch that it needs keys and randomness for.
+    pub wants_keys: Option<Epoch>,
 }
 
 impl ReplicaStatus {
@@ -219,11 +226,17 @@ impl Replica {
         match input {
             Input::Request(request) => self.on_request(now, request),
             Input::Message(from, message) => self.on_message(now, from, message),
+            Input::Keys(keys) => self.on_keys(keys),
+            Input::LackingShares(lacks_shares) => self.on_lacking_shares(lacks_shares),
             Input::Connected(peer) => self.on_connected(peer),
-            Input::Tick => self.on_tick(now),
+            Input::Tick => {
+                self.on_tick(now);
+                self.renew(now);
+            }
         }
         self.propose(now);
         if self.executed() > before {
+            self.renew(now);
             self.note_progress(now);
             self.transferring.advanced = now;
             self.recovered(now);
@@ -263,6 +276,13 @@ impl Replica {
             CheckedMessage::Offer(certificate) => self.on_offer(now, certificate),
             CheckedMessage::AskParts(ask) => self.on_ask_parts(from, &ask),
             CheckedMessage::Parts(parts) => self.on_parts(now, from, parts),
+            CheckedMessage::Dealing(handed) => {
+                self.on_dealing(now, from, *handed);
+                self.renew(now);
+            }
+            CheckedMessage::AskDealing(wanted) => self.on_ask_dealing(now, from, wanted),
+            // For whoever keeps the shares.
+            CheckedMessage::AskMasked(_) | CheckedMessage::Masked(_) => {}
         }
     }
 
@@ -327,6 +347,7 @@ impl Replica {
             log_bytes: self.log_bytes,
             part: self.part(),
             transfer: self.transfer_progress(),
+            wants_keys: self.wants_keys(),
         }
     }
     /// The last certificate.

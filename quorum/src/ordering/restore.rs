@@ -5,13 +5,15 @@
 //! votes are restored, so that it never contradicts one that left.
 
 use super::catch_up::Progress;
-use super::effects::{Accusation, Pending, Write};
+use super::effects::{Accusation, Pending, VaultKey, Write};
 use super::log::LogEntry;
 use super::pool::RequestPool;
+use super::renew::Renewing;
 use super::standing::{Estimation, Memory, Standing, Witnessed};
 use super::transfer::Transferring;
 use super::view_change::Changing;
 use super::{Identity, Replica};
+use crate::bytes::SecretBlob;
 use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
 use crate::ids::{Sequence, Timestamp, View};
 use crate::map::Map;
@@ -34,6 +36,8 @@ pub struct Stored {
     pub view: Option<StoredView>,
     /// The server has voted before and does not remember its votes.
     pub amnesia: bool,
+    /// What has to stay secret.
+    pub vault: Vec<(VaultKey, SecretBlob)>,
     /// Something stored does not decode.
     pub damaged: bool,
 }
@@ -91,18 +95,21 @@ impl Replica {
     /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
     /// damaged it says so, and fetches what differs from the others.
     pub fn start(identity: Identity, stored: Stored) -> Self {
-        let Stored { state, slots, certificate, view, amnesia, damaged } = stored;
+        let Stored { state, slots, certificate, view, amnesia, vault, damaged } = stored;
         let cluster = identity.manifest.cluster_id();
         let (at, leaves) = state.map(|state| (state.checkpoint, state.leaves)).unzip();
         let mut map = Map::from_entries(cluster, leaves.unwrap_or_default());
         let entries = map.seal();
         let resumed = match damaged {
             true => Err(Damage::Row),
-            false => Self::resume(identity.clone(), at, map, slots, certificate, view.clone(), amnesia),
+            false => {
+                let resumed = (slots, certificate, view.clone());
+                Self::resume(identity.clone(), at, map, resumed, amnesia, vault.clone())
+            }
         };
         resumed.unwrap_or_else(|damage| {
             let state = State::genesis(Arc::clone(&identity.manifest));
-            let mut replica = Self::new(identity, state, BTreeMap::new(), true);
+            let mut replica = Self::new(identity, state, BTreeMap::new(), true, vault);
             replica.pending.accuse(Accusation::Damaged(damage));
             replica.pending.write(Write::Amnesia(true));
             replica.pending.write(Write::Reset);
@@ -121,10 +128,9 @@ impl Replica {
         identity: Identity,
         at: Option<Checkpoint>,
         map: Map,
-        slots: Vec<StoredSlot>,
-        certificate: Option<Certificate>,
-        view: Option<StoredView>,
+        (slots, certificate, view): (Vec<StoredSlot>, Option<Certificate>, Option<StoredView>),
         amnesia: bool,
+        vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Result<Self, Damage> {
         let manifest = Arc::clone(&identity.manifest);
         let state = match at {
@@ -137,7 +143,7 @@ impl Replica {
             (slot.sequence, Memory { accepted, prepared })
         });
         let memory = memory.filter(|(sequence, _)| *sequence > state.sequence()).collect();
-        let mut replica = Self::new(identity, state, memory, amnesia);
+        let mut replica = Self::new(identity, state, memory, amnesia, vault);
         if amnesia {
             replica.pending.write(Write::Amnesia(true));
         }
@@ -145,14 +151,21 @@ impl Replica {
             // The state that the first batches build on is on disk before anything is promised.
             replica.flush();
         }
+        replica.resume_renewal();
         replica.restore_view(view)?;
         replica.restore_log(slots)?;
         replica.restore_certificate(certificate)?;
         Ok(replica)
     }
 
-    fn new(identity: Identity, state: State, memory: BTreeMap<Sequence, Memory>, amnesia: bool) -> Self {
-        let Identity { manifest, voter, opening, boot, log_tail } = identity;
+    fn new(
+        identity: Identity,
+        state: State,
+        memory: BTreeMap<Sequence, Memory>,
+        amnesia: bool,
+        vault: Vec<(VaultKey, SecretBlob)>,
+    ) -> Self {
+        let Identity { manifest, voter, boot, log_tail } = identity;
         let flushed = state.sequence();
         Self {
             id: voter.server(),
@@ -185,10 +198,10 @@ impl Replica {
             boundaries: BTreeMap::new(),
             log_tail,
             transferring: Transferring::new(boot),
+            renewing: Renewing::new(boot, vault),
             pending: Pending::default(),
             manifest,
             voter,
-            opening,
             state,
         }
     }

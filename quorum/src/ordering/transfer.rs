@@ -17,6 +17,7 @@ use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
 use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
 use crate::map::{self, Map, Snapshot};
 use crate::message::{AskParts, Parts, PeerMessage};
+use crate::shares::ShareOp;
 use crate::signing::Verified;
 use crate::state::{Executed, State, layout};
 use std::collections::BTreeMap;
@@ -297,13 +298,15 @@ impl Replica {
             leaves.entry(key).or_insert(value);
         }
         self.pending.write(Write::State { checkpoint: statement, leaves: leaves.into_iter().collect() });
-        let secrets = layout::secret_indices(&snapshot).collect();
-        self.pending.write(Write::Secrets { indices: secrets, epoch: statement.epoch });
         let certificate = Arc::new(certificate);
         self.pending.write(Write::Certified(Arc::clone(&certificate)));
         self.pending.write(Write::Trim { through: statement.sequence });
 
         self.state = state;
+        // If this server took part in the seal that it jumps over it has its new shares by that.
+        self.resume_renewal();
+        let indices = layout::secret_indices(&snapshot).collect();
+        self.pending.write(Write::Shares(ShareOp::Present { indices, epoch: statement.epoch }));
         self.flushed = statement.sequence;
         self.certificate = Some(certificate);
         self.certified_snapshot = Some(snapshot);

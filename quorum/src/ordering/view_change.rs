@@ -478,7 +478,6 @@ mod tests {
     use crate::ids::Epoch;
     use crate::message::{CheckedMessage, Prepare, Slot};
     use crate::ordering::{Identity, Input, Stored};
-    use crate::sealing::OpeningKey;
 
     const NULL: Hash = Hash([0; 32]);
 
@@ -564,7 +563,6 @@ mod tests {
         let identity = Identity {
             manifest: Arc::clone(keyring.manifest()),
             voter: voters[id].clone(),
-            opening: Arc::new(OpeningKey::derive(&[1; 32])),
             boot: 0,
             log_tail: crate::limits::LOG_TAIL_BATCHES,
         };

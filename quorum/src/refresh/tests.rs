@@ -250,9 +250,8 @@ fn a_mobile_adversary_sees_the_same_whatever_the_secret_is() {
             assert!(!learns(true, false), "n {n} k {k}, round {round}: {hops:?}");
             let together: ServerSet = hops.iter().flatten().copied().collect();
             assert_eq!(learns(false, false), together.len() > t, "without refresh she must learn it");
-            let neighbours = hops.windows(2).any(|two| {
-                two.concat().into_iter().collect::<ServerSet>().len() > t
-            });
+            let neighbours =
+                hops.windows(2).any(|two| two.concat().into_iter().collect::<ServerSet>().len() > t);
             assert_eq!(learns(true, true), neighbours, "with old shares left she must learn it");
         }
     }
@@ -320,7 +319,8 @@ fn shares_change_and_secrets_do_not() {
         let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, Some(r));
         let dealings = dealt(&seeds, &[0, 1, 3]);
         let mut rng = StdRng::seed_from_u64(1);
-        let secrets: Vec<[u8; 32]> = (0..CHUNK).map(|_| std::array::from_fn(|_| rng.next_u32() as u8)).collect();
+        let secrets: Vec<[u8; 32]> =
+            (0..CHUNK).map(|_| std::array::from_fn(|_| rng.next_u32() as u8)).collect();
         let mut before = vec![[0; CHUNK_BYTES]; n];
         for (slot, secret) in secrets.iter().enumerate() {
             for (i, share) in crate::shamir::deal(secret, k, n, &mut rng).iter().enumerate() {
@@ -331,7 +331,8 @@ fn shares_change_and_secrets_do_not() {
         let (mut after, mut masked) = (before.clone(), vec![]);
         for i in 0..n {
             let id = ServerId(i as u8);
-            let held: Vec<_> = dealings.iter().map(|(d, dealing)| (*d, seeds.for_server(*d, dealing, id))).collect();
+            let held: Vec<_> =
+                dealings.iter().map(|(d, dealing)| (*d, seeds.for_server(*d, dealing, id))).collect();
             let held: Vec<_> = held.iter().map(|(d, dealing)| (*d, dealing)).collect();
             seeds.zero_sharing(id, &held).unwrap().add_to(9, &mut after[i], &mut scratch);
             let mut mask = after[i];

@@ -34,6 +34,8 @@ pub struct Epochs {
     pub since: Timestamp,
     /// The attempt at the next one, once it is time for it.
     pub attempt: Option<Attempt>,
+    /// The attempt by which the current epoch began.
+    pub sealed: Option<Attempt>,
     /// Servers that asked for their shares, in order.
     pub waiting: Vec<ServerId>,
 }
@@ -72,8 +74,8 @@ pub struct Deal {
 /// ends where it begins. The server is the one whose announced voting key signs.
 pub(super) fn takes_step(state: &impl Lookup, manifest: &Manifest, request: &Request, step: &Step) -> bool {
     let server = step.server();
-    let signs = layout::server_keys(state, server)
-        .is_some_and(|keys| keys.voting.statement.key == request.client);
+    let signs =
+        layout::server_keys(state, server).is_some_and(|keys| keys.voting.statement.key == request.client);
     signs && layout::epochs(state).is_some_and(|epochs| epochs.check(manifest, step).is_ok())
 }
 
@@ -195,6 +197,7 @@ impl State {
                 if attempt.ready.len() >= thresholds.q() {
                     let attempt = epochs.attempt.take().expect("it is the one that was matched");
                     (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
+                    epochs.sealed = Some(attempt.clone());
                     self.put(layout::EPOCHS.to_vec(), &epochs);
                     self.seal_epoch(attempt, events);
                     return Ok(Done::Stepped);

@@ -11,8 +11,10 @@
 //! | `x/` name | [`Secret`] | a secret's metadata |
 //! | `y/` index | bytes | its ciphertext |
 //! | `z/` index | [`Releases`] | who was given it |
+//! | `e` | [`Epochs`] | the current epoch, and the attempt at the next one |
+//! | `j` | `u64` | how many secrets were ever deposited |
 
-use super::{Releases, Secret, ServerKeys};
+use super::{Epochs, Releases, Secret, ServerKeys};
 use crate::bytes::{Blob, PublicKey};
 use crate::codec::decode;
 use crate::ids::ServerId;
@@ -54,6 +56,15 @@ pub const SERVERS: &[u8] = b"s/";
 /// Prefix of secrets' metadata.
 pub const SECRETS: &[u8] = b"x/";
 
+/// Key of where the cluster stands in its epochs.
+pub const EPOCHS: &[u8] = b"e";
+/// Key of the number of secrets ever deposited.
+pub const SECRETS_EVER: &[u8] = b"j";
+
+/// Where the cluster stands in its epochs.
+pub fn epochs(state: &impl Lookup) -> Option<Epochs> {
+    read(state, EPOCHS)
+}
 /// Key of a name's current record.
 pub fn name_key(name: &Name) -> Vec<u8> {
     joined(NAMES, name.as_str().as_bytes())

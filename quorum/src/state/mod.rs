@@ -6,11 +6,13 @@
 //! indices that can be rebuilt from it.
 
 mod clients;
+mod epochs;
 pub mod layout;
 mod membership;
 mod names;
 mod secrets;
 
+pub use epochs::{Attempt, Deal, Epochs};
 pub use layout::Lookup;
 pub use membership::ServerKeys;
 pub use secrets::{Release, Releases, Secret, data_key_commitment};
@@ -44,6 +46,8 @@ pub enum Event {
         /// Index of the secret.
         index: u64,
     },
+    /// An epoch has begun, by this attempt.
+    Sealed(Box<Attempt>),
 }
 
 /// What executing a batch led to.
@@ -173,6 +177,7 @@ impl State {
         // Agreed time never goes backwards (design §3).
         self.time = self.time.max(batch.time());
         self.expire_replies();
+        self.advance_epochs();
         let mut replied = Vec::new();
         let mut events = Vec::new();
         for (place, request) in batch.requests().iter().enumerate() {
@@ -202,10 +207,10 @@ impl State {
         if admit(&self.map, &self.manifest, self.time, asked).is_err() || !self.clients.has_room(&id.client) {
             return false;
         }
-        // The index of what this request makes, never used again: batch and place in it.
-        let index = self.sequence.0 * (crate::limits::MAX_BATCH_REQUESTS as u64 * 2) + place as u64;
+        // The number of what this request makes, never used again: batch and place in it.
+        let number = self.sequence.0 * (crate::limits::MAX_BATCH_REQUESTS as u64 * 2) + place as u64;
         let mut happened = Vec::new();
-        let outcome = match self.apply(asked, index, &mut happened) {
+        let outcome = match self.apply(asked, number, &mut happened) {
             Ok(done) => Outcome::Done(done),
             Err(refusal) => Outcome::Refused(refusal),
         };
@@ -217,7 +222,7 @@ impl State {
     fn apply(
         &mut self,
         request: &Request,
-        index: u64,
+        number: u64,
         events: &mut Vec<Event>,
     ) -> Result<crate::request::Done, Refusal> {
         let client = request.client;
@@ -229,11 +234,12 @@ impl State {
             Operation::Revoke { name, from_version, reason } => {
                 self.revoke(client, name, *from_version, reason)
             }
-            Operation::Deposit(deposit) => self.deposit(client, index, request.sequence, deposit, events),
+            Operation::Deposit(deposit) => self.deposit(client, request.sequence, deposit, events),
             Operation::Release { secret, ephemeral } => {
-                self.release(client, index, request.sequence, secret, *ephemeral)
+                self.release(client, number, request.sequence, secret, *ephemeral)
             }
             Operation::Delete { secret } => self.delete(client, secret, events),
+            Operation::Step(step) => self.step(client, step, events),
             Operation::AnnounceKeys { voting, sealing } => self.announce(client, voting, sealing),
         }
     }
@@ -309,6 +315,11 @@ pub fn admit(
         || state.value(&layout::known_key(client)).is_some()
         || names_reader(state, request)
         || membership::announces_itself(state, manifest, now, request);
+    // A server's voting key is known for its steps, and for those that it has not taken yet.
+    let known = match &request.operation {
+        Operation::Step(step) => epochs::takes_step(state, manifest, request, step),
+        _ => known,
+    };
     if known { Ok(()) } else { Err(NotAdmitted::UnknownKey) }
 }
 

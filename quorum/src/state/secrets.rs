@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 pub struct Secret {
     /// Its name.
     pub name: Name,
-    /// Names its shares; never used again.
+    /// Names its shares: how many deposits came before it. Never used again.
     pub index: u64,
     /// Who may replace and delete it, and be given it.
     pub owner: PublicKey,
@@ -102,7 +102,6 @@ impl State {
     pub(super) fn deposit(
         &mut self,
         client: PublicKey,
-        index: u64,
         client_sequence: u64,
         deposit: &Deposit,
         events: &mut Vec<Event>,
@@ -122,6 +121,10 @@ impl State {
         } else if deposit.replaces.is_some() {
             return Err(Refusal::NoSuchSecret);
         }
+        // Numbered without gaps, so that pseudo-random bytes for many secrets come from one stretch of a
+        // key stream (docs/decisions/0018-refresh.md), and never again.
+        let index: u64 = self.load(layout::SECRETS_EVER).unwrap_or(0);
+        self.put(layout::SECRETS_EVER.to_vec(), &(index + 1));
         let depositor = RequestId { client, sequence: client_sequence };
         let secret = Secret {
             name: deposit.name.clone(),

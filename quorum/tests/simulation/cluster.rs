@@ -3,6 +3,7 @@
 use crate::disk::Disk;
 use crate::liar::{Conspiracy, Liar};
 use crate::readers::{Liars, Readers};
+use crate::secrets::Secrets;
 use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
@@ -16,8 +17,8 @@ use quorum::ordering::{
 };
 use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
+use quorum::recovery::Keeper;
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
-use quorum::sealing::OpeningKey;
 use quorum::signing::{Keyring, SigningKey, Voter};
 use quorum::state::layout;
 use quorum::thresholds::Thresholds;
@@ -57,6 +58,10 @@ pub struct Faults {
     pub requests: usize,
     /// Readers read meanwhile, and so many servers lie to them.
     pub readers: Option<Liars>,
+    /// Secrets that are deposited.
+    pub secrets: usize,
+    /// How long an epoch lasts.
+    pub epoch_seconds: u32,
 }
 
 impl Faults {
@@ -85,6 +90,8 @@ pub(crate) enum Event {
     /// A server's stored state is changed, unnoticed.
     Corrupt(ServerId),
     Submit(usize),
+    /// A secret is deposited, or its deposit tried again.
+    Deposit(usize),
     /// From now on these servers and the others do not reach each other.
     Partition(Vec<ServerId>),
     /// The writer whose name is read goes on.
@@ -114,8 +121,9 @@ pub(crate) enum Event {
 }
 
 pub(crate) struct Server {
-    replica: Option<Replica>,
-    disk: Disk,
+    pub(crate) replica: Option<Replica>,
+    pub(crate) disk: Disk,
+    pub(crate) keeper: Keeper,
     uncommitted: VecDeque<(WriteBatch, Unsent)>,
     keyrings: BTreeMap<ServerId, Keyring>,
     pub(crate) published: Option<Published>,
@@ -169,9 +177,10 @@ pub struct Simulation {
     /// The view that each server last said it changes to.
     left: BTreeMap<ServerId, View>,
     pub readers: Option<Readers>,
+    pub(crate) secrets: Secrets,
 }
 
-const START: Timestamp = Timestamp(1_700_000_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_700_000_000_000);
 
 /// The thresholds of a grid; or, for a number of servers that fills none, those of ordering alone.
 fn thresholds(n: usize) -> Thresholds {
@@ -208,7 +217,7 @@ impl Simulation {
         });
         let manifest = Arc::new(Manifest {
             format: MANIFEST_FORMAT,
-            epoch_seconds: 30,
+            epoch_seconds: faults.epoch_seconds,
             administrators_needed: 1,
             administrators: vec![administrator.public()],
             thresholds,
@@ -264,6 +273,7 @@ impl Simulation {
             roots: BTreeMap::new(),
             left: BTreeMap::new(),
             readers: None,
+            secrets: Secrets::default(),
             manifest,
             rng: StdRng::seed_from_u64(rng.random()),
         };
@@ -272,6 +282,7 @@ impl Simulation {
             simulation.servers.push(Server {
                 replica: None,
                 disk: Disk::default(),
+                keeper: Keeper::new(ServerId(0), thresholds),
                 uncommitted: VecDeque::new(),
                 keyrings: BTreeMap::new(),
                 published: None,
@@ -288,6 +299,7 @@ impl Simulation {
             let at = simulation.rng.random_range(0..busy_ms);
             simulation.schedule(at, Event::Submit(i));
         }
+        simulation.schedule_deposits();
         if let Some(liars) = faults.readers {
             simulation.start_readers(liars);
         }
@@ -393,7 +405,7 @@ impl Simulation {
     }
 
     /// In whose name a node speaks: the twin, which stands behind the last server, in server 0's.
-    fn identity(&self, node: ServerId) -> ServerId {
+    pub(crate) fn identity(&self, node: ServerId) -> ServerId {
         if node.index() < self.voters.len() { node } else { ServerId(0) }
     }
     pub(crate) fn is_liar(&self, node: ServerId) -> bool {
@@ -415,11 +427,12 @@ impl Simulation {
         let identity = Identity {
             manifest: Arc::clone(&self.manifest),
             voter: self.voters[self.identity(id).index()].clone(),
-            opening: Arc::new(OpeningKey::derive(&[self.identity(id).0; 32])),
             boot: self.rng.random(),
             log_tail: self.faults.log_tail,
         };
+        let own = self.identity(id);
         let server = &mut self.servers[id.index()];
+        server.keeper = Keeper::new(own, self.manifest.thresholds);
         server.replica = Some(Replica::start(identity, server.disk.stored()));
         server.keyrings = (0..self.voters.len())
             .map(|from| {
@@ -429,7 +442,6 @@ impl Simulation {
             })
             .collect();
         self.after_step(id);
-        let own = self.identity(id);
         for peer in self.manifest.grid().servers().filter(|peer| *peer != own) {
             self.step(id, Input::Connected(peer));
             self.step(peer, Input::Connected(own));
@@ -448,8 +460,11 @@ impl Simulation {
             assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
+            // Deposits and servers' steps are tried again with new numbers until the old ones expire.
+            let tries =
+                if self.faults.secrets > 0 { 40 * (self.faults.secrets + self.voters.len()) } else { 16 };
             assert!(
-                status.pending_requests <= self.faults.requests + 1,
+                status.pending_requests <= self.faults.requests + tries,
                 "seed {}: requests pile up",
                 self.seed
             );
@@ -495,6 +510,9 @@ impl Simulation {
                 self.check_accusation(id, &accusation);
             }
             self.send_out(id, released.messages);
+            for request in released.requests {
+                self.step(id, Input::Request(request));
+            }
             if let Some(published) = released.published.filter(|_| !liar) {
                 self.check_published(id, published);
             }
@@ -504,7 +522,7 @@ impl Simulation {
         }
     }
 
-    fn send_out(&mut self, id: ServerId, messages: Vec<Outgoing>) {
+    pub(crate) fn send_out(&mut self, id: ServerId, messages: Vec<Outgoing>) {
         let (from, liar) = (self.identity(id), self.is_liar(id));
         for (target, message) in messages {
             if !liar {
@@ -647,6 +665,7 @@ impl Simulation {
 
     /// A gateway answers its client: from then on the write is never lost.
     fn acknowledge(&mut self, id: ServerId, request: RequestId) {
+        self.acknowledge_deposit(id, request);
         let Some(index) = self.gateways.remove(&(id, request)) else { return };
         let published = self.servers[id.index()].published.as_ref().expect("replies follow a certificate");
         let receipt = Receipt {
@@ -705,6 +724,7 @@ impl Simulation {
                 Event::Forget(id) => eprintln!("{time:>6} {number:>6} {id} forgets"),
                 Event::Restart(id) => eprintln!("{time:>6} {number:>6} restart {id}"),
                 Event::Partition(side) => eprintln!("{time:>6} {number:>6} cut off: {side:?}"),
+                Event::Deposit(index) => eprintln!("{time:>6} {number:>6} secret {index} is deposited"),
                 Event::Submit(index) => eprintln!("{time:>6} {number:>6} client {index} asks"),
                 Event::Write | Event::Begin(_) | Event::Late { .. } => {}
                 Event::Ask { reader, server, ask, .. } => {
@@ -720,12 +740,21 @@ impl Simulation {
                 if self.servers[to.index()].replica.is_some()
                     && let Some(checked) = self.check(from, to, &bytes)
                 {
-                    self.step(to, Input::Message(from, checked));
+                    match checked {
+                        CheckedMessage::AskMasked(_) | CheckedMessage::Masked(_) => {
+                            self.keeper_hears(to, from, checked)
+                        }
+                        checked => self.step(to, Input::Message(from, checked)),
+                    }
                 }
             }
             Event::Tick(id) => {
                 if self.servers[id.index()].replica.is_some() {
                     self.step(id, Input::Tick);
+                    self.keeper_ticks(id);
+                    if self.liars.contains_key(&id) {
+                        self.lie_about_epochs(id);
+                    }
                     if let Some(liar) = self.liars.get_mut(&id) {
                         let lies = liar.tick(self.now, &mut self.conspiracy);
                         self.send_lies(id, lies);
@@ -766,6 +795,7 @@ impl Simulation {
                 }
             }
             Event::Submit(index) => self.submit(index),
+            Event::Deposit(index) => self.deposit(index),
             Event::Partition(side) => self.cut_off = side,
             Event::Write => self.write(),
             Event::Begin(reader) => self.begin(reader),
@@ -825,7 +855,8 @@ impl Simulation {
             }
             Accusation::BadProposal { server, .. }
             | Accusation::WrongState { server, .. }
-            | Accusation::WrongPart { server, .. } => {
+            | Accusation::WrongPart { server, .. }
+            | Accusation::WrongDealing { server, .. } => {
                 let was_corrupt = self.corrupt.is_some_and(|(id, _)| id == *server);
                 assert!(self.is_liar(*server) || was_corrupt, "seed {seed}: {by} says: {accusation}")
             }
@@ -844,6 +875,7 @@ impl Simulation {
             self.next_event();
         }
         self.healed = true;
+        self.secrets.healed_in = self.epoch();
         self.cut_off.clear();
         self.events.retain(|_, event| !matches!(event, Event::Partition(_)));
         for id in self.manifest.grid().servers() {
@@ -863,7 +895,7 @@ impl Simulation {
             self.liars.keys().collect::<Vec<_>>(),
             self.positions()
         );
-        assert!(self.is_done(), "seed {}: servers do not catch up: {:?}", self.seed, self.positions());
+        assert!(self.is_done(), "seed {}: servers do not catch up: {:#?}", self.seed, self.positions());
         for server in self.honest() {
             let Some(published) = &server.published else { continue };
             for client in &self.clients {
@@ -881,8 +913,15 @@ impl Simulation {
                 let s = replica.status();
                 let active = if s.active { "" } else { " changing" };
                 format!(
-                    "{}/{} of {} in view {}{active} {:?} {:?}",
-                    s.executed, s.certified, s.target, s.view, s.part, s.transfer
+                    "{}/{} of {} in view {}{active} {:?} {:?}; epoch {}, {:?}",
+                    s.executed,
+                    s.certified,
+                    s.target,
+                    s.view,
+                    s.part,
+                    s.transfer,
+                    s.epoch,
+                    server.disk.shares
                 )
             })
         };
@@ -903,7 +942,8 @@ impl Simulation {
             server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Recovering)
         };
         let mut alive = self.honest().filter(|server| server.replica.is_some() && !forgot(server));
-        self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date)
+        let written = self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date);
+        written && self.secrets_are_kept()
     }
 
     pub fn trace_digest(&self) -> Hash {

@@ -1,11 +1,13 @@
 //! What survives a crash: the writes that were committed, and nothing else.
 
+use quorum::bytes::SecretBlob;
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
 use quorum::ids::{ClusterId, Sequence};
 use quorum::map::Map;
 use quorum::message::{Batch, Commit, PrePrepare, Prepare};
-use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
+use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
+use quorum::shares::ShareSet;
 use quorum::signing::Signed;
 use std::collections::BTreeMap;
 
@@ -23,7 +25,8 @@ pub struct Disk {
     pub leaves: BTreeMap<Vec<u8>, Vec<u8>>,
     pub certificate: Option<Certificate>,
     pub view: Option<StoredView>,
-    pub shares: BTreeMap<u64, [u8; 32]>,
+    pub shares: ShareSet,
+    pub vault: BTreeMap<VaultKey, SecretBlob>,
     pub amnesia: bool,
 }
 
@@ -58,15 +61,13 @@ impl Disk {
                     };
                 }
             }
-            Write::Share { index, share, .. } => {
-                if let Some(share) = share {
-                    self.shares.insert(*index, *share.0);
-                }
+            Write::Shares(operation) => self.shares.apply(operation),
+            Write::Vault { key, value } => {
+                match value {
+                    Some(value) => self.vault.insert(*key, value.clone()),
+                    None => self.vault.remove(key),
+                };
             }
-            Write::EraseShare { index } => {
-                self.shares.remove(index);
-            }
-            Write::Secrets { indices, .. } => self.shares.retain(|index, _| indices.contains(index)),
             Write::Amnesia(amnesia) => self.amnesia = *amnesia,
             Write::Reset => {
                 self.slots.clear();
@@ -109,6 +110,7 @@ impl Disk {
             certificate: self.certificate.clone(),
             view,
             amnesia: self.amnesia,
+            vault: self.vault.iter().map(|(key, value)| (*key, value.clone())).collect(),
             damaged: false,
         }
     }

@@ -2,8 +2,9 @@
 //! on their way out, each liar with habits of its own. All liars of a cluster conspire: what one
 //! knows, all know.
 
-use quorum::bytes::{Blob, Hash};
+use quorum::bytes::{Blob, Hash, SecretBytes};
 use quorum::certificate::{Certificate, Checkpoint, Held};
+use quorum::codec::{decode, encode};
 use quorum::ids::{ClusterId, Sequence, ServerId, Timestamp, View};
 use quorum::map::PartItem;
 use quorum::message::{
@@ -378,6 +379,34 @@ impl Liar {
                     }
                 }
                 PeerMessage::Parts(parts)
+            }
+            PeerMessage::Dealing(handed) => {
+                let mut handed = handed.as_ref().clone();
+                match self.rng.random_range(0..3) {
+                    0 => handed.dealer = *self.others().choose(&mut self.rng)?,
+                    1 => handed.attempt.attempt += 1,
+                    _ => {
+                        let mut bytes = encode(&handed.dealing);
+                        let at = self.rng.random_range(0..bytes.len());
+                        bytes[at] ^= 1;
+                        handed.dealing = decode(&bytes).ok()?;
+                    }
+                }
+                PeerMessage::Dealing(Box::new(handed))
+            }
+            PeerMessage::Masked(masked) => {
+                let mut masked = masked.clone();
+                for chunk in &mut masked.chunks {
+                    match self.rng.random_range(0..3) {
+                        0 => chunk.filled ^= 1,
+                        1 => chunk.chunk += 1,
+                        _ => {
+                            let wrong = SecretBytes::new(&[self.rng.random(); 32]);
+                            chunk.values.iter_mut().for_each(|value| *value = wrong.clone());
+                        }
+                    }
+                }
+                PeerMessage::Masked(masked)
             }
             _ => return None,
         })

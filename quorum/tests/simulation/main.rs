@@ -11,6 +11,7 @@ mod disk;
 mod liar;
 mod readers;
 mod scenarios;
+mod secrets;
 
 use cluster::{Faults, Simulation};
 use quorum::ids::View;
@@ -79,6 +80,15 @@ simulations! {
     nine_replicas_whose_first_primaries_die: 9, DYING, 10;
     nine_replicas_and_liars: 9, LYING, 60;
     nine_replicas_and_everything_at_once: 9, EVERYTHING, 60;
+    four_replicas_that_keep_secrets: 4, KEEPING, 10;
+    four_replicas_that_keep_secrets_with_loss: 4, KEEPING_LOSSY, 60;
+    four_replicas_that_keep_secrets_and_crash: 4, KEEPING_CRASHING, 80;
+    four_replicas_that_keep_secrets_and_a_liar: 4, KEEPING_LYING, 80;
+    four_replicas_that_keep_secrets_through_everything: 4, KEEPING_THROUGH_EVERYTHING, 60;
+    nine_replicas_that_keep_secrets: 9, KEEPING, 4;
+    nine_replicas_that_keep_secrets_and_crash: 9, KEEPING_CRASHING, 8;
+    nine_replicas_that_keep_secrets_and_liars: 9, KEEPING_LYING, 8;
+    nine_replicas_that_keep_secrets_through_everything: 9, KEEPING_THROUGH_EVERYTHING, 8;
     sixteen_replicas_and_liars: 16, LYING, 6;
     sixteen_replicas_and_everything_at_once: 16, EVERYTHING, 6;
 }

@@ -20,6 +20,8 @@ pub const GOOD: Faults = Faults {
     log_tail: LOG_TAIL_BATCHES,
     requests: 24,
     readers: None,
+    secrets: 0,
+    epoch_seconds: 30,
 };
 pub const LOSSY: Faults = Faults { loss: 0.15, duplication: 0.1, max_delay_ms: 400, skew_ms: 300, ..GOOD };
 pub const CRASHING: Faults =
@@ -63,6 +65,20 @@ pub const EVERYTHING: Faults = Faults {
     ..GOOD
 };
 
+/// Secrets are deposited while epochs follow each other, two seconds each.
+pub const KEEPING: Faults = Faults { secrets: 12, epoch_seconds: 2, requests: 6, ..GOOD };
+pub const KEEPING_LOSSY: Faults =
+    Faults { loss: 0.1, duplication: 0.1, max_delay_ms: 200, skew_ms: 300, ..KEEPING };
+pub const KEEPING_CRASHING: Faults =
+    Faults { loss: 0.03, max_delay_ms: 80, crashes: true, partitions: true, ..KEEPING };
+/// Servers deal wrong, partial or nothing, acknowledge what they do not hold, help wrongly.
+pub const KEEPING_LYING: Faults = Faults { liars: true, max_delay_ms: 40, ..KEEPING };
+/// Servers lose their disks, or sleep so long that they need another state: they recover their shares.
+pub const KEEPING_FORGETTING: Faults =
+    Faults { forgetful: true, partitions: true, log_tail: 8, max_delay_ms: 40, ..KEEPING };
+pub const KEEPING_THROUGH_EVERYTHING: Faults =
+    Faults { secrets: 12, epoch_seconds: 2, requests: 6, loss: 0.05, max_delay_ms: 100, ..EVERYTHING };
+
 /// All of them, with the numbers of servers that they are hunted with.
 pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("lossy", &[4, 9], LOSSY),
@@ -77,5 +93,11 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("reading", &[4, 9, 9, 16], READING),
     ("deceived", &[4, 9, 16], DECEIVED),
     ("reading-through-it", &[4, 9], READING_THROUGH_IT),
+    ("keeping", &[4, 9], KEEPING),
+    ("keeping-lossy", &[4, 9], KEEPING_LOSSY),
+    ("keeping-crashing", &[4, 4, 9], KEEPING_CRASHING),
+    ("keeping-lying", &[4, 4, 9], KEEPING_LYING),
+    ("keeping-forgetting", &[4, 4, 9], KEEPING_FORGETTING),
+    ("keeping-through-everything", &[4, 9], KEEPING_THROUGH_EVERYTHING),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
 ];

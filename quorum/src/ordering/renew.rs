@@ -1,0 +1,479 @@
+//! This server's part in agreeing on the next epoch, and in putting it in place (design §7).
+//!
+//! The log says how far an attempt is ([`Epochs`]); every step that this server takes follows from that
+//! and from what it holds, so nothing has to be remembered but contributions and keys, which are in the
+//! vault before anything that promises them is sent. While the epoch is agreed on the old shares stay
+//! valid. Once it is sealed:
+//!
+//! - with everything that it needs, this server has its shares renewed, by one operation that is as
+//!   durable as the batch that sealed the epoch;
+//! - without, it goes on asking for [`DEALINGS_KEPT_MS`] of agreed time, and then empties its slots: what
+//!   it has is worth nothing to anybody but a thief. It recovers its shares in a later epoch.
+//!
+//! Then contributions are erased; sealing keys of epochs that are over were erased at the seal.
+
+use super::Replica;
+use super::effects::{Accusation, Target, VaultKey, Write};
+use crate::bytes::{SecretBlob, SecretBytes};
+use crate::codec::{decode, encode};
+use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
+use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
+use crate::message::{HandedOut, PeerMessage, WantedDealing};
+use crate::refresh::{AttemptId, Dealing, Seeds};
+use crate::request::{Operation, SignedRequest, Step};
+use crate::sealing::OpeningKey;
+use crate::shares::{Renewal, ShareOp};
+use crate::signing::KeyCertificate;
+use crate::state::{Attempt, Epochs, layout};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// What a server needs for an epoch, freshly drawn: the core has no randomness of its own.
+#[derive(Debug)]
+pub struct EpochKeys {
+    /// For which epoch.
+    pub epoch: Epoch,
+    /// Seed of the key that opens shares.
+    pub opening: SecretBytes,
+    /// What the server's identity says about that key.
+    pub sealing: KeyCertificate,
+    /// What contributions are drawn from; used for nothing else.
+    pub entropy: SecretBytes,
+}
+
+#[derive(Clone)]
+struct Opening {
+    key: Arc<OpeningKey>,
+    sealing: KeyCertificate,
+}
+
+/// See the module.
+#[derive(Clone, Default)]
+pub(super) struct Renewing {
+    openings: BTreeMap<Epoch, Opening>,
+    entropy: Option<(Epoch, SecretBytes)>,
+    /// What dealers handed to this server, checked against their commitments; in the vault as soon as
+    /// they are complete.
+    dealings: BTreeMap<(AttemptId, ServerId), Dealing>,
+    /// The last that each dealer handed out before its commitment was known here.
+    early: BTreeMap<ServerId, (AttemptId, Dealing)>,
+    own: Option<(AttemptId, Dealing)>,
+    seeds: Option<Seeds>,
+    /// The epoch that began last, until its contributions are erased.
+    sealed: Option<Sealed>,
+    /// When each kind of step was asked for, and how much it said.
+    asked_for: BTreeMap<&'static str, (Timestamp, usize)>,
+    /// When something came in last, and when contributions were asked for last.
+    received: Timestamp,
+    fetched: Timestamp,
+    /// When each peer was last given a dealer's contributions.
+    given: BTreeMap<(ServerId, ServerId), Timestamp>,
+    requests: u64,
+    /// This server has slots without shares.
+    lacks_shares: bool,
+}
+
+#[derive(Clone)]
+struct Sealed {
+    attempt: Attempt,
+    at: Timestamp,
+    seeds: Seeds,
+    in_place: bool,
+}
+
+impl Renewing {
+    /// With what the vault holds.
+    pub(super) fn new(boot: u64, vault: Vec<(VaultKey, SecretBlob)>) -> Self {
+        let mut renewing = Self { requests: boot, ..Self::default() };
+        for (key, value) in vault {
+            // What does not decode is as good as lost: the server recovers.
+            match key {
+                VaultKey::Opening(epoch) => {
+                    if let Ok((seed, sealing)) = decode::<(SecretBytes, KeyCertificate)>(value.expose()) {
+                        let key = Arc::new(OpeningKey::derive(seed.expose()));
+                        renewing.openings.insert(epoch, Opening { key, sealing });
+                    }
+                }
+                VaultKey::Dealing(attempt, dealer) => {
+                    if let Ok(dealing) = decode(value.expose()) {
+                        renewing.dealings.insert((attempt, dealer), dealing);
+                    }
+                }
+            }
+        }
+        renewing
+    }
+    /// The key that opens shares deposited in an epoch.
+    pub(super) fn opening(&self, epoch: Epoch) -> Option<&OpeningKey> {
+        self.openings.get(&epoch).map(|opening| &*opening.key)
+    }
+}
+
+fn seal_vault<T: serde::Serialize>(value: &T) -> Option<SecretBlob> {
+    Some(SecretBlob::new(Zeroizing::new(encode(value))))
+}
+
+/// The seeds of an attempt of the log.
+fn seeds_of(cluster: ClusterId, thresholds: crate::Thresholds, attempt: &Attempt) -> Seeds {
+    Seeds::new(cluster, thresholds, attempt.id, attempt.recovering)
+}
+
+impl Replica {
+    fn epochs(&self) -> Epochs {
+        layout::epochs(self.state.map()).unwrap_or_default()
+    }
+
+    /// The epoch that this server needs keys and randomness for, if any.
+    pub(super) fn wants_keys(&self) -> Option<Epoch> {
+        let current = self.state.epoch();
+        if !self.renewing.openings.contains_key(&current) {
+            return Some(current);
+        }
+        let next = self.epochs().attempt?.id.epoch;
+        let drawn = self.renewing.entropy.as_ref().is_some_and(|(epoch, _)| *epoch == next);
+        (!drawn && self.may_vote()).then_some(next)
+    }
+
+    pub(super) fn on_keys(&mut self, keys: EpochKeys) {
+        let EpochKeys { epoch, opening, sealing, entropy } = keys;
+        let known = self.renewing.openings.contains_key(&epoch);
+        if self.wants_keys() != Some(epoch) {
+            return;
+        }
+        if !known {
+            // One that is known may be in the log already, and shares sealed to it.
+            let value = seal_vault(&(&opening, &sealing));
+            self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value });
+            let key = Arc::new(OpeningKey::derive(opening.expose()));
+            self.renewing.openings.insert(epoch, Opening { key, sealing });
+        }
+        self.renewing.entropy = Some((epoch, entropy));
+    }
+
+    /// The shell says whether there are slots without shares that it is not recovering.
+    pub(super) fn on_lacking_shares(&mut self, lacks_shares: bool) {
+        self.renewing.lacks_shares = lacks_shares;
+    }
+
+    /// Takes whatever step the log and what this server holds allow.
+    pub(super) fn renew(&mut self, now: Timestamp) {
+        let epochs = self.epochs();
+        self.announce_keys(now);
+        match &epochs.attempt {
+            Some(attempt) => self.take_part_in(now, attempt),
+            None => self.renewing.seeds = None,
+        }
+        self.forget_attempts(&epochs);
+        let underway = epochs.attempt.as_ref().and_then(|attempt| attempt.recovering);
+        if self.renewing.lacks_shares && underway != Some(self.id) && !epochs.waiting.contains(&self.id) {
+            self.step(now, "recover", 0, Step::Recover { server: self.id });
+        }
+        self.put_in_place();
+        self.fetch_missing(now, &epochs);
+        self.erase_dealings();
+    }
+
+    fn take_part_in(&mut self, now: Timestamp, attempt: &Attempt) {
+        if self.renewing.seeds.as_ref().is_none_or(|seeds| seeds.attempt() != attempt.id) {
+            self.renewing.seeds = Some(seeds_of(self.cluster, self.manifest.thresholds, attempt));
+            self.renewing.asked_for.retain(|kind, _| *kind == "announce");
+            self.renewing.received = now;
+        }
+        let Some(seeds) = self.renewing.seeds.clone() else { return };
+        self.deal(now, attempt, &seeds);
+        let early: Vec<_> =
+            attempt.deals.keys().filter_map(|d| self.renewing.early.remove_entry(d)).collect();
+        for (dealer, (id, dealing)) in early {
+            self.keep_dealing(now, dealer, id, dealer, dealing);
+        }
+        let held = |dealer: &ServerId| self.holds(&seeds, *dealer);
+        match &attempt.dealers {
+            None => {
+                let holding: Vec<_> = attempt.deals.keys().copied().filter(held).collect();
+                let before = attempt.acks.get(&self.id).map_or(0, Vec::len);
+                let everyone = holding.len() == self.manifest.thresholds.n();
+                let waited = now.since_ms(self.renewing.received) >= ACK_DELAY_MS;
+                if holding.len() > before && (everyone || waited) {
+                    let size = holding.len();
+                    let step = Step::Ack { server: self.id, attempt: attempt.id, dealers: holding };
+                    self.step(now, "ack", size, step);
+                }
+            }
+            Some(dealers) => {
+                if dealers.iter().all(held) && !attempt.ready.contains(&self.id) {
+                    self.step(now, "ready", 0, Step::Ready { server: self.id, attempt: attempt.id });
+                }
+            }
+        }
+    }
+
+    /// Whether this server has all of a dealer's contributions that it may have. They are written in the
+    /// same step, before anything that says so leaves.
+    fn holds(&self, seeds: &Seeds, dealer: ServerId) -> bool {
+        let dealing = self.renewing.dealings.get(&(seeds.attempt(), dealer));
+        dealing.is_some_and(|dealing| seeds.is_complete(dealer, dealing, self.id))
+    }
+
+    /// Commits to contributions of its own; hands them out once the commitment is in the log.
+    fn deal(&mut self, now: Timestamp, attempt: &Attempt, seeds: &Seeds) {
+        let id = self.id;
+        if let Some(deal) = attempt.deals.get(&id) {
+            let own =
+                self.renewing.own.as_ref().filter(|(of, _)| *of == attempt.id).map(|(_, own)| own.clone());
+            let fits = own.filter(|own| seeds.root(id, own) == Some(deal.root));
+            if let Some(own) = fits.filter(|_| !self.renewing.dealings.contains_key(&(attempt.id, id))) {
+                for to in self.manifest.grid().servers().filter(|to| *to != id) {
+                    let dealing = seeds.for_server(id, &own, to);
+                    let handed = HandedOut { attempt: attempt.id, dealer: id, dealing };
+                    self.pending.send(Target::One(to), PeerMessage::Dealing(Box::new(handed)));
+                }
+                self.keep_dealing(now, id, attempt.id, id, own);
+            }
+            return;
+        }
+        let drawn = self.renewing.entropy.as_ref().filter(|(epoch, _)| *epoch == attempt.id.epoch);
+        let opening = self.renewing.openings.get(&attempt.id.epoch);
+        let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
+        let sealing = opening.sealing;
+        let own = match &self.renewing.own {
+            Some((of, own)) if *of == attempt.id => own.clone(),
+            _ => seeds.draw(id, entropy),
+        };
+        let Some(root) = seeds.root(id, &own) else { return };
+        self.renewing.own = Some((attempt.id, own));
+        self.step(now, "deal", 0, Step::Deal { server: id, attempt: attempt.id, root, sealing });
+    }
+
+    /// Asks for a step to be ordered, once what it promises is durable; again if nothing comes of it.
+    fn step(&mut self, now: Timestamp, kind: &'static str, size: usize, step: Step) {
+        self.own_request(now, kind, size, Operation::Step(step));
+    }
+
+    fn own_request(&mut self, now: Timestamp, kind: &'static str, size: usize, operation: Operation) {
+        if !self.may_vote() {
+            return;
+        }
+        if let Some((asked, said)) = self.renewing.asked_for.get(kind)
+            && *said == size
+            && now.since_ms(*asked) < STEP_PATIENCE_MS
+        {
+            return;
+        }
+        self.renewing.asked_for.insert(kind, (now, size));
+        self.renewing.requests = self.renewing.requests.wrapping_add(1);
+        let (number, expiry) = (self.renewing.requests, now.max(self.state.time()).plus_ms(20_000));
+        let signed = SignedRequest::sign(&self.cluster, self.voter.key(), number, expiry, operation);
+        self.pending.request(signed.trusted(&self.cluster));
+    }
+
+    /// Has this server's keys put on record where they are not: at its first start, after it missed a
+    /// deal, after it lost them.
+    fn announce_keys(&mut self, now: Timestamp) {
+        let Some(opening) = self.renewing.openings.get(&self.state.epoch()) else { return };
+        let (voting, sealing) = (*self.voter.certificate(), opening.sealing);
+        let known = layout::server_keys(self.state.map(), self.id);
+        // Agreed time 0 is before the first batch: whatever is announced then is announced too early.
+        if self.state.time() != Timestamp(0)
+            && known.is_none_or(|keys| keys.voting != voting || keys.sealing != sealing)
+        {
+            self.own_request(now, "announce", 0, Operation::AnnounceKeys { voting, sealing });
+        }
+    }
+
+    /// A dealer's contributions, from the dealer or from another server that holds them.
+    pub(super) fn on_dealing(&mut self, now: Timestamp, from: ServerId, handed: HandedOut) {
+        let HandedOut { attempt, dealer, dealing } = handed;
+        self.keep_dealing(now, from, attempt, dealer, dealing);
+    }
+
+    fn keep_dealing(
+        &mut self,
+        now: Timestamp,
+        from: ServerId,
+        attempt: AttemptId,
+        dealer: ServerId,
+        dealing: Dealing,
+    ) {
+        let sealed = self.renewing.sealed.as_ref().filter(|sealed| sealed.attempt.id == attempt);
+        let (seeds, deal) = match (sealed, self.epochs().attempt, &self.renewing.seeds) {
+            (Some(sealed), ..) => (sealed.seeds.clone(), sealed.attempt.deals.get(&dealer).copied()),
+            (None, Some(current), Some(seeds)) if current.id == attempt && seeds.attempt() == attempt => {
+                (seeds.clone(), current.deals.get(&dealer).copied())
+            }
+            _ => {
+                if from == dealer && attempt.epoch == self.state.epoch().next() {
+                    self.renewing.early.insert(dealer, (attempt, dealing));
+                }
+                return;
+            }
+        };
+        let Some(deal) = deal else {
+            if from == dealer {
+                self.renewing.early.insert(dealer, (attempt, dealing));
+            }
+            return;
+        };
+        if self.holds(&seeds, dealer) {
+            return;
+        }
+        if seeds.root(dealer, &dealing) != Some(deal.root) {
+            self.pending.accuse(Accusation::WrongDealing { server: from, dealer });
+            return;
+        }
+        // What it must not know it does not keep, whoever sent it.
+        let dealing = seeds.for_server(dealer, &dealing, self.id);
+        let kept = match self.renewing.dealings.remove(&(attempt, dealer)) {
+            Some(mut known) => {
+                known.merge(dealing);
+                known
+            }
+            None => dealing,
+        };
+        if seeds.is_complete(dealer, &kept, self.id) {
+            let key = VaultKey::Dealing(attempt, dealer);
+            self.pending.write(Write::Vault { key, value: seal_vault(&kept) });
+            self.renewing.received = now;
+        }
+        self.renewing.dealings.insert((attempt, dealer), kept);
+    }
+
+    /// Asks for what is missing: the dealer first, then everyone who may have it.
+    fn fetch_missing(&mut self, now: Timestamp, epochs: &Epochs) {
+        if now.since_ms(self.renewing.fetched) < RETRANSMIT_MS
+            || now.since_ms(self.renewing.received) < RETRANSMIT_MS
+        {
+            return;
+        }
+        let mut missing = Vec::new();
+        let sealed = self.renewing.sealed.as_ref().filter(|sealed| !sealed.in_place);
+        if let Some(sealed) = sealed {
+            let dealers = sealed.attempt.dealers.iter().flatten();
+            let lacked = dealers.filter(|dealer| !self.holds(&sealed.seeds, **dealer));
+            missing.extend(lacked.map(|dealer| (sealed.attempt.id, *dealer, true)));
+        }
+        if let (Some(attempt), Some(seeds)) = (&epochs.attempt, &self.renewing.seeds) {
+            let fixed = attempt.dealers.as_ref();
+            let wanted =
+                attempt.deals.keys().filter(|dealer| fixed.is_none_or(|fixed| fixed.contains(dealer)));
+            let lacked = wanted.filter(|dealer| !self.holds(seeds, **dealer));
+            missing.extend(lacked.map(|dealer| (attempt.id, *dealer, fixed.is_some())));
+        }
+        if missing.is_empty() {
+            return;
+        }
+        self.renewing.fetched = now;
+        for (attempt, dealer, ask_all) in missing {
+            for peer in self.manifest.grid().servers().filter(|peer| *peer != self.id) {
+                if ask_all || peer == dealer {
+                    let wanted = WantedDealing { attempt, dealer };
+                    self.pending.send(Target::One(peer), PeerMessage::AskDealing(wanted));
+                }
+            }
+        }
+    }
+
+    /// Gives a peer what it may know of a dealer's contributions.
+    pub(super) fn on_ask_dealing(&mut self, now: Timestamp, from: ServerId, wanted: WantedDealing) {
+        let WantedDealing { attempt, dealer } = wanted;
+        let sealed = self.renewing.sealed.as_ref().filter(|sealed| sealed.attempt.id == attempt);
+        let seeds = sealed.map(|sealed| &sealed.seeds).or(self.renewing.seeds.as_ref());
+        let Some(seeds) = seeds.filter(|seeds| seeds.attempt() == attempt) else { return };
+        let Some(dealing) = self.renewing.dealings.get(&(attempt, dealer)) else { return };
+        let again = self
+            .renewing
+            .given
+            .get(&(from, dealer))
+            .is_some_and(|given| now.since_ms(*given) < RETRANSMIT_MS / 2);
+        if !again {
+            let dealing = seeds.for_server(dealer, dealing, from);
+            let handed = HandedOut { attempt, dealer, dealing };
+            self.renewing.given.insert((from, dealer), now);
+            self.pending.send(Target::One(from), PeerMessage::Dealing(Box::new(handed)));
+        }
+    }
+
+    /// The log has sealed an epoch.
+    pub(super) fn on_sealed(&mut self, attempt: &Attempt) {
+        // If the one before is still not in place it is too late for it.
+        self.give_up_renewal();
+        let seeds = seeds_of(self.cluster, self.manifest.thresholds, attempt);
+        let at = self.state.time();
+        self.renewing.sealed = Some(Sealed { attempt: attempt.clone(), at, seeds, in_place: false });
+        self.renewing.lacks_shares = false;
+        let over: Vec<_> =
+            self.renewing.openings.range(..attempt.id.epoch).map(|(epoch, _)| *epoch).collect();
+        for epoch in over {
+            self.renewing.openings.remove(&epoch);
+            self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value: None });
+        }
+        self.put_in_place();
+    }
+
+    /// After a start or a state transfer: the state says which epoch was sealed last, and by what.
+    pub(super) fn resume_renewal(&mut self) {
+        let epochs = self.epochs();
+        self.renewing.sealed = None;
+        if let Some(attempt) = epochs.sealed {
+            self.on_sealed(&attempt);
+            if let Some(sealed) = &mut self.renewing.sealed {
+                sealed.at = epochs.since;
+            }
+        }
+    }
+
+    /// Has the shares renewed, as soon as everything is there.
+    fn put_in_place(&mut self) {
+        let Some(sealed) = self.renewing.sealed.as_mut().filter(|sealed| !sealed.in_place) else { return };
+        let id = sealed.attempt.id;
+        let dealings = &self.renewing.dealings;
+        let dealers = sealed.attempt.dealers.iter().flatten();
+        let held = dealers.map(|dealer| Some((*dealer, dealings.get(&(id, *dealer))?)));
+        let Some(held) = held.collect::<Option<Vec<_>>>() else { return };
+        let Some(terms) = sealed.seeds.zero_sharing(self.id, &held) else { return };
+        let masks = sealed.seeds.masks(self.id, &held);
+        let recovering = sealed.attempt.recovering.map(|server| (server, masks));
+        sealed.in_place = true;
+        let renewal = Renewal { to: id.epoch, terms: Some(terms), recovering };
+        self.pending.write(Write::Shares(ShareOp::Renew(renewal)));
+    }
+
+    /// Empties the slots of an epoch whose seeds this server does not have.
+    fn give_up_renewal(&mut self) {
+        if let Some(sealed) = self.renewing.sealed.take().filter(|sealed| !sealed.in_place) {
+            let recovering = sealed.attempt.recovering.map(|server| (server, None));
+            let renewal = Renewal { to: sealed.attempt.id.epoch, terms: None, recovering };
+            self.pending.write(Write::Shares(ShareOp::Renew(renewal)));
+        }
+    }
+
+    /// Some time after a seal nobody is given contributions any more.
+    fn erase_dealings(&mut self) {
+        let time = self.state.time();
+        let over = |sealed: &Sealed| time.since_ms(sealed.at) >= DEALINGS_KEPT_MS;
+        if self.renewing.sealed.as_ref().is_some_and(over) {
+            let epoch = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id.epoch);
+            self.give_up_renewal();
+            self.erase_dealings_of(|id| Some(id.epoch) <= epoch);
+        }
+    }
+
+    /// Attempts that are over need no contributions, unless they led to the last seal.
+    fn forget_attempts(&mut self, epochs: &Epochs) {
+        let current = epochs.attempt.as_ref().map(|attempt| attempt.id);
+        let sealed = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id);
+        self.erase_dealings_of(|id| Some(id) != sealed && Some(id) < current);
+        self.renewing.early.retain(|_, (id, _)| Some(*id) >= current);
+        self.renewing.own.take_if(|(id, _)| Some(*id) != current);
+        self.renewing.entropy.take_if(|(epoch, _)| *epoch <= epochs.current);
+    }
+
+    fn erase_dealings_of(&mut self, over: impl Fn(AttemptId) -> bool) {
+        let gone: Vec<_> = self.renewing.dealings.keys().copied().filter(|(id, _)| over(*id)).collect();
+        for (id, dealer) in gone {
+            self.renewing.dealings.remove(&(id, dealer));
+            self.renewing.given.retain(|(_, of), _| *of != dealer);
+            self.pending.write(Write::Vault { key: VaultKey::Dealing(id, dealer), value: None });
+        }
+    }
+}

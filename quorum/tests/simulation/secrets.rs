@@ -1,0 +1,257 @@
+//! Secrets in the simulated cluster: deposits, epochs that renew everything, and at the end every secret
+//! put together again.
+
+use crate::cluster::{Event, START, Simulation};
+use quorum::bytes::{Blob, Hash, SecretBytes};
+use quorum::ids::{Epoch, ServerId};
+use quorum::message::{CheckedMessage, PeerMessage};
+use quorum::ordering::{EpochKeys, Input, Part, Target};
+use quorum::record::Name;
+use quorum::request::{Deposit, Done, Operation, Outcome, Refusal, RequestId, SignedRequest, Step};
+use quorum::sealing::{OpeningKey, ShareContext};
+use quorum::shamir::{ServerShare, deal, reconstruct};
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey};
+use quorum::state::{data_key_commitment, layout};
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngExt as _, SeedableRng};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Epochs that must follow each other once everything is healed.
+const EPOCHS_AFTER_HEALING: u64 = 4;
+
+#[derive(Default)]
+pub struct Secrets {
+    deposits: Vec<Deposited>,
+    requests: BTreeMap<RequestId, usize>,
+    pub healed_in: Epoch,
+    /// Shares that were recovered.
+    pub recovered: usize,
+}
+
+struct Deposited {
+    data_key: [u8; 32],
+    index: Option<u64>,
+}
+
+impl Simulation {
+    pub(crate) fn schedule_deposits(&mut self) {
+        for i in 0..self.faults.secrets {
+            let mut data_key = [0; 32];
+            self.rng.fill_bytes(&mut data_key);
+            self.secrets.deposits.push(Deposited { data_key, index: None });
+            let at = self.rng.random_range(500..9_000);
+            self.schedule(at, Event::Deposit(i));
+        }
+    }
+
+    /// The latest epoch that any honest server has published.
+    pub fn epoch(&self) -> Epoch {
+        let published = self.honest().filter_map(|server| server.published.as_ref());
+        published.map(|published| published.certificate.statement.epoch).max().unwrap_or_default()
+    }
+
+    pub(crate) fn deposit(&mut self, which: usize) {
+        if self.secrets.deposits[which].index.is_some() {
+            return;
+        }
+        let again = self.rng.random_range(300..1_500);
+        self.schedule(again, Event::Deposit(which));
+        let gateway = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
+        if self.is_liar(gateway) {
+            return;
+        }
+        let server = &self.servers[gateway.index()];
+        let (Some(published), Some(_)) = (&server.published, &server.replica) else { return };
+        let epoch = published.certificate.statement.epoch;
+        let keys: Vec<_> = (0..self.voters.len())
+            .map(|i| layout::server_keys(&published.snapshot, ServerId(i as u8)))
+            .map(|keys| keys.map(|keys| keys.sealing.statement).filter(|key| key.epoch == epoch))
+            .collect();
+        // As the client library does.
+        if keys.iter().flatten().count() < self.manifest.thresholds.q() {
+            return;
+        }
+        let (k, n) = (self.manifest.thresholds.k(), self.voters.len());
+        let depositor = SigningKey::from_seed(&[200; 32]);
+        let number = self.rng.random::<u64>();
+        let data_key = self.secrets.deposits[which].data_key;
+        let mut rng = StdRng::seed_from_u64(number);
+        let mut deposit = Deposit {
+            name: Name::new(format!("secret-{which}")).unwrap(),
+            owner: depositor.public(),
+            readers: vec![],
+            replaces: None,
+            epoch,
+            ciphertext: Blob(vec![which as u8; 40]),
+            commitment: data_key_commitment(&self.cluster, &data_key),
+            shares: vec![],
+        };
+        for (i, share) in deal(&data_key, k, n, &mut rng).iter().enumerate() {
+            let context = ShareContext::of(&deposit, ServerId(i as u8), depositor.public(), number);
+            let sealed = keys[i].map(|key| context.seal(&self.cluster, &key.key, share, &mut rng).unwrap());
+            deposit.shares.push(sealed.unwrap_or_default());
+        }
+        let expiry = self.now.plus_ms(10_000);
+        let operation = Operation::Deposit(deposit);
+        let request = SignedRequest::sign(&self.cluster, &depositor, number, expiry, operation);
+        let request = request.verify(&self.cluster).unwrap();
+        self.secrets.requests.insert(request.id(), which);
+        self.step(gateway, Input::Request(request));
+    }
+
+    pub(crate) fn acknowledge_deposit(&mut self, id: ServerId, request: RequestId) {
+        let Some(which) = self.secrets.requests.get(&request) else { return };
+        // A liar's own publications are not looked at.
+        let Some(published) = &self.servers[id.index()].published else { return };
+        let Some(reply) = layout::reply(&published.snapshot, request) else { return };
+        let deposited = &mut self.secrets.deposits[*which];
+        match reply.outcome {
+            Outcome::Done(Done::Deposited { index }) | Outcome::Refused(Refusal::SecretTaken { index }) => {
+                deposited.index = Some(index)
+            }
+            // Sealed anew with the next try.
+            Outcome::Refused(Refusal::EpochPassed { .. }) => {}
+            other => panic!("seed {}: a deposit came to {other:?}", self.seed),
+        }
+    }
+
+    /// What a server's shell does beside its replica: draws keys, keeps shares.
+    pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
+        let own = self.identity(id);
+        let Some(replica) = &self.servers[id.index()].replica else { return };
+        if let Some(epoch) = replica.status().wants_keys {
+            let identity = SigningKey::from_seed(&[own.0 + 1; 32]);
+            let mut draw = || {
+                let mut bytes = [0; 32];
+                self.rng.fill_bytes(&mut bytes);
+                SecretBytes::new(&bytes)
+            };
+            let (opening, entropy) = (draw(), draw());
+            let key = OpeningKey::derive(opening.expose()).public();
+            let serial = self.now.since_ms(START);
+            let statement = KeyStatement { server: own, purpose: KeyPurpose::Sealing, epoch, serial, key };
+            let sealing = KeyCertificate::issue(&self.cluster, &identity, statement);
+            self.step(id, Input::Keys(EpochKeys { epoch, opening, sealing, entropy }));
+        }
+        let server = &mut self.servers[id.index()];
+        let kept = server.keeper.tick(self.now, &server.disk.shares);
+        let lacks_shares = server.keeper.lacks_shares(&server.disk.shares);
+        self.kept(id, kept);
+        self.step(id, Input::LackingShares(lacks_shares));
+    }
+
+    /// Steps that no honest server takes: it acknowledges what it does not hold, is ready without anything,
+    /// commits to what it never deals, wants shares that it has.
+    pub(crate) fn lie_about_epochs(&mut self, id: ServerId) {
+        let Some(replica) = &self.servers[id.index()].replica else { return };
+        let Some(attempt) = layout::epochs(replica.state().map()).and_then(|epochs| epochs.attempt) else {
+            return;
+        };
+        if self.faults.secrets == 0 || !self.rng.random_bool(0.3) {
+            return;
+        }
+        let (server, voter) = (self.identity(id), self.voters[self.identity(id).index()].clone());
+        let step = match self.rng.random_range(0..4) {
+            0 => Step::Ack { server, attempt: attempt.id, dealers: attempt.deals.keys().copied().collect() },
+            1 => Step::Ready { server, attempt: attempt.id },
+            2 => Step::Recover { server },
+            _ => {
+                let identity = SigningKey::from_seed(&[server.0 + 1; 32]);
+                let epoch = attempt.id.epoch;
+                let (purpose, serial) = (KeyPurpose::Sealing, self.rng.random());
+                let key = OpeningKey::derive(&[server.0; 32]).public();
+                let statement = KeyStatement { server, purpose, epoch, serial, key };
+                let sealing = KeyCertificate::issue(&self.cluster, &identity, statement);
+                let root = Hash([self.rng.random(); 32]);
+                Step::Deal { server, attempt: attempt.id, root, sealing }
+            }
+        };
+        let (number, expiry) = (self.rng.random(), self.now.plus_ms(5_000));
+        let request = SignedRequest::sign(&self.cluster, voter.key(), number, expiry, Operation::Step(step));
+        let forward = Arc::new(PeerMessage::Forward(Box::new(request)));
+        self.send_out(id, vec![(Target::All, forward)]);
+    }
+
+    pub(crate) fn keeper_hears(&mut self, id: ServerId, from: ServerId, message: CheckedMessage) {
+        let server = &mut self.servers[id.index()];
+        match message {
+            CheckedMessage::AskMasked(ask) => {
+                let answer = server.keeper.on_ask(from, &ask, &server.disk.shares);
+                let answer = answer.map(|answer| (Target::One(from), Arc::new(answer)));
+                self.send_out(id, answer.into_iter().collect());
+            }
+            CheckedMessage::Masked(masked) => {
+                let kept = server.keeper.on_masked(from, masked);
+                self.kept(id, kept);
+            }
+            _ => unreachable!("only these are for the keeper"),
+        }
+    }
+
+    fn kept(&mut self, id: ServerId, kept: quorum::recovery::Kept) {
+        if let Some(recovered) = &kept.recovered {
+            let before = self.servers[id.index()].disk.shares.counts().shares;
+            self.servers[id.index()].disk.shares.apply(recovered);
+            let after = self.servers[id.index()].disk.shares.counts().shares;
+            self.secrets.recovered += (after - before) as usize;
+        }
+        let liars = !self.liars.is_empty();
+        assert!(kept.wrong.is_empty() || liars, "seed {}: {id} accuses {:?}", self.seed, kept.wrong);
+        let messages = kept.messages.into_iter().map(|(to, message)| (Target::One(to), Arc::new(message)));
+        self.send_out(id, messages.collect());
+    }
+
+    /// Epochs go on, every server that takes part has its shares, and any k of them give every secret.
+    pub(crate) fn secrets_are_kept(&self) -> bool {
+        if self.faults.secrets == 0 {
+            return true;
+        }
+        let deposited = self.secrets.deposits.iter().all(|deposited| deposited.index.is_some());
+        if !deposited || self.epoch().0 < self.secrets.healed_in.0 + EPOCHS_AFTER_HEALING {
+            return false;
+        }
+        let epoch = self.epoch();
+        let (mut rng, mut all_there) = (StdRng::seed_from_u64(self.seed), true);
+        let thresholds = self.manifest.thresholds;
+        let taking_part = |i: &usize| {
+            let server = &self.servers[*i];
+            let part = server.replica.as_ref().map(|replica| replica.status().part);
+            !self.is_liar(ServerId(*i as u8)) && part == Some(Part::Voting)
+        };
+        let servers: Vec<_> = (0..self.voters.len()).filter(taking_part).collect();
+        for deposited in &self.secrets.deposits {
+            let index = deposited.index.expect("all are deposited");
+            let mut shares = Vec::new();
+            for i in &servers {
+                let set = &self.servers[*i].disk.shares;
+                match set.share(index).filter(|_| set.epoch() == epoch) {
+                    Some(share) => shares.push(ServerShare {
+                        server: ServerId(*i as u8),
+                        share: Zeroizing::new(*share.expose()),
+                    }),
+                    None => all_there = false,
+                }
+            }
+            // One that lacks shares waits for a recovery; with liars about it may have to do without.
+            if shares.len() < thresholds.k() || (!all_there && self.liars.is_empty()) {
+                return false;
+            }
+            let commitment = data_key_commitment(&self.cluster, &deposited.data_key);
+            let (k, f) = (thresholds.k(), thresholds.f());
+            let found = reconstruct(&self.cluster, &commitment, k, f, &shares, &mut rng);
+            let found = found.unwrap_or_else(|e| panic!("seed {}: secret {index} is lost: {e}", self.seed));
+            assert_eq!(*found.data_key, deposited.data_key);
+            let right = self.liars.is_empty() || found.wrong.is_empty();
+            assert!(right || self.liars.len() >= f, "seed {}: wrong shares of {:?}", self.seed, found.wrong);
+            assert!(
+                found.wrong.is_empty() || !self.liars.is_empty(),
+                "seed {}: {:?}",
+                self.seed,
+                found.wrong
+            );
+        }
+        true
+    }
+}
