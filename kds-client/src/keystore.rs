@@ -22,8 +22,8 @@ pub enum SecretKind {
     IdentityKey,
     /// A server's voting key.
     VotingKey,
-    /// A server's sealing key.
-    SealingKey,
+    /// What a server's storage keys are wrapped under.
+    StorageKey,
     /// A server's TLS key (PEM).
     TlsKey,
 }

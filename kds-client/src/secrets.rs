@@ -1,5 +1,6 @@
 //! Secrets: split, seal, deposit; release, gather, put together (design §6).
 
+use crate::api::ProblemKind;
 use crate::client::Client;
 use crate::error::{ClientError, LinkError, Misbehaviour};
 use crate::link::segment;
@@ -22,6 +23,8 @@ use zeroize::Zeroizing;
 
 /// How often a deposit is sealed again because its epoch passed meanwhile.
 const RESEALS: usize = 5;
+/// How often a release is asked for again because its epoch passed meanwhile.
+const RERELEASES: usize = 3;
 /// How long a depositor waits for the last servers of a starting cluster to announce their keys.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a reader waits for further shares to find out whose were wrong.
@@ -191,7 +194,23 @@ impl Client {
     }
 
     /// Recovers a secret: an ordered release, then k right shares, whatever the others are.
+    ///
+    /// A release is good for one epoch. If that passes before k shares are there it is asked for again.
     pub async fn get_secret(&self, key: &SigningKey, name: &Name) -> Result<Recovered, ClientError> {
+        for _ in 0..RERELEASES {
+            if let Some(recovered) = self.release_and_gather(key, name).await? {
+                return Ok(recovered);
+            }
+        }
+        Err(ClientError::Secret("epochs pass faster than shares can be gathered".into()))
+    }
+
+    /// None if the epoch passed meanwhile.
+    async fn release_and_gather(
+        &self,
+        key: &SigningKey,
+        name: &Name,
+    ) -> Result<Option<Recovered>, ClientError> {
         let mut seed = Zeroizing::new([0; 32]);
         rand::rng().fill_bytes(&mut *seed);
         let ephemeral = OpeningKey::derive(&seed);
@@ -204,12 +223,12 @@ impl Client {
             return Err(ClientError::NotFound { what: format!("the secret {name}") });
         };
         let gathering = Gathering { client: self, secret: &secret, release, epoch, ephemeral: &ephemeral };
-        let (data_key, ciphertext, answered, wrong) = gathering.run().await?;
+        let Some((data_key, ciphertext, answered, wrong)) = gathering.run().await? else { return Ok(None) };
         let cluster = self.inner.manifest.cluster_id();
         let material = decrypt_material(&cluster, name, &data_key, &ciphertext).map_err(|_| {
             ClientError::Secret("the ciphertext does not open: its depositor dealt it wrong".into())
         })?;
-        Ok(Recovered { material, secret, answered, wrong })
+        Ok(Some(Recovered { material, secret, answered, wrong }))
     }
 
     /// Metadata of the secret with this index. It is certified, since its release is; a server that
@@ -243,7 +262,8 @@ struct Gathering<'a> {
 type Gathered = (Zeroizing<[u8; 32]>, Blob, Vec<ServerId>, Vec<Misbehaviour>);
 
 impl Gathering<'_> {
-    async fn run(&self) -> Result<Gathered, ClientError> {
+    /// None if so many servers are in the next epoch that k shares of this one will not come.
+    async fn run(&self) -> Result<Option<Gathered>, ClientError> {
         let manifest = &self.client.inner.manifest;
         let (k, f) = (manifest.thresholds.k(), manifest.thresholds.f());
         let deadline = self.client.deadline();
@@ -271,10 +291,20 @@ impl Gathering<'_> {
         let (mut shares, mut silent, mut wrong) = (Vec::new(), Vec::new(), Vec::<Misbehaviour>::new());
         let mut ciphertext = None;
         let (mut data_key, mut blame_until) = (None, None);
+        let mut gone_on = 0;
         loop {
             let until = blame_until.map_or(deadline, |until: Instant| until.min(deadline));
             let next = tokio::time::timeout_at(until, tasks.join_next()).await;
             let Ok(Some(Ok((server, answer)))) = next else { break };
+            if matches!(&answer, Err(LinkError::Problem(problem)) if problem.kind == ProblemKind::EpochPassed.uri())
+            {
+                // Said by more servers than can lie: one of them is right.
+                gone_on += 1;
+                if gone_on > f && data_key.is_none() {
+                    return Ok(None);
+                }
+                continue;
+            }
             match answer.map_err(|e| e.to_string()).and_then(|answer| self.check(server, answer)) {
                 Ok((share, text)) => {
                     ciphertext = ciphertext.or(text);
@@ -309,7 +339,7 @@ impl Gathering<'_> {
             wrong.extend(blamed);
             let answered = shares.iter().map(|share| share.server);
             let answered = answered.filter(|server| !found.wrong.contains(server)).collect();
-            return Ok((found.data_key.clone(), Blob::clone(text), answered, wrong));
+            return Ok(Some((found.data_key.clone(), Blob::clone(text), answered, wrong)));
         }
         let answered: Vec<_> = shares.iter().map(|share| share.server).collect();
         if answered.len() >= k {

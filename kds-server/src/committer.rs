@@ -6,9 +6,12 @@
 
 use crate::peers::Peers;
 use crate::server::{Health, Shared};
+use crate::share_store::ToCommitter;
 use crate::storage::Storage;
 use quorum::evidence::Evidence;
-use quorum::ordering::{Accusation, Durable, Released, Unsent, Write, WriteBatch};
+use quorum::ordering::{Accusation, Durable, Input, Released, Unsent, Write, WriteBatch};
+use quorum::request::VerifiedRequest;
+use quorum::shares::ShareOp;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -20,46 +23,111 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_millis(500);
 /// SQLite's primary result code for a full disk.
 const SQLITE_FULL: &str = "13";
 
+/// Operations on shares, as they become durable. Not bounded: the keeper may be waiting for this task, and
+/// ordering bounds how many there are.
+type Operations = mpsc::UnboundedSender<(u64, ShareOp)>;
+
 /// Runs until the replica's side is dropped; gives the storage back to be closed.
 pub async fn run(
     mut storage: Storage,
     mut effects: mpsc::Receiver<(WriteBatch, Unsent)>,
+    (mut asked, keeper): (mpsc::Receiver<ToCommitter>, Operations),
+    inputs: mpsc::Sender<Input>,
     peers: Peers,
     shared: Arc<Shared>,
 ) -> Storage {
     let mut group = Vec::with_capacity(GROUP);
     let mut complaints = Complaints::default();
-    while effects.recv_many(&mut group, GROUP).await > 0 {
+    loop {
+        tokio::select! {
+            taken = effects.recv_many(&mut group, GROUP) => if taken == 0 { break },
+            Some(asked) = asked.recv() => {
+                if !serve_keeper(&mut storage, asked, &keeper, &shared).await {
+                    break;
+                }
+                continue;
+            }
+        }
         let (batches, unsent): (Vec<_>, Vec<_>) = group.drain(..).unzip();
-        if !commit(&mut storage, &batches, &shared).await {
-            break;
+        let Some(operations) = commit(&mut storage, &batches, &shared).await else { break };
+        for (number, operation) in operations {
+            let _ = keeper.send((number, operation));
         }
         // All of them are durable: the last one's proof covers the earlier ones' messages.
         let Some(durable) = batches.into_iter().map(WriteBatch::committed).last() else { continue };
-        release(unsent, &durable, &peers, &shared, &mut complaints);
+        let requests = release(unsent, &durable, &peers, &shared, &mut complaints);
+        if !requests.is_empty() {
+            // Not waited for here: the driver may be waiting for this task.
+            let inputs = inputs.clone();
+            tokio::spawn(async move {
+                for request in requests {
+                    let _ = inputs.send(Input::Request(request)).await;
+                }
+            });
+        }
     }
     storage
 }
 
-async fn commit(storage: &mut Storage, batches: &[WriteBatch], shared: &Shared) -> bool {
+/// What the keeper of the shares wants of the database; false if it cannot be written any more.
+async fn serve_keeper(
+    storage: &mut Storage,
+    asked: ToCommitter,
+    keeper: &Operations,
+    shared: &Shared,
+) -> bool {
+    let done = match asked {
+        ToCommitter::Rotate { applied, done } => storage.rotate(applied).await.map(|()| {
+            let _ = done.send(());
+        }),
+        ToCommitter::Log { operation } => match storage.log_operation(&operation).await {
+            Ok(number) => {
+                let _ = keeper.send((number, operation));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+    };
+    match done {
+        Ok(()) => true,
+        // It is tried again: the rotation with the next epoch, a recovered share by recovering it again.
+        Err(error) if is_full(&error) => {
+            tracing::error!(%error, "the disk is full: the last epoch's secrets are not erased yet");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, "the database cannot be written: this server stops voting; repair the disk and restart it");
+            shared.set_health(Health::StorageFailed);
+            false
+        }
+    }
+}
+
+fn is_full(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL)
+}
+
+async fn commit(
+    storage: &mut Storage,
+    batches: &[WriteBatch],
+    shared: &Shared,
+) -> Option<Vec<(u64, ShareOp)>> {
     let writes: Vec<&Write> = batches.iter().flat_map(|batch| batch.writes()).collect();
     loop {
         match storage.commit(&writes).await {
-            Ok(()) => {
+            Ok(operations) => {
                 shared.set_health(Health::Good);
-                return true;
+                return Some(operations);
             }
             Err(error) => {
-                let full =
-                    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL);
-                if full {
+                if is_full(&error) {
                     tracing::error!(%error, "the disk is full: this server orders nothing until there is room");
                     shared.set_health(Health::DiskFull);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 } else {
                     tracing::error!(%error, "the database cannot be written: this server stops voting; repair the disk and restart it");
                     shared.set_health(Health::StorageFailed);
-                    return false;
+                    return None;
                 }
             }
         }
@@ -105,9 +173,11 @@ fn release(
     peers: &Peers,
     shared: &Shared,
     complaints: &mut Complaints,
-) {
+) -> Vec<VerifiedRequest> {
+    let mut own = Vec::new();
     for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
-        let Released { messages, published, replied, refused, accusations, evidence } = released;
+        let Released { messages, published, replied, requests, refused, accusations, evidence } = released;
+        own.extend(requests);
         accusations.iter().for_each(|accusation| complaints.log(accusation));
         evidence.into_iter().for_each(|evidence| complaints.keep(evidence, shared));
         for (target, message) in messages {
@@ -119,4 +189,5 @@ fn release(
         }
         shared.waiters.wake(replied, refused);
     }
+    own
 }

@@ -6,7 +6,6 @@ use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
 use quorum::ids::{ClusterId, Epoch, ServerId};
 use quorum::manifest::Manifest;
-use quorum::sealing::OpeningKey;
 use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -16,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-use crate::share_box::ShareBox;
+use crate::at_rest::StorageKeys;
 
 /// What `init` writes and `run` reads. Paths are relative to the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,12 +56,10 @@ pub struct Loaded {
     pub folder: PathBuf,
     /// The voting key, certified.
     pub voter: Voter,
-    /// The sealing key of the current epoch.
-    pub opening: Arc<OpeningKey>,
-    /// The sealing key's certificate.
-    pub sealing: KeyCertificate,
-    /// What shares are encrypted under.
-    pub shares: ShareBox,
+    /// Certifies the keys of each epoch.
+    pub identity: SigningKey,
+    /// What is secret on the disk is encrypted under these.
+    pub storage_keys: Arc<StorageKeys>,
     /// For TLS.
     pub tls: TlsIdentity,
     /// It has voted before, and its database is gone.
@@ -72,7 +69,6 @@ pub struct Loaded {
 /// Names of the private files.
 pub const IDENTITY_KEY: &str = "identity.key";
 const VOTING_KEY: &str = "voting.key";
-const SEALING_KEY: &str = "sealing.key";
 const STORAGE_KEY: &str = "storage.key";
 /// The TLS key.
 pub const TLS_KEY: &str = "tls.key";
@@ -116,28 +112,19 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     let lost_database = lost_database(&folder)?;
     let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
     let voting = SigningKey::from_seed(&voting);
-    let statement = |purpose, key| KeyStatement { server: id, purpose, epoch: Epoch(0), serial: 0, key };
-    let certificate =
-        KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Voting, voting.public()));
+    let statement = KeyStatement {
+        server: id,
+        purpose: KeyPurpose::Voting,
+        epoch: Epoch(0),
+        serial: 0,
+        key: voting.public(),
+    };
+    let certificate = KeyCertificate::issue(&cluster, &identity, statement);
     let voter =
         Voter::new(cluster, voting, certificate).context("the voting key and its certificate do not fit")?;
-    let opening =
-        OpeningKey::derive(&*own_seed(&folder.join(SEALING_KEY), SecretKind::SealingKey, passphrase)?);
-    let sealing =
-        KeyCertificate::issue(&cluster, &identity, statement(KeyPurpose::Sealing, opening.public()));
-    let storage = own_seed(&folder.join(STORAGE_KEY), SecretKind::SealingKey, passphrase)?;
-    Ok(Loaded {
-        manifest,
-        cluster,
-        folder,
-        voter,
-        opening: Arc::new(opening),
-        sealing,
-        shares: ShareBox::new(&storage),
-        tls,
-        lost_database,
-        config,
-    })
+    let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase)?;
+    let storage_keys = Arc::new(StorageKeys::open(&folder, &wrapping)?);
+    Ok(Loaded { manifest, cluster, folder, voter, identity, storage_keys, tls, lost_database, config })
 }
 
 /// Whether this server has voted before and its database is gone: it has a voting key and no

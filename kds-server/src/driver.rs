@@ -76,6 +76,7 @@ pub async fn run(
         }
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
+        shared.epoch.send_if_modified(|epoch| std::mem::replace(epoch, status.epoch) != status.epoch);
         shared.replica_status.store(Arc::new(status));
     }
 }

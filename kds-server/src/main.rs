@@ -1,13 +1,15 @@
 //! `kds-server`: one server of a key-distribution cluster, and the tools to plan and start one.
 
+mod at_rest;
 mod commands;
 mod committer;
 mod config;
 mod driver;
+mod epoch_keys;
 mod http;
 mod peers;
 mod server;
-mod share_box;
+mod share_store;
 mod storage;
 
 use clap::{Parser, Subcommand};

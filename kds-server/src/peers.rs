@@ -6,6 +6,7 @@
 //! link that they came over, off the replica's thread.
 
 use crate::server::Shared;
+use crate::share_store::ToKeeper;
 use anyhow::Context as _;
 use kds_certs::TlsIdentity;
 use quorum::Hash;
@@ -13,7 +14,7 @@ use quorum::codec::{decode, encode, sha256};
 use quorum::ids::ServerId;
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::manifest::Manifest;
-use quorum::message::PeerMessage;
+use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{Input, Target};
 use quorum::signing::{KeyCertificate, Keyring};
 use rustls::pki_types::ServerName;
@@ -26,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use zeroize::Zeroizing;
 
 /// Frames that wait for one peer.
 const QUEUE: usize = 2_048;
@@ -46,7 +48,8 @@ const HEAVY_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
-type Frame = Arc<Vec<u8>>;
+/// Zeroized when it is sent or dropped: it may hold contributions to seeds.
+type Frame = Arc<Zeroizing<Vec<u8>>>;
 
 /// Where messages to other servers go.
 #[derive(Clone)]
@@ -63,7 +66,7 @@ struct Queue {
 impl Peers {
     /// Queues a message; drops it where the queue is full.
     pub fn send(&self, target: Target, message: &PeerMessage) {
-        let frame = Arc::new(encode(message));
+        let frame = Arc::new(Zeroizing::new(encode(message)));
         if frame.len() > MAX_FRAME_BYTES {
             tracing::error!(bytes = frame.len(), "a message of our own exceeds the frame limit");
             return;
@@ -104,7 +107,7 @@ pub fn dial_all(
             peer: entry.id,
             address: entry.peer.clone(),
             connector,
-            hello: Arc::new(encode(&PeerMessage::Keys(own_keys))),
+            hello: Arc::new(Zeroizing::new(encode(&PeerMessage::Keys(own_keys)))),
             inputs: inputs.clone(),
             shared: Arc::clone(shared),
             queued_bytes: bytes,
@@ -112,6 +115,14 @@ pub fn dial_all(
         tokio::spawn(dialler.run(frames));
     }
     Ok(Peers { queues: Arc::new(queues) })
+}
+
+/// Why a link is given up.
+enum Ended<S> {
+    /// The server stops.
+    Stopped,
+    /// An epoch has begun: session keys are renewed.
+    Epoch(S),
 }
 
 struct Dialler {
@@ -137,7 +148,18 @@ impl Dialler {
                     while let Ok(frame) = frames.try_recv() {
                         self.taken(&frame);
                     }
-                    let ended = self.forward(stream, &mut frames).await;
+                    let _ = self.inputs.send(Input::Connected(self.peer)).await;
+                    let ended = async {
+                        let mut stream = stream;
+                        // Each epoch has a handshake of its own (design §7). The next link is up before
+                        // the last one is closed, so that nothing is lost.
+                        while let Ended::Epoch(mut last) = self.forward(stream, &mut frames).await? {
+                            stream = self.connect().await?;
+                            let _ = timeout(WRITE_TIMEOUT, last.shutdown()).await;
+                        }
+                        anyhow::Ok(())
+                    };
+                    let ended = ended.await;
                     self.shared.peers_connected.fetch_sub(1, Ordering::Relaxed);
                     match ended {
                         Ok(()) => return,
@@ -178,23 +200,23 @@ impl Dialler {
     }
 
     /// Sends until the link fails (an error) or the server stops.
-    async fn forward(
+    async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin,
+        stream: S,
         frames: &mut mpsc::Receiver<Frame>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ended<S>> {
+        let mut epoch = self.shared.epoch.subscribe();
         let (mut reader, writer) = tokio::io::split(stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
         write_frame(&mut writer, &self.hello).await?;
         timeout(WRITE_TIMEOUT, writer.flush()).await??;
-        let _ = self.inputs.send(Input::Connected(self.peer)).await;
         let mut together = Vec::with_capacity(FRAMES_TOGETHER);
         let mut nothing = [0; 1];
         loop {
             tokio::select! {
                 taken = frames.recv_many(&mut together, FRAMES_TOGETHER) => {
                     if taken == 0 {
-                        return Ok(());
+                        return Ok(Ended::Stopped);
                     }
                     for frame in together.drain(..) {
                         self.taken(&frame);
@@ -204,6 +226,7 @@ impl Dialler {
                 }
                 // The other side sends nothing on this link: any answer means that it is over.
                 _ = reader.read(&mut nothing) => anyhow::bail!("closed by the peer"),
+                Ok(()) = epoch.changed() => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
             }
         }
     }
@@ -217,13 +240,17 @@ async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> an
     Ok(timeout(WRITE_TIMEOUT, write).await.context("it reads nothing")??)
 }
 
+/// Where what other servers say goes.
+#[derive(Clone)]
+pub struct Hears {
+    /// To the replica.
+    pub inputs: mpsc::Sender<Input>,
+    /// To the keeper of the shares.
+    pub questions: mpsc::Sender<ToKeeper>,
+}
+
 /// Accepts links from the servers of the manifest, until it is dropped.
-pub async fn listen(
-    listener: TcpListener,
-    config: rustls::ServerConfig,
-    shared: Arc<Shared>,
-    inputs: mpsc::Sender<Input>,
-) {
+pub async fn listen(listener: TcpListener, config: rustls::ServerConfig, shared: Arc<Shared>, hears: Hears) {
     let manifest = Arc::clone(&shared.manifest);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     // Strangers get no further than the handshake, and those are bounded by themselves, so that
@@ -243,7 +270,7 @@ pub async fn listen(
                 continue;
             }
         };
-        let (acceptor, shared, inputs) = (acceptor.clone(), Arc::clone(&shared), inputs.clone());
+        let (acceptor, shared, hears) = (acceptor.clone(), Arc::clone(&shared), hears.clone());
         let (strangers, links) = (Arc::clone(&strangers), Arc::clone(&links));
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);
@@ -267,7 +294,7 @@ pub async fn listen(
                 tracing::warn!(%peer, "refused one more link");
                 return;
             };
-            if let Err(error) = receive(stream, peer, shared, inputs).await {
+            if let Err(error) = receive(stream, peer, shared, hears).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }
         });
@@ -278,7 +305,7 @@ async fn receive(
     stream: impl AsyncRead + Unpin,
     peer: ServerId,
     shared: Arc<Shared>,
-    inputs: mpsc::Sender<Input>,
+    hears: Hears,
 ) -> anyhow::Result<()> {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
     let mut keyring = Keyring::new(Arc::clone(&shared.manifest));
@@ -295,8 +322,13 @@ async fn receive(
             continue;
         }
         match message.check(peer, &mut keyring) {
+            // Whoever asks about shares faster than they can be looked up is asked to ask again.
+            Ok(CheckedMessage::AskMasked(ask)) => drop(hears.questions.try_send(ToKeeper::Ask(peer, ask))),
+            Ok(CheckedMessage::Masked(masked)) => {
+                drop(hears.questions.try_send(ToKeeper::Masked(peer, masked)))
+            }
             Ok(message) => {
-                if inputs.send(Input::Message(peer, message)).await.is_err() {
+                if hears.inputs.send(Input::Message(peer, message)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -334,11 +366,11 @@ impl Heavy {
     }
 }
 
-async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Vec<u8>> {
+async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let length = reader.read_u32().await? as usize;
     anyhow::ensure!(length <= MAX_FRAME_BYTES, "it announces a frame of {length} bytes");
     // Memory grows with what arrives, not with what is announced.
-    let mut frame = Vec::with_capacity(length.min(64 * 1024));
+    let mut frame = Zeroizing::new(Vec::with_capacity(length.min(64 * 1024)));
     reader.take(length as u64).read_to_end(&mut frame).await?;
     anyhow::ensure!(frame.len() == length, "it ends in the middle of a frame");
     Ok(frame)
@@ -367,6 +399,6 @@ mod tests {
         let half = [&8u32.to_be_bytes()[..], b"half"].concat();
         assert!(read_frame(&mut half.as_slice()).await.is_err());
         let whole = [&4u32.to_be_bytes()[..], b"full"].concat();
-        assert_eq!(read_frame(&mut whole.as_slice()).await.unwrap(), b"full");
+        assert_eq!(**read_frame(&mut whole.as_slice()).await.unwrap(), *b"full");
     }
 }

@@ -1,16 +1,15 @@
 //! One server: storage, replica, peers and HTTPS put together, and taken apart again.
 
 use crate::config::{DATABASE, LOST_DATABASE, Loaded};
-use crate::storage::{ShareReader, Storage};
-use crate::{committer, driver, http, peers};
+use crate::share_store::{self, ShareStore, Shares};
+use crate::storage::Storage;
+use crate::{committer, driver, epoch_keys, http, peers};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use quorum::ids::{ClusterId, ServerId};
+use quorum::ids::{ClusterId, Epoch, ServerId};
 use quorum::manifest::Manifest;
-use quorum::ordering::{Identity, Input, PoolError, Published, Replica, ReplicaStatus, Write};
-use quorum::request::{Operation, RequestId, SignedRequest};
-use quorum::signing::KeyCertificate;
-use quorum::state::layout;
+use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
+use quorum::request::RequestId;
 use rand::Rng as _;
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,6 +22,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Inputs that wait for the replica.
 const INPUTS: usize = 4_096;
+/// Questions about shares that wait, and things that the keeper of the shares wants of the database.
+const QUESTIONS: usize = 256;
 /// Groups of effects that wait for the disk.
 const EFFECTS: usize = 64;
 
@@ -57,7 +58,9 @@ pub struct Shared {
     /// The folder that evidence of misbehaviour is kept in.
     pub evidence: PathBuf,
     /// For handing out shares.
-    pub shares: ShareReader,
+    pub shares: Shares,
+    /// The epoch that the executed state is in.
+    pub epoch: watch::Sender<Epoch>,
     health: AtomicU8,
 }
 
@@ -120,15 +123,26 @@ impl Waiters {
 
 /// Runs a server until `stop` completes, then shuts it down in order.
 pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Loaded { config, manifest, cluster, folder, voter, opening, sealing, shares, tls, lost_database } =
-        loaded;
+    let Loaded {
+        config,
+        manifest,
+        cluster,
+        folder,
+        voter,
+        identity: signer,
+        storage_keys,
+        tls,
+        lost_database,
+    } = loaded;
     let id = config.server;
     let _lock = lock(&folder)?;
     warn_of_expiry(&tls)?;
     let clients = listener(config.listen_clients, "clients").await?;
     let servers = listener(config.listen_peers, "servers").await?;
 
-    let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, shares).await?;
+    let mut store = ShareStore::open(&folder, Arc::clone(&storage_keys), &cluster, id)?;
+    let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, storage_keys).await?;
+    store.replay(storage.share_log(store.in_file()).await?);
     let mut stored = storage.load().await?;
     if lost_database {
         tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again once nothing that it forgot matters");
@@ -137,10 +151,9 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
     let voting = *voter.certificate();
-    let voting_key = voter.key().clone();
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
-    let identity = Identity { manifest: Arc::clone(&manifest), voter, opening, boot, log_tail };
+    let identity = Identity { manifest: Arc::clone(&manifest), voter, boot, log_tail };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
@@ -153,19 +166,38 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         replica_status: ArcSwap::from_pointee(status),
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),
-        shares: storage.share_reader(),
+        shares: store.shares(),
+        epoch: watch::Sender::new(status.epoch),
         health: AtomicU8::new(Health::Good as u8),
         manifest: Arc::clone(&manifest),
     });
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
     let links = peers::dial_all(&manifest, &tls, voting, &inputs, &shared)?;
-    let committer =
-        tokio::spawn(committer::run(storage, effects_received, links.clone(), Arc::clone(&shared)));
+    let (operations, operations_received) = mpsc::unbounded_channel();
+    let (questions, questions_received) = mpsc::channel(QUESTIONS);
+    let (asks, asked) = mpsc::channel(QUESTIONS);
+    let keeping = tokio::spawn(share_store::run(
+        store,
+        (operations_received, questions_received),
+        asks,
+        links.clone(),
+        inputs.clone(),
+        Arc::clone(&shared),
+    ));
+    let committer = tokio::spawn(committer::run(
+        storage,
+        effects_received,
+        (asked, operations),
+        inputs.clone(),
+        links.clone(),
+        Arc::clone(&shared),
+    ));
     let driver = tokio::spawn(driver::run(replica, inputs_received, effects, links, Arc::clone(&shared)));
     let peer_tls = kds_certs::peer_server(&manifest, &tls)?;
-    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&shared), inputs.clone()));
-    let announcing = tokio::spawn(announce(Arc::clone(&shared), voting, voting_key, sealing, inputs.clone()));
+    let hears = peers::Hears { inputs: inputs.clone(), questions };
+    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&shared), hears));
+    let drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;
     let app =
@@ -178,7 +210,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
     listening.abort();
-    announcing.abort();
+    drawing.abort();
+    keeping.abort();
     // The driver ends; the committer writes what it left, and the database is closed.
     driver.abort();
     match tokio::time::timeout(Duration::from_secs(5), committer).await {
@@ -224,36 +257,4 @@ fn warn_of_expiry(tls: &kds_certs::TlsIdentity) -> anyhow::Result<()> {
         tracing::warn!(days_left, "this server's TLS certificate expires soon");
     }
     Ok(())
-}
-
-/// Has this server's current keys put on record, so that clients can seal shares to it.
-async fn announce(
-    shared: Arc<Shared>,
-    voting: KeyCertificate,
-    voting_key: quorum::signing::SigningKey,
-    sealing: KeyCertificate,
-    inputs: mpsc::Sender<Input>,
-) {
-    let mut published = shared.published.subscribe();
-    loop {
-        if published.changed().await.is_err() {
-            return;
-        }
-        let announced = published.borrow_and_update().as_ref().map(|p| {
-            layout::server_keys(&p.snapshot, shared.id)
-                .is_some_and(|keys| keys.voting == voting && keys.sealing == sealing)
-        });
-        if announced == Some(false) {
-            let operation = Operation::AnnounceKeys { voting, sealing };
-            let expiry = driver::now().plus_ms(20_000);
-            let number = rand::rng().next_u64();
-            let request = SignedRequest::sign(&shared.cluster, &voting_key, number, expiry, operation);
-            if let Ok(request) = request.verify(&shared.cluster)
-                && inputs.send(Input::Request(request)).await.is_err()
-            {
-                return;
-            }
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
 }

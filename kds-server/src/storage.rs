@@ -4,25 +4,30 @@
 //! is in flight into one transaction (group commit). `secure_delete` overwrites what is deleted.
 
 use anyhow::{Context as _, bail};
+use quorum::bytes::SecretBlob;
 use quorum::codec::{decode, encode};
 use quorum::ids::{ClusterId, Sequence, ServerId};
-use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, Write};
+use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
+use quorum::shares::ShareOp;
 use sqlx::error::BoxDynError;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
-    SqlitePoolOptions, SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Encode, Row as _, SqlStr, Sqlite, Type};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::share_box::ShareBox;
+use crate::at_rest::StorageKeys;
+use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// The schema, step by step. Steps are never changed, only added.
 /// (`sqlx::migrate!` would do the same, and build SQLite a second time for the macro.)
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "server", include_str!("../../migrations/sqlite/0001_server.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "server", include_str!("../../migrations/sqlite/0001_server.sql")),
+    (2, "epochs", include_str!("../../migrations/sqlite/0002_epochs.sql")),
+];
 
 fn migrator() -> Migrator {
     let migration = |(version, name, sql): &(i64, &'static str, &'static str)| {
@@ -34,47 +39,12 @@ fn migrator() -> Migrator {
 /// Entries written by one statement; SQLite allows 32,766 bound values.
 const ROWS_PER_STATEMENT: usize = 500;
 
-/// The connection that writes, and a pool for reading shares.
+/// The connection that writes.
 pub struct Storage {
     writer: SqliteConnection,
-    readers: SqlitePool,
-    shares: ShareBox,
-}
-
-/// How many shares a server has.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ShareCounts {
-    /// Secrets for which there is a slot.
-    pub secrets: u64,
-    /// Slots that hold a share.
-    pub shares: u64,
-}
-
-/// Reads shares, sealed at rest; cheap to clone.
-#[derive(Clone)]
-pub struct ShareReader {
-    readers: SqlitePool,
-    shares: ShareBox,
-}
-
-impl ShareReader {
-    /// This server's share of a secret, and its epoch.
-    pub async fn share(&self, index: u64) -> anyhow::Result<Option<(u64, zeroize::Zeroizing<[u8; 32]>)>> {
-        let row = sqlx::query("SELECT epoch, share FROM shares WHERE secret = ? AND share IS NOT NULL")
-            .bind(index as i64)
-            .fetch_optional(&self.readers)
-            .await?;
-        let Some(row) = row else { return Ok(None) };
-        let (epoch, sealed): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-        let share = self.shares.open(index, epoch as u64, &sealed).context("a stored share does not open")?;
-        Ok(Some((epoch as u64, share)))
-    }
-    /// How many there are.
-    pub async fn counts(&self) -> anyhow::Result<ShareCounts> {
-        let row = sqlx::query("SELECT count(*), count(share) FROM shares").fetch_one(&self.readers).await?;
-        let (secrets, shares): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-        Ok(ShareCounts { secrets: secrets as u64, shares: shares as u64 })
-    }
+    keys: Arc<StorageKeys>,
+    /// The number of the next operation on shares.
+    next_operation: u64,
 }
 
 impl Storage {
@@ -84,7 +54,7 @@ impl Storage {
         path: &Path,
         cluster: &ClusterId,
         id: ServerId,
-        shares: ShareBox,
+        keys: Arc<StorageKeys>,
     ) -> anyhow::Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -97,12 +67,10 @@ impl Storage {
         let opened = async {
             let mut writer = SqliteConnection::connect_with(&options).await?;
             migrator().run_direct(None, &mut writer, false).await?;
-            let readers = SqlitePoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
-            anyhow::Ok((writer, readers))
+            anyhow::Ok(writer)
         };
-        let (writer, readers) =
-            opened.await.with_context(|| format!("cannot open the database {}", path.display()))?;
-        let mut storage = Self { writer, readers, shares };
+        let writer = opened.await.with_context(|| format!("cannot open the database {}", path.display()))?;
+        let mut storage = Self { writer, keys, next_operation: 1 };
         storage.check_owner(path, cluster, id).await?;
         Ok(storage)
     }
@@ -169,28 +137,112 @@ impl Storage {
                 committed,
             });
         }
+        stored.vault = self.vault().await?;
         Ok(stored)
     }
 
-    /// For handing out shares.
-    pub fn share_reader(&self) -> ShareReader {
-        ShareReader { readers: self.readers.clone(), shares: self.shares.clone() }
+    /// What the replica's vault holds. A piece that does not open is as good as lost.
+    async fn vault(&mut self) -> anyhow::Result<Vec<(VaultKey, SecretBlob)>> {
+        let rows = sqlx::query("SELECT key, value FROM vault").fetch_all(&mut self.writer).await?;
+        let mut vault = Vec::new();
+        for row in rows {
+            let (key, value): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let opened = self.keys.unseal(&vault_context(&key), &value);
+            vault.extend(decode(&key).ok().zip(opened.map(SecretBlob::new)));
+        }
+        Ok(vault)
+    }
+
+    /// What has happened to the shares since the share file was written, which has everything up to
+    /// `in_file`.
+    pub async fn share_log(&mut self, in_file: u64) -> anyhow::Result<Vec<(u64, ShareOp)>> {
+        let query = "SELECT number, operation FROM share_log ORDER BY number";
+        let mut log = Vec::new();
+        for row in sqlx::query(query).fetch_all(&mut self.writer).await? {
+            let (number, operation): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let number = number as u64;
+            let opened = self.keys.unseal(&log_context(number), &operation);
+            let operation = opened.and_then(|bytes| decode(&bytes).ok());
+            log.extend(operation.map(|operation| (number, operation)));
+            self.next_operation = number + 1;
+        }
+        self.next_operation = self.next_operation.max(in_file + 1);
+        Ok(log)
+    }
+
+    /// After an epoch: what the share file has is forgotten, the rest of what is secret is encrypted under
+    /// the new storage key, and the write-ahead log, which still has the old forms, is emptied.
+    pub async fn rotate(&mut self, applied: u64) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut self.writer).await?;
+        let done = match self.seal_anew(applied).await {
+            Ok(()) => sqlx::raw_sql("COMMIT").execute(&mut self.writer).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.writer).await;
+        }
+        done?;
+        sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut self.writer).await.map(drop)
+    }
+
+    async fn seal_anew(&mut self, applied: u64) -> Result<(), sqlx::Error> {
+        sqlx::query("DELETE FROM share_log WHERE number <= ?")
+            .bind(applied as i64)
+            .execute(&mut self.writer)
+            .await?;
+        let rows = sqlx::query("SELECT number, operation FROM share_log").fetch_all(&mut self.writer).await?;
+        for row in rows {
+            let (number, operation): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let context = log_context(number as u64);
+            let Some(opened) = self.keys.unseal(&context, &operation) else { continue };
+            sqlx::query("UPDATE share_log SET operation = ? WHERE number = ?")
+                .bind(self.keys.seal(&context, &opened))
+                .bind(number)
+                .execute(&mut self.writer)
+                .await?;
+        }
+        let rows = sqlx::query("SELECT key, value FROM vault").fetch_all(&mut self.writer).await?;
+        for row in rows {
+            let (key, value): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let context = vault_context(&key);
+            let Some(opened) = self.keys.unseal(&context, &value) else { continue };
+            sqlx::query("UPDATE vault SET value = ? WHERE key = ?")
+                .bind(self.keys.seal(&context, &opened))
+                .bind(key)
+                .execute(&mut self.writer)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Logs an operation on shares that is not the replica's; gives its number.
+    pub async fn log_operation(&mut self, operation: &ShareOp) -> Result<u64, sqlx::Error> {
+        let number = self.next_operation;
+        sqlx::query("INSERT INTO share_log (number, operation) VALUES (?, ?)")
+            .bind(number as i64)
+            .bind(self.keys.seal(&log_context(number), &Zeroizing::new(encode(operation))))
+            .execute(&mut self.writer)
+            .await?;
+        self.next_operation += 1;
+        Ok(number)
     }
 
     /// Makes writes durable, all or none.
     ///
     /// One transaction is one text, sent to the database's thread in one piece: a round trip there
     /// for each statement would cost more than the statements.
-    pub async fn commit(&mut self, writes: &[&Write]) -> Result<(), sqlx::Error> {
+    ///
+    /// Gives the operations on shares among them, numbered as they are in the log now.
+    pub async fn commit(&mut self, writes: &[&Write]) -> Result<Vec<(u64, ShareOp)>, sqlx::Error> {
         if writes.is_empty() {
-            return Ok(());
+            return Ok(vec![]);
         }
-        let mut transaction = Transaction::begin();
+        let mut transaction = Transaction::begin(self.next_operation);
         writes
             .iter()
-            .try_for_each(|write| transaction.add(write, &self.shares))
+            .try_for_each(|write| transaction.add(write, &self.keys))
             .map_err(sqlx::Error::Encode)?;
-        let Transaction { mut sql, arguments, repeats, .. } = transaction;
+        let Transaction { mut sql, arguments, repeats, operations, next_operation } = transaction;
         sql.push_str("COMMIT");
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments).persistent(repeats);
         let done = query.execute(&mut self.writer).await;
@@ -198,12 +250,13 @@ impl Storage {
             // Nothing of it stays; where the transaction is over already this has nothing to do.
             let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.writer).await;
         }
-        done.map(drop)
+        done?;
+        self.next_operation = next_operation;
+        Ok(operations)
     }
 
     /// Closes the file cleanly.
     pub async fn close(self) {
-        self.readers.close().await;
         if let Err(error) = self.writer.close().await {
             tracing::warn!(%error, "closing the database");
         }
@@ -216,11 +269,26 @@ struct Transaction {
     arguments: SqliteArguments,
     /// Whether the same text is likely to come again, and worth keeping prepared.
     repeats: bool,
+    operations: Vec<(u64, ShareOp)>,
+    next_operation: u64,
+}
+
+fn vault_context(key: &[u8]) -> Vec<u8> {
+    encode(&("kds.vault-at-rest.1", key))
+}
+fn log_context(number: u64) -> Vec<u8> {
+    encode(&("kds.share-log-at-rest.1", number))
 }
 
 impl Transaction {
-    fn begin() -> Self {
-        Self { sql: "BEGIN IMMEDIATE; ".into(), arguments: SqliteArguments::default(), repeats: true }
+    fn begin(next_operation: u64) -> Self {
+        Self {
+            sql: "BEGIN IMMEDIATE; ".into(),
+            arguments: SqliteArguments::default(),
+            repeats: true,
+            operations: Vec::new(),
+            next_operation,
+        }
     }
 
     /// One statement; its values are bound in the order of its question marks.
@@ -232,7 +300,7 @@ impl Transaction {
         self.arguments.add(value)
     }
 
-    fn add(&mut self, write: &Write, shares: &ShareBox) -> Result<(), BoxDynError> {
+    fn add(&mut self, write: &Write, keys: &StorageKeys) -> Result<(), BoxDynError> {
         match write {
             Write::Accepted { pre_prepare, batch } => {
                 self.statement(
@@ -268,31 +336,24 @@ impl Transaction {
                 self.leaves(leaves)?;
                 self.meta("checkpoint", encode(checkpoint))
             }
-            Write::Share { index, epoch, share } => {
-                self.statement("INSERT OR REPLACE INTO shares (secret, epoch, share) VALUES (?, ?, ?)");
-                self.bind(*index as i64)?;
-                self.bind(epoch.0 as i64)?;
-                self.bind(share.as_ref().map(|share| shares.seal(*index, epoch.0, &share.0)))
+            Write::Shares(operation) => {
+                let number = self.next_operation;
+                self.next_operation += 1;
+                self.operations.push((number, operation.clone()));
+                self.statement("INSERT INTO share_log (number, operation) VALUES (?, ?)");
+                self.bind(number as i64)?;
+                self.bind(keys.seal(&log_context(number), &Zeroizing::new(encode(operation))))
             }
-            Write::EraseShare { index } => {
-                self.statement("DELETE FROM shares WHERE secret = ?");
-                self.bind(*index as i64)
+            Write::Vault { key, value: Some(value) } => {
+                let key = encode(key);
+                self.statement("INSERT OR REPLACE INTO vault (key, value) VALUES (?, ?)");
+                let sealed = keys.seal(&vault_context(&key), value.expose());
+                self.bind(key)?;
+                self.bind(sealed)
             }
-            Write::Secrets { indices, epoch } => {
-                // By way of a temporary table: there may be more of them than one statement can bind.
-                self.repeats = false;
-                self.statement("CREATE TEMP TABLE IF NOT EXISTS present (secret INTEGER PRIMARY KEY)");
-                self.statement("DELETE FROM present");
-                for chunk in indices.chunks(ROWS_PER_STATEMENT) {
-                    let rows = vec!["(?)"; chunk.len()].join(", ");
-                    self.statement(&format!("INSERT INTO present (secret) VALUES {rows}"));
-                    chunk.iter().try_for_each(|index| self.bind(*index as i64))?;
-                }
-                self.statement("DELETE FROM shares WHERE secret NOT IN (SELECT secret FROM present)");
-                self.statement(
-                    "INSERT OR IGNORE INTO shares (secret, epoch, share) SELECT secret, ?, NULL FROM present",
-                );
-                self.bind(epoch.0 as i64)
+            Write::Vault { key, value: None } => {
+                self.statement("DELETE FROM vault WHERE key = ?");
+                self.bind(encode(key))
             }
             Write::Amnesia(true) => self.meta("amnesia", vec![]),
             Write::Amnesia(false) => {

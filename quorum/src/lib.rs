@@ -39,7 +39,7 @@ pub mod signing;
 pub mod state;
 pub mod thresholds;
 
-pub use bytes::{Blob, Hash, PublicKey, SignatureBytes};
+pub use bytes::{Blob, Hash, PublicKey, SecretBytes, SignatureBytes};
 pub use ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
 pub use manifest::Manifest;
 pub use thresholds::Thresholds;

@@ -48,7 +48,11 @@ pub struct Cluster {
 impl Cluster {
     /// Makes and starts a cluster, and waits until every server is ready.
     pub async fn start(servers: usize) -> anyhow::Result<Self> {
-        let mut cluster = Self::new(servers, &[])?;
+        Self::start_with(servers, &[]).await
+    }
+    /// The same; `init` gets these arguments too.
+    pub async fn start_with(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut cluster = Self::new(servers, arguments)?;
         for server in 0..servers {
             cluster.run(server)?;
         }

@@ -55,16 +55,19 @@ pub(super) async fn share(
     if !secret.may_be_read_by(&published.snapshot, &release.to.client) {
         return Err(ApiError::new(ProblemKind::NotAllowed, "this key is no longer a reader of the secret"));
     }
-    let stored = app.shared.shares.share(secret.index).await.map_err(|error| ApiError::internal(&error))?;
+    if app.shared.shares.epoch() < release.epoch {
+        // Its shares of the epoch that has just begun are not in place yet.
+        return Err(not_yet());
+    }
     let context = HandOutContext {
         epoch: release.epoch,
         server: app.shared.id,
         index: secret.index,
         release: release.release,
     };
-    let of_epoch = stored.filter(|(epoch, _)| *epoch == release.epoch.0);
-    let sealed = of_epoch
-        .map(|(_, share)| context.seal(&app.shared.cluster, &release.ephemeral, &share, &mut rand::rng()))
+    let share = app.shared.shares.share(secret.index, release.epoch);
+    let sealed = share
+        .map(|share| context.seal(&app.shared.cluster, &release.ephemeral, share.expose(), &mut rand::rng()))
         .transpose()
         .map_err(|error| ApiError::new(ProblemKind::Invalid, error.to_string()))?;
     let ciphertext = match question.with_ciphertext {

@@ -6,7 +6,9 @@ use crate::server::Health;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use kds_client::api::{ProblemKind, ServerStatus, TransferStatus};
+use quorum::ids::Timestamp;
 use quorum::ordering::Part;
+use quorum::state::layout;
 use std::sync::atomic::Ordering;
 
 /// A certificate older than this is not being renewed: the cluster makes no progress.
@@ -19,9 +21,11 @@ pub(super) async fn manifest(State(app): AppState) -> Response {
 pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
     let shared = &app.shared;
     let replica = **shared.replica_status.load();
-    let counts = shared.shares.counts().await.map_err(|error| ApiError::internal(&error))?;
+    let counts = shared.shares.counts();
+    let published = shared.published.borrow().clone();
+    let epochs = published.as_ref().and_then(|published| layout::epochs(&published.snapshot));
     let grid = shared.manifest.grid();
-    let complete = shared.published.borrow().as_ref().and_then(|p| p.completion.clone());
+    let complete = published.and_then(|published| published.completion.clone());
     Ok(json(&ServerStatus {
         id: shared.id,
         row: grid.row_of(shared.id) as u16,
@@ -31,11 +35,14 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
         certified: replica.certified,
         complete: complete.map_or_else(Default::default, |completion| completion.sequence),
         epoch: replica.epoch,
-        // Shares are not renewed yet.
-        last_refresh_seconds: None,
+        last_refresh_seconds: epochs
+            .filter(|epochs| epochs.since != Timestamp(0))
+            .map(|epochs| crate::driver::now().since_ms(epochs.since) as f64 / 1_000.0),
         secrets: counts.secrets,
         shares: counts.shares,
-        recovering: replica.part != Part::Voting || replica.target > replica.certified,
+        recovering: replica.part != Part::Voting
+            || replica.target > replica.certified
+            || counts.shares < counts.secrets,
         part: replica.part,
         transfer: replica.transfer.map(|transfer| TransferStatus {
             target: transfer.target,
