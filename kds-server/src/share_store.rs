@@ -17,8 +17,9 @@ use quorum::ordering::{Input, Target};
 use quorum::recovery::{AskMasked, Keeper, Kept, Masked};
 use quorum::shares::{ShareCounts, ShareOp, ShareSet};
 use quorum::{ClusterId, SecretBytes};
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -155,7 +156,8 @@ impl ShareStore {
             let path = folder.join(format!("{SHARE_FILE}{applied}"));
             let new = folder.join("shares.new");
             let write = || {
-                let mut file = File::create(&new)?;
+                let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
+                let mut file = options.open(&new)?;
                 file.write_all(&sealed)?;
                 file.sync_all()?;
                 std::fs::rename(&new, &path)?;

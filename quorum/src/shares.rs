@@ -328,3 +328,6 @@ impl std::fmt::Debug for ShareSet {
         write!(f, "ShareSet(epoch {}, {:?})", self.epoch, self.counts())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,6 +118,36 @@ const MUTATIONS: &[Mutation] = mutations! {
         "if held.body.sequence < self.sequence {" => "if held.body.sequence.0 == u64::MAX {";
     "a write needs no columns", "unit", "grid.rs":
         "&& self.full_columns(holders) >= usize::from(self.thresholds.columns)" => "";
+    "seal an epoch with q-1 ready", "unit", "state/epochs.rs":
+        "if attempt.ready.len() >= thresholds.q() {" => "if attempt.ready.len() + 1 >= thresholds.q() {";
+    "fix dealers that q-1 hold", "unit", "state/epochs.rs":
+        ".count() >= thresholds.q()" => ".count() + 1 >= thresholds.q()";
+    "fix fewer dealers than may be corrupt", "unit", "state/epochs.rs":
+        "if fixed.len() >= thresholds.k().max(thresholds.f() + 1) {" => "if !fixed.is_empty() {";
+    "let a dealer commit twice", "unit", "state/epochs.rs":
+        "if known.deals.contains_key(server) || known.dealers.is_some() { taken }" => "if known.dealers.is_some() { taken }";
+    "be ready without contributions", "keeping-lossy", "ordering/renew.rs":
+        "if dealers.iter().all(held) && !attempt" => "if !attempt";
+    "acknowledge before it is durable", "keeping", "ordering/effects.rs":
+        "self.released.requests.push(request);" => "let request = Box::new(request.signed().clone());\n        self.free.push((Target::All, Arc::new(PeerMessage::Forward(request))));";
+    "believe contributions that were not committed to", "keeping-lying", "ordering/renew.rs":
+        "if seeds.root(dealer, &dealing) != Some(deal.root) {" => "if seeds.root(dealer, &dealing).is_none() {";
+    "keep shares of an epoch that is over", "keeping-crashing", "shares.rs":
+        "None => chunk.empty(u128::MAX)," => "None => {}";
+    "keep keys of an epoch that is over", "keeping", "ordering/renew.rs":
+        "self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value: None });" => "";
+    "keep contributions", "keeping", "ordering/renew.rs":
+        "self.pending.write(Write::Vault { key: VaultKey::Dealing(id, dealer), value: None });" => "";
+    "give a member of a set its seed", "unit", "refresh.rs":
+        "Part::Value(value) if set.members.contains(server) => Part::Hash" => "Part::Value(value) if set.members.contains(dealer) => Part::Hash";
+    "a zero sharing that is not zero", "unit", "refresh.rs":
+        "gf256::multiply(i, mask_coefficient(i, members))" => "mask_coefficient(i, members)";
+    "accept a recovered share with k+f-2 answers", "unit", "recovery.rs":
+        "self.thresholds.k() + self.thresholds.f() - 1" => "self.thresholds.k() + self.thresholds.f() - 2";
+    "accept a recovered share although another one fits", "unit", "recovery.rs":
+        "Some((other, _)) if *other != value => return None," => "Some((other, _)) if *other != value => return found,";
+    "give masked shares to anyone", "unit", "shares.rs":
+        "masks.as_ref().filter(|_| *recovering == server && epoch == self.epoch)?" => "masks.as_ref().filter(|_| *recovering <= server && epoch == self.epoch)?";
     "rows and columns that meet in b servers", "unit", "thresholds.rs":
         "let columns = (masked + 1).div_ceil(rows);" => "let columns = masked.div_ceil(rows);";
 };

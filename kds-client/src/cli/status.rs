@@ -34,14 +34,19 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
         values.get(t.q() - 1).or(values.last()).copied().unwrap_or(0)
     };
     let view = reached(&|status| status.view.0);
+    let epoch = reached(&|status| status.epoch.0);
+    // The median of what they say, for the same reason.
+    let mut refreshed: Vec<f64> = reachable.iter().filter_map(|status| status.last_refresh_seconds).collect();
+    refreshed.sort_by(f64::total_cmp);
+    let last_refresh = refreshed.get(refreshed.len() / 2).copied();
     if session.json {
         let documents: Vec<_> =
             servers.iter().map(|(server, status)| document(session, *server, status)).collect();
         print_json(&json!({
             "cluster": manifest.cluster_id(),
             "n": t.servers, "f": t.faulty, "q": t.quorum, "b": t.masked, "k": t.threshold,
-            "epoch": reached(&|status| status.epoch.0),
-            "last_refresh_seconds": Value::Null,
+            "epoch": epoch,
+            "last_refresh_seconds": last_refresh,
             "view": view,
             "primary": quorum::View(view).primary(t.n()),
             "servers": documents,
@@ -53,6 +58,10 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             "n = {}, f = {}, q = {}, b = {}, k = {}",
             t.servers, t.faulty, t.quorum, t.masked, t.threshold
         );
+        match last_refresh {
+            Some(seconds) => println!("epoch {epoch}, secrets last renewed {seconds:.0} s ago"),
+            None => println!("epoch {epoch}"),
+        }
         println!("server  row col  view  executed  certified  complete  secrets  shares  peers");
         for (server, status) in &servers {
             match status {

@@ -229,3 +229,6 @@ impl Attempt {
         now.since_ms(self.began) >= ATTEMPT_MS * u64::from(self.id.attempt.min(6))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -511,6 +511,7 @@ impl Simulation {
             }
             self.send_out(id, released.messages);
             for request in released.requests {
+                self.check_step(id, &request);
                 self.step(id, Input::Request(request));
             }
             if let Some(published) = released.published.filter(|_| !liar) {

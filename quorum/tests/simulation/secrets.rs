@@ -5,9 +5,13 @@ use crate::cluster::{Event, START, Simulation};
 use quorum::bytes::{Blob, Hash, SecretBytes};
 use quorum::ids::{Epoch, ServerId};
 use quorum::message::{CheckedMessage, PeerMessage};
-use quorum::ordering::{EpochKeys, Input, Part, Target};
+use quorum::limits::DEALINGS_KEPT_MS;
+use quorum::ordering::{EpochKeys, Input, Part, Target, VaultKey};
 use quorum::record::Name;
-use quorum::request::{Deposit, Done, Operation, Outcome, Refusal, RequestId, SignedRequest, Step};
+use quorum::refresh::AttemptId;
+use quorum::request::{
+    Deposit, Done, Operation, Outcome, Refusal, RequestId, SignedRequest, Step, VerifiedRequest,
+};
 use quorum::sealing::{OpeningKey, ShareContext};
 use quorum::shamir::{ServerShare, deal, reconstruct};
 use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey};
@@ -117,6 +121,31 @@ impl Simulation {
         }
     }
 
+    /// What a step promises to hold is durable before it leaves.
+    pub(crate) fn check_step(&self, id: ServerId, request: &VerifiedRequest) {
+        let server = &self.servers[id.index()];
+        let holds = |attempt: AttemptId, dealer: &ServerId| {
+            let held = server.disk.vault.contains_key(&VaultKey::Dealing(attempt, *dealer));
+            assert!(held, "seed {}: {id} promises to hold what {dealer} dealt, and does not", self.seed);
+        };
+        match &request.request().operation {
+            Operation::Step(Step::Deal { attempt, .. }) => {
+                let opens = server.disk.vault.contains_key(&VaultKey::Opening(attempt.epoch));
+                assert!(opens, "seed {}: {id} announces a key that it may forget", self.seed);
+            }
+            Operation::Step(Step::Ack { attempt, dealers, .. }) => {
+                dealers.iter().for_each(|dealer| holds(*attempt, dealer))
+            }
+            Operation::Step(Step::Ready { attempt, .. }) => {
+                let epochs = server.replica.as_ref().and_then(|r| layout::epochs(r.state().map()));
+                let current = epochs.and_then(|epochs| epochs.attempt).filter(|known| known.id == *attempt);
+                let dealers = current.and_then(|attempt| attempt.dealers);
+                dealers.iter().flatten().for_each(|dealer| holds(*attempt, dealer));
+            }
+            _ => {}
+        }
+    }
+
     /// What a server's shell does beside its replica: draws keys, keeps shares.
     pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
         let own = self.identity(id);
@@ -221,6 +250,19 @@ impl Simulation {
             !self.is_liar(ServerId(*i as u8)) && part == Some(Part::Voting)
         };
         let servers: Vec<_> = (0..self.voters.len()).filter(taking_part).collect();
+        for i in &servers {
+            // Nothing of an epoch that is over is left: no key, no contribution.
+            let replica = self.servers[*i].replica.as_ref().expect("it takes part");
+            let epochs = layout::epochs(replica.state().map()).expect("there are epochs");
+            let lately = replica.state().time().since_ms(epochs.since) <= 2 * DEALINGS_KEPT_MS;
+            for key in self.servers[*i].disk.vault.keys() {
+                let old = match key {
+                    VaultKey::Opening(of) => of.0 + 1 < epochs.current.0,
+                    VaultKey::Dealing(of, _) => of.epoch <= epochs.current && !lately,
+                };
+                assert!(!old, "seed {}: server {i} keeps {key:?} in epoch {}", self.seed, epochs.current);
+            }
+        }
         for deposited in &self.secrets.deposits {
             let index = deposited.index.expect("all are deposited");
             let mut shares = Vec::new();

@@ -1,0 +1,196 @@
+use super::*;
+use crate::ids::{ClusterId, Sequence};
+use crate::manifest::tests::sample;
+use crate::message::CheckedBatch;
+use crate::request::{Operation, Outcome, RequestId, SignedRequest};
+use crate::signing::{KeyStatement, SigningKey, Voter};
+use crate::state::NotAdmitted;
+use rand::{SeedableRng, rngs::StdRng};
+use std::sync::Arc;
+
+/// Four servers whose keys are announced: f = 1, q = 3, k = 2, so that D has two dealers at least.
+struct World {
+    state: State,
+    cluster: ClusterId,
+    identities: Vec<SigningKey>,
+    voters: Vec<Voter>,
+    now: Timestamp,
+    next: u64,
+    sealed: Vec<Attempt>,
+}
+
+const SECOND: u64 = 1_000;
+
+impl World {
+    fn new() -> Self {
+        let (manifest, identities) = sample(4);
+        let cluster = manifest.cluster_id();
+        let mut rng = StdRng::seed_from_u64(1);
+        let voters = (0..4u8).map(|i| {
+            Voter::generate(cluster, &identities[usize::from(i)], ServerId(i), Epoch(0), 0, &mut rng)
+        });
+        let voters = voters.collect();
+        let state = State::genesis(Arc::new(manifest));
+        let now = Timestamp(1_000_000);
+        let mut world = Self { state, cluster, voters, identities, now, next: 0, sealed: vec![] };
+        for i in 0..4 {
+            let (voting, sealing) = (*world.voters[i as usize].certificate(), world.sealing(i, Epoch(0)));
+            assert!(world.ask(i, Operation::AnnounceKeys { voting, sealing }).is_ok());
+        }
+        world
+    }
+    fn sealing(&self, server: u8, epoch: Epoch) -> KeyCertificate {
+        let key = PublicKey([server + 1 + epoch.0 as u8; 32]);
+        let (server, purpose) = (ServerId(server), KeyPurpose::Sealing);
+        let statement = KeyStatement { server, purpose, epoch, serial: epoch.0, key };
+        KeyCertificate::issue(&self.cluster, &self.identities[server.index()], statement)
+    }
+    fn run(&mut self, requests: Vec<SignedRequest>) {
+        let requests = requests.into_iter().map(|request| request.verify(&self.cluster).unwrap()).collect();
+        let executed = self.state.execute(&CheckedBatch::new(&self.cluster, self.now, requests));
+        for (_, event) in executed.events {
+            if let Event::Sealed(attempt) = event {
+                self.sealed.push(*attempt);
+            }
+        }
+    }
+    /// What becomes of a server's request; none if it was not even admitted.
+    fn ask(&mut self, server: u8, operation: Operation) -> Result<Done, Option<Refusal>> {
+        self.next += 1;
+        let (key, expiry) = (self.voters[usize::from(server)].key().clone(), self.now.plus_ms(10_000));
+        let request = SignedRequest::sign(&self.cluster, &key, self.next, expiry, operation);
+        let id = RequestId { client: key.public(), sequence: self.next };
+        self.run(vec![request]);
+        match self.state.reply(id).map(|reply| reply.outcome) {
+            Some(Outcome::Done(done)) => Ok(done),
+            Some(Outcome::Refused(refusal)) => Err(Some(refusal)),
+            None => Err(None),
+        }
+    }
+    fn step(&mut self, server: u8, step: Step) -> bool {
+        self.ask(server, Operation::Step(step)).is_ok()
+    }
+    fn pass(&mut self, ms: u64) {
+        self.now = self.now.plus_ms(ms);
+        self.run(vec![]);
+    }
+    fn epochs(&self) -> Epochs {
+        layout::epochs(self.state.map()).unwrap()
+    }
+    fn attempt(&self) -> Attempt {
+        self.epochs().attempt.expect("an attempt is under way")
+    }
+    fn deal(&mut self, server: u8) -> bool {
+        let attempt = self.attempt().id;
+        let sealing = self.sealing(server, attempt.epoch);
+        let root = Hash([server + 10; 32]);
+        self.step(server, Step::Deal { server: ServerId(server), attempt, root, sealing })
+    }
+    fn ack(&mut self, server: u8, dealers: &[u8]) -> bool {
+        let dealers = dealers.iter().copied().map(ServerId).collect();
+        let attempt = self.attempt().id;
+        self.step(server, Step::Ack { server: ServerId(server), attempt, dealers })
+    }
+    fn ready(&mut self, server: u8) -> bool {
+        let attempt = self.attempt().id;
+        self.step(server, Step::Ready { server: ServerId(server), attempt })
+    }
+}
+
+#[test]
+fn an_epoch_begins_when_it_is_time_and_q_servers_are_ready() {
+    let mut world = World::new();
+    world.pass(29 * SECOND);
+    assert_eq!(world.epochs().attempt, None);
+    world.pass(SECOND);
+    assert_eq!(world.attempt().id, AttemptId { epoch: Epoch(1), attempt: 1 });
+    for dealer in 0..3 {
+        assert!(world.deal(dealer));
+    }
+    // A dealer's first commitment counts.
+    assert!(!world.deal(0));
+    assert!(!world.ready(0), "nobody is ready before D is fixed");
+    // Two dealers with three acks each are needed; dealer 2 has only two.
+    assert!(world.ack(0, &[0, 1, 2]) && world.ack(1, &[1, 2]));
+    assert!(world.ack(3, &[0, 1]), "an ack names what is held, not all there is");
+    assert_eq!(world.attempt().dealers, None, "one dealer could be the adversary's");
+    assert!(world.ack(1, &[0, 1, 2]));
+    assert_eq!(world.attempt().dealers, Some(vec![ServerId(0), ServerId(1)]));
+    // From now on nobody's contributions get in or out.
+    assert!(!world.deal(3) && !world.ack(2, &[0, 1, 2]));
+    assert!(world.ready(0) && !world.ready(0) && world.ready(3));
+    assert_eq!((world.epochs().current, world.sealed.len()), (Epoch(0), 0), "two of four are not q");
+    assert!(world.ready(2));
+    assert_eq!((world.epochs().current, world.epochs().since), (Epoch(1), world.now));
+    assert_eq!(world.sealed[0].dealers, Some(vec![ServerId(0), ServerId(1)]));
+    // The dealers' new sealing keys are on record; the one that did not deal announces its own.
+    let key = |world: &World, i| layout::server_keys(world.state.map(), ServerId(i)).unwrap().sealing;
+    assert_eq!(key(&world, 2), world.sealing(2, Epoch(1)));
+    assert_eq!(key(&world, 3), world.sealing(3, Epoch(0)));
+    assert_eq!(world.state.seal().0.epoch, Epoch(1));
+}
+
+/// What an attempt lacked does not hold up the next one, and the old epoch stays valid all the time.
+#[test]
+fn an_attempt_that_fails_is_repeated_under_another_number() {
+    let mut world = World::new();
+    world.pass(30 * SECOND);
+    assert!(world.step(3, Step::Recover { server: ServerId(3) }));
+    assert!(world.deal(0) && world.deal(1) && world.ack(0, &[0, 1]));
+    let first = world.attempt().id;
+    world.pass(ATTEMPT_MS - 1);
+    assert_eq!(world.attempt().id, first);
+    world.pass(1);
+    assert_eq!(world.attempt().id, AttemptId { epoch: Epoch(1), attempt: 2 });
+    assert!(world.attempt().deals.is_empty() && world.attempt().acks.is_empty());
+    assert_eq!(world.attempt().recovering, Some(ServerId(3)));
+    // Steps of the attempt that is over count for nothing.
+    assert!(!world.step(2, Step::Ready { server: ServerId(2), attempt: first }));
+    assert_eq!(world.epochs().current, Epoch(0));
+    // Whoever was to recover is still the one.
+    world.pass(2 * ATTEMPT_MS);
+    assert_eq!((world.attempt().id.attempt, world.attempt().recovering), (3, Some(ServerId(3))));
+    assert!((0..3).all(|i| world.deal(i)));
+    assert!((0..3).all(|i| world.ack(i, &[0, 1, 2])));
+    assert!((0..3).all(|i| world.ready(i)));
+    assert_eq!((world.epochs().current, world.sealed[0].recovering), (Epoch(1), Some(ServerId(3))));
+    assert!(world.epochs().waiting.is_empty());
+}
+
+#[test]
+fn servers_take_their_own_steps_and_none_that_make_no_sense() {
+    let mut world = World::new();
+    assert!(!world.step(0, Step::Ready { server: ServerId(0), attempt: AttemptId { epoch: Epoch(1), attempt: 1 } }));
+    world.pass(30 * SECOND);
+    let attempt = world.attempt().id;
+    let good = |world: &World| {
+        let sealing = world.sealing(0, attempt.epoch);
+        (ServerId(0), attempt, Hash([1; 32]), sealing)
+    };
+    let deal = |(server, attempt, root, sealing)| Step::Deal { server, attempt, root, sealing };
+    // In another's name; with a key of another epoch, of another server, of another attempt.
+    let honest = good(&world);
+    assert!(!world.step(1, deal(honest)));
+    let old = world.sealing(0, Epoch(0));
+    assert!(!world.step(0, deal((honest.0, honest.1, honest.2, old))));
+    let foreign = world.sealing(1, attempt.epoch);
+    assert!(!world.step(0, deal((honest.0, honest.1, honest.2, foreign))));
+    let other = AttemptId { attempt: 2, ..attempt };
+    assert!(!world.step(0, deal((honest.0, other, honest.2, honest.3))));
+    assert!(world.step(0, deal(honest)));
+    // Acks of what was not dealt, in disorder, of nothing, and ever less.
+    assert!(!world.ack(1, &[0, 1]) && !world.ack(1, &[]) && world.deal(1));
+    assert!(!world.ack(1, &[1, 0]) && world.ack(1, &[0]) && !world.ack(1, &[1]) && world.ack(1, &[0, 1]));
+    // Whoever waits for its shares waits once.
+    assert!(world.step(2, Step::Recover { server: ServerId(2) }));
+    assert!(!world.step(2, Step::Recover { server: ServerId(2) }));
+    assert_eq!(world.epochs().waiting, [ServerId(2)]);
+    // Not even admitted, so that nobody orders what changes nothing.
+    let again = Operation::Step(Step::Recover { server: ServerId(2) });
+    let expiry = world.now.plus_ms(1_000);
+    let request = SignedRequest::sign(&world.cluster, world.voters[2].key(), 999, expiry, again);
+    let (manifest, _) = sample(4);
+    let admitted = crate::state::admit(world.state.map(), &manifest, world.now, &request.request);
+    assert_eq!(admitted, Err(NotAdmitted::UnknownKey));
+    assert!(world.state.sequence() > Sequence(0));
+}
