@@ -32,9 +32,9 @@ async fn whole(cluster: &Cluster, servers: &[usize], from: Epoch) {
     for server in servers {
         loop {
             let status = cluster.client.server_status(ServerId(*server as u8)).await;
-            let whole = status
-                .as_ref()
-                .is_ok_and(|status| status.epoch >= from && status.secrets > 0 && status.shares == status.secrets);
+            let whole = status.as_ref().is_ok_and(|status| {
+                status.epoch >= from && status.secrets > 0 && status.shares == status.secrets
+            });
             if whole {
                 break;
             }

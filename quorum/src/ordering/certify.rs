@@ -160,6 +160,7 @@ impl Replica {
     /// Certified batches stay as a bounded tail for servers that fell behind; votes go (PBFT §4.3).
     fn collect_garbage(&mut self, before: Sequence) {
         let certified = self.certified();
+        let offered = self.offered();
         for (_, entry) in self.log.range_mut(before.next()..=certified) {
             entry.strip();
         }
@@ -167,8 +168,10 @@ impl Replica {
         while let Some(first) = self.log.first_entry() {
             let sequence = *first.key();
             let too_many = sequence.0 + self.log_tail <= certified.0 || self.log_bytes > LOG_TAIL_BYTES;
-            // What is not in the stored state yet is needed to start again.
-            if !too_many || sequence > self.flushed || sequence >= certified {
+            // What is not in the stored state yet is needed to start again; what follows the last state that
+            // can be offered, by whoever is offered that.
+            let needed = sequence > self.flushed || offered.is_some_and(|offered| sequence > offered);
+            if !too_many || needed || sequence >= certified {
                 break;
             }
             self.log_bytes = self.log_bytes.saturating_sub(first.get().bytes());

@@ -89,8 +89,19 @@ impl Replica {
         self.boundaries.insert(checkpoint.sequence, boundary);
         self.certify_boundary(checkpoint.sequence);
         while self.boundaries.len() > SNAPSHOTS_KEPT {
-            self.boundaries.pop_first();
+            // The last one that can be offered stays: who is needed for the next certificate may need it.
+            let offered = self.offered();
+            let Some(oldest) = self.boundaries.keys().find(|kept| Some(**kept) != offered).copied() else {
+                break;
+            };
+            self.boundaries.remove(&oldest);
         }
+    }
+
+    /// The newest state that others can be offered.
+    pub(super) fn offered(&self) -> Option<Sequence> {
+        let certified = self.boundaries.iter().rev().find(|(_, boundary)| boundary.certificate.is_some());
+        certified.map(|(sequence, _)| *sequence)
     }
 
     /// A vote for a snapshot's certificate, which may come after a later one is certified.
@@ -120,7 +131,7 @@ impl Replica {
 
     /// Offers the newest state that this replica can give parts of.
     pub(super) fn offer_state(&mut self, to: ServerId, after: Sequence) {
-        let newest = self.boundaries.values().rev().find_map(|boundary| boundary.certificate.as_ref());
+        let newest = self.offered().and_then(|offered| self.boundaries[&offered].certificate.as_ref());
         if let Some(certificate) = newest.filter(|certificate| certificate.statement.sequence > after) {
             self.pending.send(Target::One(to), PeerMessage::Offer(certificate.clone()));
         }

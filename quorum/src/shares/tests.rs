@@ -96,7 +96,10 @@ fn a_state_transfer_keeps_what_is_of_its_epoch_and_nothing_else() {
     let mut filled = earlier;
     let all = (0..3).map(|index| (index, SecretBytes::new(&[7; 32]))).collect();
     filled.apply(&ShareOp::Recovered { epoch: Epoch(3), shares: all });
-    assert_eq!((share(&filled, 0), share(&filled, 1), share(&filled, 2)), (Some([7; 32]), None, Some([5; 32])));
+    assert_eq!(
+        (share(&filled, 0), share(&filled, 1), share(&filled, 2)),
+        (Some([7; 32]), None, Some([5; 32]))
+    );
 }
 
 #[test]

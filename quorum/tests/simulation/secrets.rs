@@ -4,8 +4,8 @@
 use crate::cluster::{Event, START, Simulation};
 use quorum::bytes::{Blob, Hash, SecretBytes};
 use quorum::ids::{Epoch, ServerId};
-use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::limits::DEALINGS_KEPT_MS;
+use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{EpochKeys, Input, Part, Target, VaultKey};
 use quorum::record::Name;
 use quorum::refresh::AttemptId;

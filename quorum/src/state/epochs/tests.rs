@@ -160,7 +160,10 @@ fn an_attempt_that_fails_is_repeated_under_another_number() {
 #[test]
 fn servers_take_their_own_steps_and_none_that_make_no_sense() {
     let mut world = World::new();
-    assert!(!world.step(0, Step::Ready { server: ServerId(0), attempt: AttemptId { epoch: Epoch(1), attempt: 1 } }));
+    assert!(
+        !world
+            .step(0, Step::Ready { server: ServerId(0), attempt: AttemptId { epoch: Epoch(1), attempt: 1 } })
+    );
     world.pass(30 * SECOND);
     let attempt = world.attempt().id;
     let good = |world: &World| {
