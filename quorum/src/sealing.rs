@@ -10,6 +10,7 @@ use crate::codec::{Tagged, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, ServerId};
 use crate::record::Name;
 use crate::request::{Deposit, Reader};
+use crate::state::Secret;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use hpke::aead::ChaCha20Poly1305 as HpkeAead;
@@ -131,6 +132,20 @@ impl<'a> ShareContext<'a> {
             readers: &deposit.readers,
             ciphertext_hash: sha256(&deposit.ciphertext),
             commitment: deposit.commitment,
+        }
+    }
+    /// The same context, from what the state keeps of the deposit.
+    pub fn of_secret(secret: &'a Secret, epoch: Epoch, server: ServerId) -> Self {
+        Self {
+            epoch,
+            server,
+            depositor: secret.depositor.client,
+            client_sequence: secret.depositor.sequence,
+            name: &secret.name,
+            owner: secret.owner,
+            readers: &secret.readers,
+            ciphertext_hash: secret.ciphertext_hash,
+            commitment: secret.commitment,
         }
     }
     /// Seals a share to its server.

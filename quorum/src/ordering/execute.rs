@@ -2,7 +2,7 @@
 
 use super::effects::Write;
 use super::{OwnCheckpoint, Replica};
-use crate::bytes::SecretBytes;
+use crate::bytes::{Blob, SecretBytes};
 use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::{CheckedBatch, PeerMessage};
 use crate::request::Operation;
@@ -89,17 +89,21 @@ impl Replica {
                     return;
                 };
                 let context = ShareContext::of(deposit, self.id, id.client, id.sequence);
-                let opening = self.renewing.opening(deposit.epoch);
-                let share = deposit
-                    .shares
-                    .get(self.id.index())
-                    .zip(opening)
-                    .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
-                    .map(|share| SecretBytes::new(&share));
-                let store = ShareOp::Store { index: *index, epoch: deposit.epoch, share };
-                self.pending.write(Write::Shares(store));
+                self.store_share(*index, &context, &deposit.shares);
             }
         }
+    }
+
+    /// Opens this server's share among those of a deposit.
+    pub(super) fn store_share(&mut self, index: u64, context: &ShareContext<'_>, shares: &[Blob]) {
+        let opening = self.renewing.opening(context.epoch);
+        let share = shares
+            .get(self.id.index())
+            .zip(opening)
+            .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
+            .map(|share| SecretBytes::new(&share));
+        let store = ShareOp::Store { index, epoch: context.epoch, share };
+        self.pending.write(Write::Shares(store));
     }
 
     /// Writes the executed state to disk: what changed since the last time.

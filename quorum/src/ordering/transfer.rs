@@ -17,6 +17,7 @@ use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
 use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
 use crate::map::{self, Map, Snapshot};
 use crate::message::{AskParts, Parts, PeerMessage};
+use crate::sealing::ShareContext;
 use crate::shares::ShareOp;
 use crate::signing::Verified;
 use crate::state::{Executed, State, layout};
@@ -318,6 +319,10 @@ impl Replica {
         self.resume_renewal();
         let indices = layout::secret_indices(&snapshot).collect();
         self.pending.write(Write::Shares(ShareOp::Present { indices, epoch: statement.epoch }));
+        for (index, secret, sealed) in layout::sealed_shares(&snapshot) {
+            let context = ShareContext::of_secret(&secret, sealed.epoch, self.id);
+            self.store_share(index, &context, &sealed.shares);
+        }
         self.flushed = statement.sequence;
         self.certificate = Some(certificate);
         self.certified_snapshot = Some(snapshot);

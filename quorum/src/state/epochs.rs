@@ -219,6 +219,11 @@ impl State {
                 self.put(at, &super::ServerKeys { sealing: deal.sealing, ..keys });
             }
         }
+        // The keys that open them are erased now.
+        let sealed = self.map.iter_prefix(layout::SEALED_SHARES).map(|(key, _)| key.to_vec());
+        for key in sealed.collect::<Vec<_>>() {
+            self.delete_key(key);
+        }
         events.push(Event::Sealed(Box::new(attempt)));
     }
 }

@@ -11,10 +11,11 @@
 //! | `x/` name | [`Secret`] | a secret's metadata |
 //! | `y/` index | bytes | its ciphertext |
 //! | `z/` index | [`Releases`] | who was given it |
+//! | `w/` index | [`SealedShares`] | the sealed shares of a secret that was deposited in this epoch |
 //! | `e` | [`Epochs`] | the current epoch, and the attempt at the next one |
 //! | `j` | `u64` | how many secrets were ever deposited |
 
-use super::{Epochs, Releases, Secret, ServerKeys};
+use super::{Epochs, Releases, SealedShares, Secret, ServerKeys};
 use crate::bytes::{Blob, PublicKey};
 use crate::codec::decode;
 use crate::ids::ServerId;
@@ -110,6 +111,20 @@ pub fn ciphertext_key(index: u64) -> Vec<u8> {
 /// Key of a secret's releases.
 pub fn releases_key(index: u64) -> Vec<u8> {
     joined(b"z/", &index.to_be_bytes())
+}
+/// Prefix of the sealed shares of this epoch's deposits.
+pub const SEALED_SHARES: &[u8] = b"w/";
+/// Key of a secret's sealed shares.
+pub fn sealed_shares_key(index: u64) -> Vec<u8> {
+    joined(SEALED_SHARES, &index.to_be_bytes())
+}
+/// The sealed shares of this epoch's deposits, with the index and the metadata of each secret.
+pub fn sealed_shares(state: &Snapshot) -> impl Iterator<Item = (u64, Secret, SealedShares)> + '_ {
+    state.iter_prefix(SEALED_SHARES).filter_map(|(key, value)| {
+        let index = u64::from_be_bytes(key.strip_prefix(SEALED_SHARES)?.try_into().ok()?);
+        let sealed: SealedShares = decode(value).ok()?;
+        Some((index, secret(state, &sealed.name)?, sealed))
+    })
 }
 /// Indices of all secrets.
 pub fn secret_indices(state: &Snapshot) -> impl Iterator<Item = u64> + '_ {

@@ -15,7 +15,7 @@ mod secrets;
 pub use epochs::{Attempt, Deal, Epochs};
 pub use layout::Lookup;
 pub use membership::ServerKeys;
-pub use secrets::{Release, Releases, Secret, data_key_commitment};
+pub use secrets::{Release, Releases, SealedShares, Secret, data_key_commitment};
 
 use crate::bytes::PublicKey;
 use crate::certificate::Checkpoint;

@@ -4,7 +4,7 @@
 //! each server opens its own when a deposit executes.
 
 use super::{Event, Lookup, State, layout};
-use crate::bytes::{Hash, PublicKey};
+use crate::bytes::{Blob, Hash, PublicKey};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, Timestamp};
 use crate::limits;
@@ -36,6 +36,19 @@ pub struct Secret {
     pub commitment: Hash,
     /// When it was deposited.
     pub deposited: Change,
+}
+
+/// A deposit's sealed shares, which stay while the keys do that open them: so a server that was shown the
+/// state instead of the deposit has its share too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedShares {
+    /// The secret's name.
+    pub name: Name,
+    /// The epoch whose sealing keys they are sealed to.
+    pub epoch: Epoch,
+    /// One for each server, in order.
+    pub shares: Vec<Blob>,
 }
 
 /// A reader was given a secret.
@@ -140,6 +153,8 @@ impl State {
         self.count_keys_of(&secret, true);
         self.put(layout::secret_key(&secret.name), &secret);
         self.put(layout::ciphertext_key(index), &deposit.ciphertext);
+        let (name, epoch, shares) = (deposit.name.clone(), deposit.epoch, deposit.shares.clone());
+        self.put(layout::sealed_shares_key(index), &SealedShares { name, epoch, shares });
         events.push(Event::Deposited { index, id: depositor });
         Ok(Done::Deposited { index })
     }
@@ -214,6 +229,7 @@ impl State {
         self.delete_key(layout::secret_key(&secret.name));
         self.delete_key(layout::ciphertext_key(secret.index));
         self.delete_key(layout::releases_key(secret.index));
+        self.delete_key(layout::sealed_shares_key(secret.index));
         events.push(Event::Erased { index: secret.index });
     }
 
