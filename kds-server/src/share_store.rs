@@ -13,7 +13,7 @@ use crate::server::Shared;
 use anyhow::Context as _;
 use quorum::codec::{decode, encode};
 use quorum::ids::{Epoch, ServerId};
-use quorum::ordering::{Input, Target};
+use quorum::ordering::{Holding, Input, Target};
 use quorum::recovery::{AskMasked, Keeper, Kept, Masked};
 use quorum::shares::{ShareCounts, ShareOp, ShareSet};
 use quorum::{ClusterId, SecretBytes};
@@ -207,17 +207,18 @@ pub async fn run(
     let mut keeper = Keeper::new(shared.id, shared.manifest.thresholds);
     let mut tick = interval(Duration::from_millis(125));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut lacked = false;
+    let (mut said, mut applied) = (None, 0);
     loop {
         let kept = tokio::select! {
             next = operations.recv() => {
                 let Some((number, operation)) = next else { return };
+                applied += u64::from(!matches!(operation, ShareOp::Recovered { .. }));
                 let began = Instant::now();
                 if store.apply(number, operation).await {
                     let seconds = began.elapsed().as_secs_f64();
                     metrics::gauge!("kds_refresh_seconds").set(seconds);
                     let epoch = store.shares.epoch();
-                    let ShareCounts { secrets, shares } = store.shares.counts();
+                    let ShareCounts { secrets, shares, .. } = store.shares.counts();
                     tracing::info!(%epoch, secrets, shares, seconds, "shares renewed");
                     if let Err(error) = store.rotate(&committer).await {
                         tracing::error!(error = %format!("{error:#}"), "what belongs to the last epoch could not be erased; it is tried again with the next one");
@@ -237,10 +238,11 @@ pub async fn run(
             },
             _ = tick.tick() => {
                 let kept = store.shares.read(|shares| keeper.tick(crate::driver::now(), shares));
-                let lacks = store.shares.read(|shares| keeper.lacks_shares(shares));
-                if lacks != lacked || lacks {
-                    lacked = lacks;
-                    let _ = inputs.send(Input::LackingShares(lacks)).await;
+                let (whole, lacks_shares) =
+                    store.shares.read(|shares| (keeper.is_whole(shares), keeper.lacks_shares(shares)));
+                let holding = Holding { applied, whole, lacks_shares };
+                if said.replace(holding) != Some(holding) {
+                    let _ = inputs.send(Input::Holding(holding)).await;
                 }
                 kept
             }

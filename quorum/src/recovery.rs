@@ -13,7 +13,7 @@ use crate::limits::{
     RECOVERY_BACKOFF, RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RECOVERY_WAIT_MS, RETRANSMIT_MS,
 };
 use crate::message::PeerMessage;
-use crate::refresh::{CHUNK, CHUNK_BYTES};
+use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES};
 use crate::shares::{MaskedChunk, ShareOp, ShareSet};
 use crate::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 /// The server that recovers asks another one for its masked shares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskMasked {
-    /// Of which epoch.
-    pub epoch: Epoch,
+    /// By which attempt.
+    pub attempt: AttemptId,
     /// Of which chunks; at most [`RECOVERY_CHUNKS`].
     pub chunks: Vec<u64>,
 }
@@ -32,8 +32,8 @@ pub struct AskMasked {
 /// Another server's masked shares.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Masked {
-    /// Of which epoch.
-    pub epoch: Epoch,
+    /// By which attempt.
+    pub attempt: AttemptId,
     /// In the order of the question; empty if the sender cannot help.
     pub chunks: Vec<MaskedChunk>,
 }
@@ -55,9 +55,18 @@ pub struct Keeper {
     id: ServerId,
     thresholds: Thresholds,
     recovering: Option<Recovering>,
-    /// The epoch in which a recovery was tried last, how many slots it left empty, and how often that
-    /// happened in a row.
-    failed: Option<(Epoch, u64, u32)>,
+    /// The last recovery that has ended.
+    ended: Option<Ended>,
+}
+
+#[derive(Clone, Copy)]
+struct Ended {
+    epoch: Epoch,
+    attempt: AttemptId,
+    /// Slots that are beyond hope: enough servers answered, and what they said is no polynomial.
+    hopeless: u64,
+    /// How many recoveries in a row left such slots.
+    times: u32,
 }
 
 /// What a [`Keeper`] wants to happen.
@@ -69,14 +78,14 @@ pub struct Kept {
     pub recovered: Option<ShareOp>,
     /// Servers whose masked shares were wrong, and how many.
     pub wrong: Vec<(ServerId, usize)>,
-    /// Slots that were given up in this epoch, if a recovery has just ended.
+    /// Slots that were given up, if a recovery has just ended.
     pub gave_up: Option<u64>,
 }
 
 impl Keeper {
     /// Of one server's shares.
     pub fn new(id: ServerId, thresholds: Thresholds) -> Self {
-        Self { id, thresholds, recovering: None, failed: None }
+        Self { id, thresholds, recovering: None, ended: None }
     }
 
     /// Whether a recovery of these shares goes on.
@@ -88,35 +97,53 @@ impl Keeper {
     /// the last one could not fill, which are asked for again after ever longer times. (A depositor who
     /// deals shares that lie on no polynomial makes such slots.)
     pub fn lacks_shares(&self, shares: &ShareSet) -> bool {
-        let counts = shares.counts();
-        let gaps = counts.secrets - counts.shares;
-        let again = self.failed.is_none_or(|(epoch, failed, times)| {
-            gaps > failed || shares.epoch().0 >= epoch.0.saturating_add(1 << times.min(RECOVERY_BACKOFF))
+        let again = self.ended.is_some_and(|ended| {
+            shares.epoch().0 >= ended.epoch.0.saturating_add(1 << ended.times.min(RECOVERY_BACKOFF))
         });
-        gaps > 0 && self.recovering.is_none() && shares.recovering() != Some(self.id) && again
+        let granted = shares.recovering().filter(|(server, _)| *server == self.id);
+        let tried =
+            granted.is_none_or(|(_, attempt)| self.ended.is_some_and(|ended| ended.attempt == attempt));
+        let gaps = Self::gaps(shares);
+        gaps > 0 && tried && self.recovering.is_none() && (again || !self.is_whole(shares))
+    }
+
+    /// Whether this server has all shares that anyone can expect it to have. Only then may an epoch be
+    /// sealed on its word.
+    pub fn is_whole(&self, shares: &ShareSet) -> bool {
+        Self::gaps(shares) <= self.ended.map_or(0, |ended| ended.hopeless)
+    }
+
+    fn gaps(shares: &ShareSet) -> u64 {
+        let counts = shares.counts();
+        counts.secrets - counts.shares - counts.hopeless
     }
 
     /// Time passed.
     pub fn tick(&mut self, now: Timestamp, shares: &ShareSet) -> Kept {
-        self.recovering.take_if(|recovering| recovering.epoch() != shares.epoch());
-        let tried = self.failed.is_some_and(|(epoch, ..)| epoch == shares.epoch());
-        if self.recovering.is_none() && shares.recovering() == Some(self.id) && !tried {
-            self.recovering = Some(Recovering::new(self.id, self.thresholds, shares));
+        let granted = shares.recovering().filter(|(server, _)| *server == self.id);
+        let granted = granted.map(|(_, attempt)| attempt);
+        self.recovering.take_if(|recovering| Some(recovering.attempt) != granted);
+        if let Some(attempt) = granted
+            && self.recovering.is_none()
+            && self.ended.is_none_or(|ended| ended.attempt != attempt)
+        {
+            self.recovering = Some(Recovering::new(self.id, self.thresholds, attempt, shares));
         }
         let Some(recovering) = &mut self.recovering else { return Kept::default() };
         let recovery = recovering.tick(now, shares);
         let mut kept = self.kept(recovery);
         if let Some(done) = self.recovering.take_if(|recovering| recovering.is_done()) {
-            let times = self.failed.map_or(0, |(_, _, times)| times + 1);
-            self.failed = Some((done.epoch(), done.failed(), if done.failed() == 0 { 0 } else { times }));
-            kept.gave_up = Some(done.failed());
+            let times = self.ended.filter(|_| done.failed > 0).map_or(0, |ended| ended.times + 1);
+            let Recovering { epoch, attempt, hopeless, .. } = done;
+            self.ended = Some(Ended { epoch, attempt, hopeless, times });
+            kept.gave_up = Some(done.failed);
         }
         kept
     }
 
     fn kept(&self, recovery: Recovery) -> Kept {
         let Recovery { asks, shares, wrong } = recovery;
-        let epoch = self.recovering.as_ref().map(Recovering::epoch);
+        let epoch = self.recovering.as_ref().map(|recovering| recovering.epoch);
         let recovered = epoch.filter(|_| !shares.is_empty());
         Kept {
             messages: asks.into_iter().map(|(to, ask)| (to, PeerMessage::AskMasked(ask))).collect(),
@@ -128,8 +155,8 @@ impl Keeper {
 
     /// Another server asks for its masked shares, and is given them if the log says so.
     pub fn on_ask(&self, from: ServerId, ask: &AskMasked, shares: &ShareSet) -> Option<PeerMessage> {
-        let chunks = shares.masked(from, ask.epoch, &ask.chunks)?;
-        Some(PeerMessage::Masked(Masked { epoch: ask.epoch, chunks }))
+        let chunks = shares.masked(from, ask.attempt, &ask.chunks)?;
+        Some(PeerMessage::Masked(Masked { attempt: ask.attempt, chunks }))
     }
 
     /// An answer.
@@ -143,6 +170,7 @@ impl Keeper {
 struct Recovering {
     id: ServerId,
     epoch: Epoch,
+    attempt: AttemptId,
     thresholds: Thresholds,
     /// Chunks that have gaps and have not been tried yet.
     todo: BTreeSet<u64>,
@@ -156,8 +184,10 @@ struct Recovering {
     asked: Timestamp,
     /// Servers that were caught lying: their answers are tried last.
     suspects: ServerSet,
-    /// Slots that could not be filled although there was time.
+    /// Slots that could not be filled although there was time, and those of them for which so many servers
+    /// answered that no further answer would help.
     failed: u64,
+    hopeless: u64,
 }
 
 struct Answer {
@@ -167,10 +197,11 @@ struct Answer {
 
 impl Recovering {
     /// Begins to fill the gaps of a set of shares.
-    fn new(id: ServerId, thresholds: Thresholds, shares: &ShareSet) -> Self {
+    fn new(id: ServerId, thresholds: Thresholds, attempt: AttemptId, shares: &ShareSet) -> Self {
         Self {
             id,
             epoch: shares.epoch(),
+            attempt,
             thresholds,
             todo: shares.gaps().map(|(chunk, _)| chunk).collect(),
             window: BTreeMap::new(),
@@ -181,19 +212,12 @@ impl Recovering {
             asked: Timestamp(0),
             suspects: ServerSet::default(),
             failed: 0,
+            hopeless: 0,
         }
-    }
-    /// The epoch whose shares are recovered.
-    fn epoch(&self) -> Epoch {
-        self.epoch
     }
     /// Whether there is nothing left to try.
     fn is_done(&self) -> bool {
         self.todo.is_empty() && self.window.is_empty()
-    }
-    /// Slots that could not be filled.
-    fn failed(&self) -> u64 {
-        self.failed
     }
 
     /// Answers that a polynomial must fit.
@@ -211,7 +235,12 @@ impl Recovering {
             self.decode(&mut recovery);
         }
         if !self.window.is_empty() && waited_ms >= RECOVERY_PATIENCE_MS {
-            self.failed += self.window.values().map(|gaps| u64::from(gaps.count_ones())).sum::<u64>();
+            let failed = self.window.values().map(|gaps| u64::from(gaps.count_ones())).sum::<u64>();
+            self.failed += failed;
+            // All but f of the servers, this one among those, have said what they have.
+            if self.answered.len() + 1 >= self.thresholds.n() - self.thresholds.f() {
+                self.hopeless += failed;
+            }
             self.window.clear();
         }
         if self.window.is_empty() {
@@ -220,7 +249,7 @@ impl Recovering {
         if !self.window.is_empty() && now.since_ms(self.asked) >= RETRANSMIT_MS {
             self.asked = now;
             let silent = self.helpers().filter(|helper| !self.answered.contains(*helper));
-            let ask = AskMasked { epoch: self.epoch, chunks: self.window.keys().copied().collect() };
+            let ask = AskMasked { attempt: self.attempt, chunks: self.window.keys().copied().collect() };
             recovery.asks = silent.map(|server| (server, ask.clone())).collect();
         }
         recovery
@@ -247,7 +276,7 @@ impl Recovering {
     fn take(&mut self, from: ServerId, masked: Masked) -> Recovery {
         let mut recovery = Recovery::default();
         let asked_for = masked.chunks.iter().map(|masked| &masked.chunk).eq(self.window.keys());
-        if masked.epoch != self.epoch || from == self.id || self.window.is_empty() || !asked_for {
+        if masked.attempt != self.attempt || from == self.id || self.window.is_empty() || !asked_for {
             return recovery;
         }
         let fits = |masked: &MaskedChunk| masked.values.len() == masked.filled.count_ones() as usize;

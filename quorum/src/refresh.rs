@@ -127,19 +127,23 @@ impl Tagged for Seed<'_> {
 }
 
 impl Seeds {
-    /// The seeds of an attempt in which `recovering`, if anyone, is to get its shares back.
+    /// The seeds of an attempt which `renews` shares or not, and in which `recovering`, if anyone, is to get
+    /// its shares back.
     pub fn new(
         cluster: ClusterId,
         thresholds: Thresholds,
         attempt: AttemptId,
+        renews: bool,
         recovering: Option<ServerId>,
     ) -> Self {
         let servers: Vec<_> = (0..thresholds.n()).map(|i| ServerId(i as u8)).collect();
         // t − 1 = k − 2.
         let size = thresholds.k().saturating_sub(2);
         let refresh = subsets(&servers, size).into_iter();
-        let mut sets: Vec<_> =
-            refresh.map(|members| SeedSet { purpose: Purpose::Refresh, members }).collect();
+        let mut sets: Vec<_> = refresh
+            .filter(|_| renews)
+            .map(|members| SeedSet { purpose: Purpose::Refresh, members })
+            .collect();
         if let Some(r) = recovering {
             let others: Vec<_> = servers.iter().copied().filter(|server| *server != r).collect();
             sets.extend(subsets(&others, size).into_iter().map(|mut members| {

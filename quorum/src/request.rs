@@ -125,6 +125,8 @@ pub enum Step {
         server: ServerId,
         /// In which attempt.
         attempt: AttemptId,
+        /// Whether it has its shares of the current epoch.
+        whole: bool,
     },
     /// It lacks shares: let it recover them in the next epoch.
     Recover {

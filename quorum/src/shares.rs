@@ -6,7 +6,7 @@
 
 use crate::bytes::SecretBytes;
 use crate::ids::{Epoch, ServerId};
-use crate::refresh::{CHUNK, CHUNK_BYTES, Scratch, Terms};
+use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES, Scratch, Terms};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -22,6 +22,9 @@ pub enum ShareOp {
         epoch: Epoch,
         /// The share.
         share: Option<SecretBytes>,
+        /// The deposit held something for this server. If that did not open its depositor is to blame, and
+        /// nobody waits until the share is recovered.
+        dealt: bool,
     },
     /// The secret is gone.
     Erase {
@@ -30,6 +33,8 @@ pub enum ShareOp {
     },
     /// An epoch has begun.
     Renew(Renewal),
+    /// A server may recover its shares of this epoch.
+    Help(Epoch, Helping),
     /// The secrets that there are after a state transfer: a slot for each, and no others.
     Present {
         /// Indices of the secrets, ascending.
@@ -53,9 +58,20 @@ pub struct Renewal {
     pub to: Epoch,
     /// What is added to each share; none if this server was not ready in time: its slots are empty now.
     pub terms: Option<Terms>,
-    /// Who recovers its shares in this epoch. With the masks under which this server gives it its own
-    /// ones, unless it is that server itself or lacks a contribution to them.
-    pub recovering: Option<(ServerId, Option<Terms>)>,
+    /// Who recovers its shares in this epoch.
+    pub recovering: Option<Helping>,
+}
+
+/// A server that recovers its shares.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Helping {
+    /// Who.
+    pub server: ServerId,
+    /// By which attempt.
+    pub attempt: AttemptId,
+    /// The masks under which this server gives it its own shares, unless it is that server itself or lacks
+    /// a contribution to them.
+    pub masks: Option<Terms>,
 }
 
 /// The shares of secrets CHUNK·c…CHUNK·c+CHUNK−1.
@@ -65,6 +81,8 @@ struct Chunk {
     slots: u128,
     /// Of which of them this server has its share.
     filled: u128,
+    /// Of which of the others nobody expects it to.
+    hopeless: u128,
     /// The shares, at CHUNK places; zero where there is none.
     #[serde(with = "packed")]
     values: Box<[u8; CHUNK_BYTES]>,
@@ -74,7 +92,7 @@ const _: () = assert!(CHUNK == u128::BITS as usize);
 
 impl Chunk {
     fn new() -> Self {
-        Self { slots: 0, filled: 0, values: Box::new([0; CHUNK_BYTES]) }
+        Self { slots: 0, filled: 0, hopeless: 0, values: Box::new([0; CHUNK_BYTES]) }
     }
     fn value(&self, place: usize) -> &[u8; 32] {
         (&self.values[32 * place..32 * place + 32]).try_into().expect("32 bytes")
@@ -89,6 +107,7 @@ impl Chunk {
     }
     fn erase(&mut self, places: u128) {
         self.slots &= !places;
+        self.hopeless &= !places;
         self.empty(places);
     }
     fn empty(&mut self, places: u128) {
@@ -152,6 +171,8 @@ pub struct ShareCounts {
     pub secrets: u64,
     /// Slots that hold a share of the current epoch.
     pub shares: u64,
+    /// Slots that hold none since their deposits were wrong.
+    pub hopeless: u64,
 }
 
 /// A helper's shares of one chunk under the mask that only their receiver can take off.
@@ -173,7 +194,7 @@ pub struct ShareSet {
     /// Deposits of the next epoch that came before this server had its shares of it.
     ahead: BTreeMap<u64, Chunk>,
     /// Who recovers in this epoch, and the masks for it.
-    recovering: Option<(ServerId, Option<Terms>)>,
+    recovering: Option<Helping>,
 }
 
 impl ShareSet {
@@ -185,9 +206,9 @@ impl ShareSet {
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
-    /// Who recovers its shares in this epoch.
-    pub fn recovering(&self) -> Option<ServerId> {
-        self.recovering.as_ref().map(|(server, _)| *server)
+    /// Who recovers its shares in this epoch, and by which attempt.
+    pub fn recovering(&self) -> Option<(ServerId, AttemptId)> {
+        self.recovering.as_ref().map(|helping| (helping.server, helping.attempt))
     }
     /// This server's share of a secret, in the epoch of the set.
     pub fn share(&self, index: u64) -> Option<SecretBytes> {
@@ -201,6 +222,7 @@ impl ShareSet {
         for chunk in self.chunks.values().chain(self.ahead.values()) {
             counts.secrets += u64::from(chunk.slots.count_ones());
             counts.shares += u64::from(chunk.filled.count_ones());
+            counts.hopeless += u64::from((chunk.slots & !chunk.filled & chunk.hopeless).count_ones());
         }
         counts
     }
@@ -213,7 +235,7 @@ impl ShareSet {
     /// Applies an operation.
     pub fn apply(&mut self, operation: &ShareOp) {
         match operation {
-            ShareOp::Store { index, epoch, share } => {
+            ShareOp::Store { index, epoch, share, dealt } => {
                 let (number, place) = place_of(*index);
                 let chunks = match *epoch {
                     epoch if epoch == self.epoch => &mut self.chunks,
@@ -221,7 +243,9 @@ impl ShareSet {
                     _ => return,
                 };
                 let share = share.as_ref().map(SecretBytes::expose);
-                chunks.entry(number).or_insert_with(Chunk::new).put(place, share);
+                let chunk = chunks.entry(number).or_insert_with(Chunk::new);
+                chunk.put(place, share);
+                chunk.hopeless |= u128::from(*dealt && share.is_none()) << place;
             }
             ShareOp::Erase { index } => {
                 let (number, place) = place_of(*index);
@@ -236,6 +260,8 @@ impl ShareSet {
             }
             ShareOp::Renew(renewal) if renewal.to > self.epoch => self.renew(renewal),
             ShareOp::Renew(_) => {}
+            ShareOp::Help(epoch, helping) if *epoch == self.epoch => self.recovering = Some(helping.clone()),
+            ShareOp::Help(..) => {}
             ShareOp::Present { indices, epoch } => self.set_present(indices, *epoch),
             ShareOp::Recovered { epoch, shares } if *epoch == self.epoch => {
                 for (index, share) in shares {
@@ -267,6 +293,7 @@ impl ShareSet {
                 let filled = early.filled & (1 << place) != 0 && renewal.to == self.epoch.next();
                 chunk.put(place, filled.then(|| early.value(place)));
             }
+            chunk.hopeless |= early.hopeless;
         }
         self.epoch = renewal.to;
         self.recovering = renewal.recovering.clone();
@@ -298,9 +325,10 @@ impl ShareSet {
 
     /// This server's shares of some chunks for the one that recovers in this epoch, each under its mask.
     /// None if that is somebody else, or this server cannot help.
-    pub fn masked(&self, server: ServerId, epoch: Epoch, chunks: &[u64]) -> Option<Vec<MaskedChunk>> {
-        let (recovering, masks) = self.recovering.as_ref()?;
-        let masks = masks.as_ref().filter(|_| *recovering == server && epoch == self.epoch)?;
+    pub fn masked(&self, server: ServerId, attempt: AttemptId, chunks: &[u64]) -> Option<Vec<MaskedChunk>> {
+        let helping = self.recovering.as_ref()?;
+        let masks =
+            helping.masks.as_ref().filter(|_| helping.server == server && helping.attempt == attempt)?;
         let mut scratch = Scratch::default();
         let mut values = Zeroizing::new([0; CHUNK_BYTES]);
         let masked = chunks.iter().map(|number| {

@@ -99,6 +99,10 @@ impl Replica {
         self.completion.add(held);
         self.update_completion();
         self.publish();
+        if self.offered().is_none() {
+            self.keep_certified();
+        }
+        self.flush_certified();
         self.collect_garbage(before);
     }
 

@@ -32,9 +32,6 @@ impl Replica {
             executed_any = true;
         }
         if executed_any {
-            if self.executed().0 >= self.flushed.0 + FLUSH_BATCHES {
-                self.flush();
-            }
             self.certify();
         }
     }
@@ -80,7 +77,7 @@ impl Replica {
     /// an empty slot: it hurts nobody but its depositor (design §6).
     fn on_event(&mut self, batch: &CheckedBatch, place: usize, event: &Event) {
         match event {
-            Event::Erased { index } => self.pending.write(Write::Shares(ShareOp::Erase { index: *index })),
+            Event::Erased { index } => self.change_shares(ShareOp::Erase { index: *index }),
             Event::Sealed(attempt) => self.on_sealed(attempt),
             Event::Deposited { index, id } => {
                 let Some(Operation::Deposit(deposit)) =
@@ -102,11 +99,25 @@ impl Replica {
             .zip(opening)
             .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
             .map(|share| SecretBytes::new(&share));
-        let store = ShareOp::Store { index, epoch: context.epoch, share };
-        self.pending.write(Write::Shares(store));
+        let dealt = shares.get(self.id.index()).is_some_and(|sealed| !sealed.is_empty());
+        self.change_shares(ShareOp::Store { index, epoch: context.epoch, share, dealt });
     }
 
-    /// Writes the executed state to disk: what changed since the last time.
+    /// Writes the certified state to disk: what changed since the last time. Not a later one: with its
+    /// certificate it can be offered to others after a restart, and they may need it to be certified at all.
+    pub(super) fn flush_certified(&mut self) {
+        let (Some(certificate), Some(snapshot)) = (&self.certificate, &self.certified_snapshot) else {
+            return;
+        };
+        let checkpoint = certificate.statement;
+        if checkpoint.sequence.0 >= self.flushed.0 + FLUSH_BATCHES {
+            self.flushed = checkpoint.sequence;
+            let leaves = self.state.take_changes_until(snapshot);
+            self.pending.write(Write::State { checkpoint, leaves });
+        }
+    }
+
+    /// Writes the state that a replica begins with.
     pub(super) fn flush(&mut self) {
         let (checkpoint, _) = self.state.seal();
         self.flushed = checkpoint.sequence;

@@ -36,7 +36,7 @@ pub use effects::{
     Accusation, Durable, Outgoing, Published, Released, Target, Unsent, VaultKey, Write, WriteBatch,
 };
 pub use pool::PoolError;
-pub use renew::EpochKeys;
+pub use renew::{EpochKeys, Holding};
 pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
 pub use standing::Part;
 pub use transfer::TransferProgress;
@@ -86,8 +86,8 @@ pub enum Input {
     Message(ServerId, CheckedMessage),
     /// Keys and randomness for an epoch, as [`ReplicaStatus::wants_keys`] asks for.
     Keys(EpochKeys),
-    /// Whether there are slots without shares that are not being recovered.
-    LackingShares(bool),
+    /// How this server's shares are.
+    Holding(Holding),
     /// A link to a peer came up: it may lack what was sent before.
     Connected(ServerId),
     /// Time passed.
@@ -227,7 +227,7 @@ impl Replica {
             Input::Request(request) => self.on_request(now, request),
             Input::Message(from, message) => self.on_message(now, from, message),
             Input::Keys(keys) => self.on_keys(keys),
-            Input::LackingShares(lacks_shares) => self.on_lacking_shares(lacks_shares),
+            Input::Holding(holding) => self.on_holding(holding),
             Input::Connected(peer) => self.on_connected(peer),
             Input::Tick => {
                 self.on_tick(now);

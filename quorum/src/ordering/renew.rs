@@ -22,7 +22,7 @@ use crate::message::{HandedOut, PeerMessage, WantedDealing};
 use crate::refresh::{AttemptId, Dealing, Seeds};
 use crate::request::{Operation, SignedRequest, Step};
 use crate::sealing::OpeningKey;
-use crate::shares::{Renewal, ShareOp};
+use crate::shares::{Helping, Renewal, ShareOp};
 use crate::signing::KeyCertificate;
 use crate::state::{Attempt, Epochs, layout};
 use std::collections::BTreeMap;
@@ -70,8 +70,22 @@ pub(super) struct Renewing {
     /// When each peer was last given a dealer's contributions.
     given: BTreeMap<(ServerId, ServerId), Timestamp>,
     requests: u64,
-    /// This server has slots without shares.
-    lacks_shares: bool,
+    /// What is known of this server's shares.
+    holding: Holding,
+    /// Operations on shares since the start, and which of them was the last that may have left a gap.
+    operations: u64,
+    gap_since: u64,
+}
+
+/// How a server's shares are, as far as their keeper has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// The replica's operations on shares since its start that have been applied.
+    pub applied: u64,
+    /// Whether it has all shares that it should have.
+    pub whole: bool,
+    /// Whether it wants to recover some.
+    pub lacks_shares: bool,
 }
 
 #[derive(Clone)]
@@ -116,7 +130,7 @@ fn seal_vault<T: serde::Serialize>(value: &T) -> Option<SecretBlob> {
 
 /// The seeds of an attempt of the log.
 fn seeds_of(cluster: ClusterId, thresholds: crate::Thresholds, attempt: &Attempt) -> Seeds {
-    Seeds::new(cluster, thresholds, attempt.id, attempt.recovering)
+    Seeds::new(cluster, thresholds, attempt.id, attempt.renews, attempt.recovering)
 }
 
 impl Replica {
@@ -151,9 +165,30 @@ impl Replica {
         self.renewing.entropy = Some((epoch, entropy));
     }
 
-    /// The shell says whether there are slots without shares that it is not recovering.
-    pub(super) fn on_lacking_shares(&mut self, lacks_shares: bool) {
-        self.renewing.lacks_shares = lacks_shares;
+    /// The keeper of the shares says how they are.
+    pub(super) fn on_holding(&mut self, holding: Holding) {
+        self.renewing.holding = holding;
+    }
+
+    /// Whether this server has all its shares. What was said before the last operation that may have left a
+    /// gap does not count.
+    fn is_whole(&self) -> bool {
+        self.renewing.holding.whole && self.renewing.holding.applied >= self.renewing.gap_since
+    }
+
+    /// Has something happen to this server's shares.
+    pub(super) fn change_shares(&mut self, operation: ShareOp) {
+        self.renewing.operations += 1;
+        let leaves_gap = match &operation {
+            ShareOp::Store { share, .. } => share.is_none(),
+            ShareOp::Renew(renewal) => renewal.terms.is_none(),
+            ShareOp::Present { .. } => true,
+            ShareOp::Erase { .. } | ShareOp::Help(..) | ShareOp::Recovered { .. } => false,
+        };
+        if leaves_gap {
+            self.renewing.gap_since = self.renewing.operations;
+        }
+        self.pending.write(Write::Shares(operation));
     }
 
     /// Takes whatever step the log and what this server holds allow.
@@ -166,7 +201,10 @@ impl Replica {
         }
         self.forget_attempts(&epochs);
         let underway = epochs.attempt.as_ref().and_then(|attempt| attempt.recovering);
-        if self.renewing.lacks_shares && underway != Some(self.id) && !epochs.waiting.contains(&self.id) {
+        if self.renewing.holding.lacks_shares
+            && underway != Some(self.id)
+            && !epochs.waiting.contains(&self.id)
+        {
             self.step(now, "recover", 0, Step::Recover { server: self.id });
         }
         self.put_in_place();
@@ -201,8 +239,11 @@ impl Replica {
                 }
             }
             Some(dealers) => {
-                if dealers.iter().all(held) && !attempt.ready.contains(&self.id) {
-                    self.step(now, "ready", 0, Step::Ready { server: self.id, attempt: attempt.id });
+                let (id, whole) = (self.id, self.is_whole());
+                let said = attempt.ready.get(&id);
+                if dealers.iter().all(held) && said.is_none_or(|before| whole && !before) {
+                    let step = Step::Ready { server: id, attempt: attempt.id, whole };
+                    self.step(now, "ready", usize::from(whole), step);
                 }
             }
         }
@@ -400,9 +441,8 @@ impl Replica {
         let seeds = seeds_of(self.cluster, self.manifest.thresholds, attempt);
         let at = self.state.time();
         self.renewing.sealed = Some(Sealed { attempt: attempt.clone(), at, seeds, in_place: false });
-        self.renewing.lacks_shares = false;
-        let over: Vec<_> =
-            self.renewing.openings.range(..attempt.id.epoch).map(|(epoch, _)| *epoch).collect();
+        let current = self.state.epoch();
+        let over: Vec<_> = self.renewing.openings.range(..current).map(|(epoch, _)| *epoch).collect();
         for epoch in over {
             self.renewing.openings.remove(&epoch);
             self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value: None });
@@ -432,18 +472,25 @@ impl Replica {
         let Some(held) = held.collect::<Option<Vec<_>>>() else { return };
         let Some(terms) = sealed.seeds.zero_sharing(self.id, &held) else { return };
         let masks = sealed.seeds.masks(self.id, &held);
-        let recovering = sealed.attempt.recovering.map(|server| (server, masks));
+        let recovering = sealed.attempt.recovering.map(|server| Helping { server, attempt: id, masks });
         sealed.in_place = true;
-        let renewal = Renewal { to: id.epoch, terms: Some(terms), recovering };
-        self.pending.write(Write::Shares(ShareOp::Renew(renewal)));
+        match (sealed.attempt.renews, recovering) {
+            (true, recovering) => {
+                let terms = Some(terms);
+                self.change_shares(ShareOp::Renew(Renewal { to: id.epoch, terms, recovering }));
+            }
+            (false, Some(helping)) => self.change_shares(ShareOp::Help(self.state.epoch(), helping)),
+            (false, None) => {}
+        }
     }
 
     /// Empties the slots of an epoch whose seeds this server does not have.
     fn give_up_renewal(&mut self) {
-        if let Some(sealed) = self.renewing.sealed.take().filter(|sealed| !sealed.in_place) {
-            let recovering = sealed.attempt.recovering.map(|server| (server, None));
-            let renewal = Renewal { to: sealed.attempt.id.epoch, terms: None, recovering };
-            self.pending.write(Write::Shares(ShareOp::Renew(renewal)));
+        let late = self.renewing.sealed.take().filter(|sealed| !sealed.in_place && sealed.attempt.renews);
+        if let Some(Sealed { attempt, .. }) = late {
+            let helping = |server| Helping { server, attempt: attempt.id, masks: None };
+            let (to, recovering) = (attempt.id.epoch, attempt.recovering.map(helping));
+            self.change_shares(ShareOp::Renew(Renewal { to, terms: None, recovering }));
         }
     }
 
@@ -452,9 +499,9 @@ impl Replica {
         let time = self.state.time();
         let over = |sealed: &Sealed| time.since_ms(sealed.at) >= DEALINGS_KEPT_MS;
         if self.renewing.sealed.as_ref().is_some_and(over) {
-            let epoch = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id.epoch);
+            let attempt = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id);
             self.give_up_renewal();
-            self.erase_dealings_of(|id| Some(id.epoch) <= epoch);
+            self.erase_dealings_of(|id| Some(id) <= attempt);
         }
     }
 

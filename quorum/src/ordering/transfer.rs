@@ -12,7 +12,7 @@
 
 use super::effects::{Accusation, Target, Write};
 use super::{Boundary, Replica};
-use crate::certificate::{Certificate, Held};
+use crate::certificate::{Certificate, Held, VoteBook};
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
 use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
 use crate::map::{self, Map, Snapshot};
@@ -97,6 +97,17 @@ impl Replica {
             };
             self.boundaries.remove(&oldest);
         }
+    }
+
+    /// Keeps the certified state for others, where there is no other one: after a start, or a transfer.
+    pub(super) fn keep_certified(&mut self) {
+        let (Some(certificate), Some(snapshot)) = (&self.certificate, &self.certified_snapshot) else {
+            return;
+        };
+        let (checkpoint, snapshot) = (certificate.statement, snapshot.clone());
+        let certificate = Some(certificate.as_ref().clone());
+        let boundary = Boundary { checkpoint, snapshot, votes: VoteBook::default(), certificate };
+        self.boundaries.insert(checkpoint.sequence, boundary);
     }
 
     /// The newest state that others can be offered.
@@ -318,7 +329,7 @@ impl Replica {
         // If this server took part in the seal that it jumps over it has its new shares by that.
         self.resume_renewal();
         let indices = layout::secret_indices(&snapshot).collect();
-        self.pending.write(Write::Shares(ShareOp::Present { indices, epoch: statement.epoch }));
+        self.change_shares(ShareOp::Present { indices, epoch: statement.epoch });
         for (index, secret, sealed) in layout::sealed_shares(&snapshot) {
             let context = ShareContext::of_secret(&secret, sealed.epoch, self.id);
             self.store_share(index, &context, &sealed.shares);
@@ -330,6 +341,7 @@ impl Replica {
         self.own_checkpoints.clear();
         self.ahead.take_if(|ahead| ahead.statement.sequence <= statement.sequence);
         self.boundaries.clear();
+        self.keep_certified();
         self.checkpoints = self.checkpoints.split_off(&statement.sequence.next());
         self.log = self.log.split_off(&statement.sequence.next());
         self.log_bytes = 0;

@@ -2,9 +2,11 @@ use super::*;
 use crate::bytes::Hash;
 use crate::ids::ClusterId;
 use crate::refresh::{AttemptId, Seeds};
-use crate::shares::{Renewal, ShareOp};
+use crate::shares::{Helping, Renewal, ShareOp};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
+
+const ATTEMPT: AttemptId = AttemptId { epoch: Epoch(1), attempt: 1 };
 
 /// A cluster's shares of many secrets in epoch 1; server `r` has lost them, and may recover.
 fn renewed(n: usize, secrets: u64, r: ServerId) -> (Thresholds, Vec<[u8; 32]>, Vec<ShareSet>) {
@@ -19,11 +21,10 @@ fn renewed(n: usize, secrets: u64, r: ServerId) -> (Thresholds, Vec<[u8; 32]>, V
         keys.push(key);
         for (set, share) in sets.iter_mut().zip(&shares) {
             let share = Some(SecretBytes::new(share));
-            set.apply(&ShareOp::Store { index, epoch: Epoch(0), share });
+            set.apply(&ShareOp::Store { index, epoch: Epoch(0), share, dealt: true });
         }
     }
-    let attempt = AttemptId { epoch: Epoch(1), attempt: 1 };
-    let seeds = Seeds::new(ClusterId(Hash([3; 32])), thresholds, attempt, Some(r));
+    let seeds = Seeds::new(ClusterId(Hash([3; 32])), thresholds, ATTEMPT, true, Some(r));
     let dealer = |d: u8| (ServerId(d), seeds.draw(ServerId(d), &SecretBytes::new(&[d + 1; 32])));
     let dealings: Vec<_> = (0..n as u8 - 1).map(dealer).collect();
     for (i, set) in sets.iter_mut().enumerate() {
@@ -31,7 +32,7 @@ fn renewed(n: usize, secrets: u64, r: ServerId) -> (Thresholds, Vec<[u8; 32]>, V
         let held: Vec<_> = dealings.iter().map(|(d, all)| (*d, seeds.for_server(*d, all, id))).collect();
         let held: Vec<_> = held.iter().map(|(d, dealing)| (*d, dealing)).collect();
         let terms = seeds.zero_sharing(id, &held).filter(|_| id != r);
-        let recovering = Some((r, seeds.masks(id, &held)));
+        let recovering = Some(Helping { server: r, attempt: ATTEMPT, masks: seeds.masks(id, &held) });
         set.apply(&ShareOp::Renew(Renewal { to: Epoch(1), terms, recovering }));
     }
     (thresholds, keys, sets)
@@ -45,26 +46,26 @@ fn recover(
     silent: &[ServerId],
     mut change: impl FnMut(ServerId, &mut Masked),
 ) -> (u64, BTreeMap<ServerId, usize>) {
-    let mut recovering = Recovering::new(r, thresholds, &sets[r.index()]);
+    let mut recovering = Recovering::new(r, thresholds, ATTEMPT, &sets[r.index()]);
     let (mut now, mut wrong) = (Timestamp(1_000_000), BTreeMap::new());
     while !recovering.is_done() {
         let mut recovery = recovering.tick(now, &sets[r.index()]);
         let asks = std::mem::take(&mut recovery.asks);
         let mut recoveries = vec![recovery];
         for (helper, ask) in asks.into_iter().filter(|(helper, _)| !silent.contains(helper)) {
-            let Some(chunks) = sets[helper.index()].masked(r, ask.epoch, &ask.chunks) else { continue };
-            let mut masked = Masked { epoch: ask.epoch, chunks };
+            let Some(chunks) = sets[helper.index()].masked(r, ask.attempt, &ask.chunks) else { continue };
+            let mut masked = Masked { attempt: ask.attempt, chunks };
             change(helper, &mut masked);
             recoveries.push(recovering.take(helper, masked));
         }
         for recovery in recoveries {
             recovery.wrong.into_iter().for_each(|(liar, count)| *wrong.entry(liar).or_default() += count);
-            let epoch = recovering.epoch();
+            let epoch = recovering.epoch;
             sets[r.index()].apply(&ShareOp::Recovered { epoch, shares: recovery.shares });
         }
         now = now.plus_ms(RETRANSMIT_MS);
     }
-    (recovering.failed(), wrong)
+    (recovering.failed, wrong)
 }
 
 fn assert_right(thresholds: Thresholds, keys: &[[u8; 32]], sets: &[ShareSet], r: ServerId) {
@@ -172,12 +173,13 @@ fn too_few_answers_fill_nothing_and_are_counted() {
 #[test]
 fn nobody_else_is_given_masked_shares() {
     let (_, _, sets) = renewed(4, 3, ServerId(1));
-    assert!(sets[0].masked(ServerId(1), Epoch(1), &[0]).is_some());
-    assert!(sets[0].masked(ServerId(2), Epoch(1), &[0]).is_none());
-    assert!(sets[0].masked(ServerId(1), Epoch(0), &[0]).is_none());
-    assert!(sets[1].masked(ServerId(1), Epoch(1), &[0]).is_none());
+    assert!(sets[0].masked(ServerId(1), ATTEMPT, &[0]).is_some());
+    assert!(sets[0].masked(ServerId(2), ATTEMPT, &[0]).is_none());
+    let other = AttemptId { attempt: 2, ..ATTEMPT };
+    assert!(sets[0].masked(ServerId(1), other, &[0]).is_none());
+    assert!(sets[1].masked(ServerId(1), ATTEMPT, &[0]).is_none());
     // What it gives is no share.
-    let masked = &sets[0].masked(ServerId(1), Epoch(1), &[0]).unwrap()[0];
+    let masked = &sets[0].masked(ServerId(1), ATTEMPT, &[0]).unwrap()[0];
     assert_ne!(Some(&masked.values[0]), sets[0].share(0).as_ref());
 }
 

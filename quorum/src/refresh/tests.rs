@@ -113,7 +113,7 @@ fn vectors_are_reproduced() {
             sum
         };
         let plus = |a: [u8; 32], b: [u8; 32]| std::array::from_fn::<u8, 32, _>(|i| a[i] ^ b[i]);
-        let attempt = Seeds::new(CLUSTER, thresholds(case.n, case.k), ATTEMPT, None);
+        let attempt = Seeds::new(CLUSTER, thresholds(case.n, case.k), ATTEMPT, true, None);
         assert_eq!(attempt.sets.len(), case.zero.terms.len());
         for i in 1..=case.n as u8 {
             let key = i.to_string();
@@ -144,7 +144,7 @@ fn what_corrupt_servers_do_not_know_has_full_rank() {
     for (n, k) in planned().chain([(7, 2), (7, 3)]) {
         let t = k - 1;
         for r in [None, Some(ServerId(0)), Some(ServerId(n as u8 - 1))] {
-            let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, r);
+            let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, r);
             for u in 0..=t {
                 let all: Vec<_> = (0..n).map(|i| ServerId(i as u8)).collect();
                 let corrupt = subsets(&all, u);
@@ -196,7 +196,7 @@ fn a_mobile_adversary_sees_the_same_whatever_the_secret_is() {
     let mut rng = StdRng::seed_from_u64(5);
     for (n, k) in [(4, 2), (7, 3), (9, 3), (9, 2), (16, 4)] {
         let (t, epochs) = (k - 1, 5);
-        let sets = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, None).sets;
+        let sets = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, None).sets;
         for round in 0..12 {
             let hops: Vec<Vec<ServerId>> = (0..epochs)
                 .map(|_| {
@@ -267,7 +267,7 @@ fn dealt(seeds: &Seeds, dealers: &[u8]) -> Vec<(ServerId, Dealing)> {
 #[test]
 fn dealings_hide_what_is_not_for_their_receiver() {
     for (n, k) in [(4, 2), (9, 3), (16, 6)] {
-        let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, Some(ServerId(2)));
+        let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, Some(ServerId(2)));
         let dealings = dealt(&seeds, &[0, 1, 3]);
         for (dealer, dealing) in &dealings {
             let root = seeds.root(*dealer, dealing).unwrap();
@@ -303,7 +303,7 @@ fn dealings_hide_what_is_not_for_their_receiver() {
         let (dealer, dealing) = &dealings[0];
         let root = seeds.root(*dealer, dealing);
         let later = AttemptId { attempt: 3, ..ATTEMPT };
-        let later = Seeds::new(CLUSTER, thresholds(n, k), later, Some(ServerId(2)));
+        let later = Seeds::new(CLUSTER, thresholds(n, k), later, true, Some(ServerId(2)));
         assert_ne!(later.root(*dealer, dealing), root);
         assert_ne!(seeds.root(ServerId(1), dealing), root);
         assert_eq!(seeds.root(*dealer, &Dealing { parts: vec![] }), None);
@@ -316,7 +316,7 @@ fn dealings_hide_what_is_not_for_their_receiver() {
 fn shares_change_and_secrets_do_not() {
     for (n, k) in planned() {
         let r = ServerId(1);
-        let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, Some(r));
+        let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, Some(r));
         let dealings = dealt(&seeds, &[0, 1, 3]);
         let mut rng = StdRng::seed_from_u64(1);
         let secrets: Vec<[u8; 32]> =
@@ -358,7 +358,7 @@ fn shares_change_and_secrets_do_not() {
 
 #[test]
 fn secret_bytes_are_never_printed() {
-    let seeds = Seeds::new(CLUSTER, thresholds(4, 2), ATTEMPT, None);
+    let seeds = Seeds::new(CLUSTER, thresholds(4, 2), ATTEMPT, true, None);
     let text = format!("{:?}", seeds.draw(ServerId(0), &SecretBytes::new(&[1; 32])));
     assert_eq!(text, "Dealing { parts: [Value(SecretBytes(..))] }");
 }

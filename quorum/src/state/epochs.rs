@@ -7,10 +7,18 @@
 //! | *ack* | `Ack` | whose contributions a server holds |
 //! | *fix* | | the set D: dealers that q servers hold the contributions of |
 //! | *ready* | `Ready` | that a server holds everything of D, durably |
-//! | *seal* | | q are ready: the epoch has begun |
+//! | *seal* | | q are ready, k+f of them with all their shares: the epoch has begun |
 //!
-//! Sealing on acks alone could strand honest servers with contributions of different dealers. Nothing
-//! secret is in here: only commitments, public keys and who has done what.
+//! Sealing on acks alone could strand honest servers with contributions of different dealers. And q that
+//! have all contributions are not enough by themselves: a server that missed the last epoch has nothing to
+//! add them to. Were it counted, the others could go on without one that is slow, and shares would be left
+//! at fewer than k. Of k+f that say they are whole at least k are, and no seal is without them.
+//!
+//! So a cluster of which too few are whole cannot renew (for n = 4: one gone and one not whole). Then every
+//! other attempt agrees only on masks for a server that recovers: it renews nothing and leaves the epoch as
+//! it is, and when that server is whole the next attempt can succeed.
+//!
+//! Nothing secret is in here: only commitments, public keys and who has done what.
 
 use super::{Event, Lookup, State, layout};
 use crate::bytes::{Hash, PublicKey};
@@ -36,6 +44,8 @@ pub struct Epochs {
     pub attempt: Option<Attempt>,
     /// The attempt by which the current epoch began.
     pub sealed: Option<Attempt>,
+    /// The number of the last attempt at the next epoch that only let a server recover.
+    pub last_attempt: u32,
     /// Servers that asked for their shares, in order.
     pub waiting: Vec<ServerId>,
 }
@@ -48,6 +58,8 @@ pub struct Attempt {
     pub id: AttemptId,
     /// Agreed time at which it began.
     pub began: Timestamp,
+    /// Whether shares are renewed by it; if not, a server recovers its shares of the current epoch.
+    pub renews: bool,
     /// Who is to get its shares back.
     pub recovering: Option<ServerId>,
     /// What each dealer committed to.
@@ -56,8 +68,8 @@ pub struct Attempt {
     pub acks: BTreeMap<ServerId, Vec<ServerId>>,
     /// D, once it is fixed; ascending.
     pub dealers: Option<Vec<ServerId>>,
-    /// Servers that hold all of D's contributions, durably; ascending.
-    pub ready: Vec<ServerId>,
+    /// Servers that hold all of D's contributions, durably, and whether they have all their shares.
+    pub ready: BTreeMap<ServerId, bool>,
 }
 
 /// A dealer's commitment.
@@ -114,9 +126,11 @@ impl Epochs {
                 });
                 if known.dealers.is_none() && grows && !dealers.is_empty() { Ok(()) } else { taken }
             }
-            Step::Ready { server, attempt } => {
+            Step::Ready { server, attempt, whole } => {
                 let known = self.attempt(*attempt)?;
-                if known.dealers.is_some() && !known.ready.contains(server) { Ok(()) } else { taken }
+                // One that was not whole may have recovered meanwhile.
+                let new = known.ready.get(server).is_none_or(|before| *whole && !before);
+                if known.dealers.is_some() && new { Ok(()) } else { taken }
             }
             Step::Recover { server } => {
                 let underway = self.attempt.as_ref().and_then(|attempt| attempt.recovering);
@@ -140,7 +154,7 @@ impl State {
                 self.put(layout::EPOCHS.to_vec(), &epochs);
                 return;
             }
-            None if self.time.since_ms(epochs.since) >= length_ms => 1,
+            None if self.time.since_ms(epochs.since) >= length_ms => epochs.last_attempt + 1,
             Some(attempt) if attempt.is_over(self.time) => attempt.id.attempt + 1,
             _ => return,
         };
@@ -152,11 +166,12 @@ impl State {
         epochs.attempt = Some(Attempt {
             id: AttemptId { epoch: epochs.current.next(), attempt: number },
             began: self.time,
+            renews: recovering.is_none() || number % 2 == 1,
             recovering,
             deals: BTreeMap::new(),
             acks: BTreeMap::new(),
             dealers: None,
-            ready: Vec::new(),
+            ready: BTreeMap::new(),
         });
         self.put(layout::EPOCHS.to_vec(), &epochs);
     }
@@ -191,15 +206,21 @@ impl State {
                     attempt.dealers = Some(fixed);
                 }
             }
-            (Step::Ready { server, .. }, Some(attempt)) => {
-                let at = attempt.ready.partition_point(|known| known < server);
-                attempt.ready.insert(at, *server);
-                if attempt.ready.len() >= thresholds.q() {
+            (Step::Ready { server, whole, .. }, Some(attempt)) => {
+                attempt.ready.insert(*server, *whole);
+                let whole = attempt.ready.values().filter(|whole| **whole).count();
+                let kept = whole >= thresholds.k() + thresholds.f() || !attempt.renews;
+                if attempt.ready.len() >= thresholds.q() && kept {
                     let attempt = epochs.attempt.take().expect("it is the one that was matched");
-                    (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
-                    epochs.sealed = Some(attempt.clone());
+                    if attempt.renews {
+                        (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
+                        (epochs.sealed, epochs.last_attempt) = (Some(attempt.clone()), 0);
+                        self.renew_epoch(&attempt);
+                    } else {
+                        epochs.last_attempt = attempt.id.attempt;
+                    }
                     self.put(layout::EPOCHS.to_vec(), &epochs);
-                    self.seal_epoch(attempt, events);
+                    events.push(Event::Sealed(Box::new(attempt)));
                     return Ok(Done::Stepped);
                 }
             }
@@ -211,7 +232,7 @@ impl State {
     }
 
     /// The epoch begins here, for everyone.
-    fn seal_epoch(&mut self, attempt: Attempt, events: &mut Vec<Event>) {
+    fn renew_epoch(&mut self, attempt: &Attempt) {
         self.epoch = attempt.id.epoch;
         for (server, deal) in &attempt.deals {
             let at = layout::server_key(*server);
@@ -224,7 +245,6 @@ impl State {
         for key in sealed.collect::<Vec<_>>() {
             self.delete_key(key);
         }
-        events.push(Event::Sealed(Box::new(attempt)));
     }
 }
 

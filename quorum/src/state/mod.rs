@@ -46,7 +46,7 @@ pub enum Event {
         /// Index of the secret.
         index: u64,
     },
-    /// An epoch has begun, by this attempt.
+    /// This attempt has succeeded: an epoch has begun, or a server may recover its shares.
     Sealed(Box<Attempt>),
 }
 
@@ -169,6 +169,19 @@ impl State {
             .map(|key| (self.map.get(&key).cloned(), key))
             .map(|(value, key)| (key, value))
             .collect()
+    }
+
+    /// The same, as of an earlier state: what changed after that is told the next time.
+    pub fn take_changes_until(&mut self, earlier: &Snapshot) -> Vec<Leaf> {
+        let changed = std::mem::take(&mut self.changed);
+        let leaves: Vec<Leaf> = changed
+            .into_iter()
+            .map(|key| (earlier.get(&key).cloned(), key))
+            .map(|(value, key)| (key, value))
+            .collect();
+        let since = leaves.iter().filter(|(key, value)| self.map.get(key) != value.as_ref());
+        self.changed = since.map(|(key, _)| key.clone()).collect();
+        leaves
     }
 
     /// Executes the next batch (PBFT §4.2: in order, when committed).

@@ -123,6 +123,14 @@ impl State {
         if deposit.epoch != self.epoch {
             return Err(Refusal::EpochPassed { current: self.epoch });
         }
+        // Every server whose key is on record is given a share. So a slot without one is either at a server
+        // that was not there, which recovers it, or its depositor's fault, which nobody waits for.
+        for (server, sealed) in self.manifest.grid().servers().zip(&deposit.shares) {
+            let key = layout::server_keys(&self.map, server).map(|keys| keys.sealing.statement.epoch);
+            if sealed.is_empty() && key == Some(self.epoch) {
+                return Err(Refusal::EpochPassed { current: self.epoch });
+            }
+        }
         if let Some(existing) = layout::secret(&self.map, &deposit.name) {
             if existing.owner != client {
                 return Err(Refusal::NotAllowed);

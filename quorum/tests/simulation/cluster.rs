@@ -13,7 +13,7 @@ use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
 use quorum::ordering::{
-    Accusation, Identity, Input, Outgoing, Part, Published, Replica, Target, Unsent, WriteBatch,
+    Accusation, Identity, Input, Outgoing, Part, Published, Replica, Target, Unsent, Write, WriteBatch,
 };
 use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
@@ -124,6 +124,8 @@ pub(crate) struct Server {
     pub(crate) replica: Option<Replica>,
     pub(crate) disk: Disk,
     pub(crate) keeper: Keeper,
+    /// Operations on shares that are durable since the start.
+    pub(crate) operations: u64,
     uncommitted: VecDeque<(WriteBatch, Unsent)>,
     keyrings: BTreeMap<ServerId, Keyring>,
     pub(crate) published: Option<Published>,
@@ -283,6 +285,7 @@ impl Simulation {
                 replica: None,
                 disk: Disk::default(),
                 keeper: Keeper::new(ServerId(0), thresholds),
+                operations: 0,
                 uncommitted: VecDeque::new(),
                 keyrings: BTreeMap::new(),
                 published: None,
@@ -433,6 +436,7 @@ impl Simulation {
         let own = self.identity(id);
         let server = &mut self.servers[id.index()];
         server.keeper = Keeper::new(own, self.manifest.thresholds);
+        server.operations = 0;
         server.replica = Some(Replica::start(identity, server.disk.stored()));
         server.keyrings = (0..self.voters.len())
             .map(|from| {
@@ -461,8 +465,7 @@ impl Simulation {
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
             // Deposits and servers' steps are tried again with new numbers until the old ones expire.
-            let tries =
-                if self.faults.secrets > 0 { 40 * (self.faults.secrets + self.voters.len()) } else { 16 };
+            let tries = 40 * (self.faults.secrets + self.voters.len());
             assert!(
                 status.pending_requests <= self.faults.requests + tries,
                 "seed {}: requests pile up",
@@ -501,6 +504,8 @@ impl Simulation {
         let mut durable = None;
         for (writes, messages) in effects {
             writes.writes().iter().for_each(|write| server.disk.apply(write));
+            let shares = writes.writes().iter().filter(|write| matches!(write, Write::Shares(_)));
+            server.operations += shares.count() as u64;
             durable = Some(writes.committed());
             unsent.push(messages);
         }

@@ -6,7 +6,7 @@ use quorum::bytes::{Blob, Hash, SecretBytes};
 use quorum::ids::{Epoch, ServerId};
 use quorum::limits::DEALINGS_KEPT_MS;
 use quorum::message::{CheckedMessage, PeerMessage};
-use quorum::ordering::{EpochKeys, Input, Part, Target, VaultKey};
+use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
 use quorum::record::Name;
 use quorum::refresh::AttemptId;
 use quorum::request::{
@@ -167,8 +167,10 @@ impl Simulation {
         let server = &mut self.servers[id.index()];
         let kept = server.keeper.tick(self.now, &server.disk.shares);
         let lacks_shares = server.keeper.lacks_shares(&server.disk.shares);
+        let whole = server.keeper.is_whole(&server.disk.shares);
+        let holding = Holding { applied: server.operations, whole, lacks_shares };
         self.kept(id, kept);
-        self.step(id, Input::LackingShares(lacks_shares));
+        self.step(id, Input::Holding(holding));
     }
 
     /// Steps that no honest server takes: it acknowledges what it does not hold, is ready without anything,
@@ -184,7 +186,7 @@ impl Simulation {
         let (server, voter) = (self.identity(id), self.voters[self.identity(id).index()].clone());
         let step = match self.rng.random_range(0..4) {
             0 => Step::Ack { server, attempt: attempt.id, dealers: attempt.deals.keys().copied().collect() },
-            1 => Step::Ready { server, attempt: attempt.id },
+            1 => Step::Ready { server, attempt: attempt.id, whole: true },
             2 => Step::Recover { server },
             _ => {
                 let identity = SigningKey::from_seed(&[server.0 + 1; 32]);
