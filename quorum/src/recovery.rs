@@ -63,7 +63,9 @@ pub struct Keeper {
 struct Ended {
     epoch: Epoch,
     attempt: AttemptId,
-    /// Slots that are beyond hope: enough servers answered, and what they said is no polynomial.
+    /// Slots that it left empty.
+    failed: u64,
+    /// Those of them that are beyond hope: enough servers answered, and what they said is no polynomial.
     hopeless: u64,
     /// How many recoveries in a row left such slots.
     times: u32,
@@ -97,25 +99,23 @@ impl Keeper {
     /// the last one could not fill, which are asked for again after ever longer times. (A depositor who
     /// deals shares that lie on no polynomial makes such slots.)
     pub fn lacks_shares(&self, shares: &ShareSet) -> bool {
-        let again = self.ended.is_some_and(|ended| {
-            shares.epoch().0 >= ended.epoch.0.saturating_add(1 << ended.times.min(RECOVERY_BACKOFF))
+        let counts = shares.counts();
+        let empty = counts.secrets - counts.shares;
+        let again = self.ended.is_none_or(|ended| {
+            let due = ended.epoch.0.saturating_add(1 << ended.times.min(RECOVERY_BACKOFF));
+            empty > ended.failed || shares.epoch().0 >= due
         });
         let granted = shares.recovering().filter(|(server, _)| *server == self.id);
         let tried =
             granted.is_none_or(|(_, attempt)| self.ended.is_some_and(|ended| ended.attempt == attempt));
-        let gaps = Self::gaps(shares);
-        gaps > 0 && tried && self.recovering.is_none() && (again || !self.is_whole(shares))
+        empty > 0 && tried && self.recovering.is_none() && (again || !self.is_whole(shares))
     }
 
     /// Whether this server has all shares that anyone can expect it to have. Only then may an epoch be
     /// sealed on its word.
     pub fn is_whole(&self, shares: &ShareSet) -> bool {
-        Self::gaps(shares) <= self.ended.map_or(0, |ended| ended.hopeless)
-    }
-
-    fn gaps(shares: &ShareSet) -> u64 {
         let counts = shares.counts();
-        counts.secrets - counts.shares - counts.hopeless
+        counts.secrets - counts.shares - counts.hopeless <= self.ended.map_or(0, |ended| ended.hopeless)
     }
 
     /// Time passed.
@@ -134,8 +134,8 @@ impl Keeper {
         let mut kept = self.kept(recovery);
         if let Some(done) = self.recovering.take_if(|recovering| recovering.is_done()) {
             let times = self.ended.filter(|_| done.failed > 0).map_or(0, |ended| ended.times + 1);
-            let Recovering { epoch, attempt, hopeless, .. } = done;
-            self.ended = Some(Ended { epoch, attempt, hopeless, times });
+            let Recovering { epoch, attempt, failed, hopeless, .. } = done;
+            self.ended = Some(Ended { epoch, attempt, failed, hopeless, times });
             kept.gave_up = Some(done.failed);
         }
         kept

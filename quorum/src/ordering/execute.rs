@@ -6,9 +6,9 @@ use crate::bytes::{Blob, SecretBytes};
 use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::{CheckedBatch, PeerMessage};
 use crate::request::Operation;
-use crate::sealing::ShareContext;
+use crate::sealing::{OpeningKey, ShareContext};
 use crate::shares::ShareOp;
-use crate::state::Event;
+use crate::state::{Event, layout};
 
 impl Replica {
     /// Executes every batch that is committed and whose predecessors are executed.
@@ -99,7 +99,12 @@ impl Replica {
             .zip(opening)
             .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
             .map(|share| SecretBytes::new(&share));
-        let dealt = shares.get(self.id.index()).is_some_and(|sealed| !sealed.is_empty());
+        // If it does not open although it was sealed while this server's own key was on record, its depositor
+        // is to blame; otherwise this server, which has lost that key.
+        let known = layout::server_keys(self.state.map(), self.id).map(|keys| keys.sealing.statement.key);
+        let own = self.renewing.opening(context.epoch).map(OpeningKey::public);
+        let dealt =
+            own.is_some() && own == known && shares.get(self.id.index()).is_some_and(|s| !s.is_empty());
         self.change_shares(ShareOp::Store { index, epoch: context.epoch, share, dealt });
     }
 

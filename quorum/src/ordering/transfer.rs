@@ -226,7 +226,8 @@ impl Replica {
             places.into_iter().flatten().for_each(|place| transfer.sync.put_back(place));
         }
         let n = self.manifest.thresholds.n() as u64;
-        let mut free: Vec<_> = (1..n)
+        // Beginning with another one each time; all of them, or the only one that has the state may be left out.
+        let mut free: Vec<_> = (0..n)
             .map(|step| ServerId(((u64::from(self.id.0) + transfer.parts + step) % n) as u8))
             .filter(|peer| *peer != self.id && !transfer.useless.contains(*peer))
             .filter(|peer| !transfer.asked.contains_key(peer))

@@ -169,6 +169,7 @@ fn seeds_that_failed_once() {
         ("everything", 7, 1_000_023),
         ("lying", 16, 3_000_009),
         ("keeping-through-everything", 4, 1_000_047),
+        ("keeping-through-everything", 4, 40),
     ] {
         let (_, _, faults) = ALL.iter().find(|(name, ..)| *name == scenario).expect("it is in the list");
         Simulation::new(servers, seed, *faults).run();
