@@ -183,6 +183,9 @@ impl Proof {
     }
 }
 
+/// How often a server's answer may be older than what the reader has seen before it is rejected.
+const PATIENCE_WITH_THE_PAST: u32 = 5;
+
 /// A read in progress.
 #[derive(Clone, Debug)]
 pub struct Read {
@@ -205,6 +208,9 @@ pub struct Read {
     progress: Progress,
     complete: bool,
     next_completion: usize,
+    /// Servers whose answer was older than what was seen, to be asked again; and how often that was so.
+    again: Vec<ServerId>,
+    backward: BTreeMap<ServerId, u32>,
 }
 
 impl Read {
@@ -245,6 +251,8 @@ impl Read {
             progress: Progress::Waiting,
             complete: false,
             next_completion: 0,
+            again: Vec::new(),
+            backward: BTreeMap::new(),
         };
         read.ask_group();
         read
@@ -309,6 +317,12 @@ impl Read {
                             self.best = Some(answer);
                         }
                     }
+                    // An honest server may be a moment behind: it is asked again after a pause, but not for ever.
+                    Err(AnswerError::Backwards { got, .. }) if self.backward(server) => {
+                        self.versions.insert(server, got);
+                        self.again.push(server);
+                        self.ask_group();
+                    }
                     Err(error) => {
                         if matches!(error, AnswerError::TooOld { .. } | AnswerError::FromTheFuture { .. }) {
                             self.stale.push(server);
@@ -349,12 +363,21 @@ impl Read {
                     for (server, _) in &self.open {
                         self.late.insert(*server);
                     }
+                    let again: Vec<_> = self.again.drain(..).map(|server| (server, Ask::Full)).collect();
+                    self.asks.extend(again);
                     if !self.ask_group() && self.is_idle() {
                         self.progress = Progress::Failed;
                     }
                 }
             }
         }
+    }
+
+    /// Notes an answer that is older than what was seen; says whether that may still be an honest delay.
+    fn backward(&mut self, server: ServerId) -> bool {
+        let times = self.backward.entry(server).or_default();
+        *times += 1;
+        *times <= PATIENCE_WITH_THE_PAST
     }
 
     fn reject(&mut self, server: ServerId, why: String) {
