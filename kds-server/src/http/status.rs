@@ -22,6 +22,8 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
     let shared = &app.shared;
     let replica = **shared.replica_status.load();
     let counts = shared.shares.counts();
+    // Shares of an epoch that is over are none.
+    let shares = if shared.shares.epoch() == replica.epoch { counts.shares } else { 0 };
     let published = shared.published.borrow().clone();
     let epochs = published.as_ref().and_then(|published| layout::epochs(&published.snapshot));
     let grid = shared.manifest.grid();
@@ -39,10 +41,10 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
             .filter(|epochs| epochs.since != Timestamp(0))
             .map(|epochs| crate::driver::now().since_ms(epochs.since) as f64 / 1_000.0),
         secrets: counts.secrets,
-        shares: counts.shares,
+        shares,
         recovering: replica.part != Part::Voting
             || replica.target > replica.certified
-            || counts.shares < counts.secrets,
+            || shares < counts.secrets,
         part: replica.part,
         transfer: replica.transfer.map(|transfer| TransferStatus {
             target: transfer.target,
