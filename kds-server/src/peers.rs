@@ -316,10 +316,11 @@ async fn receive(
         if shared.replica_status.load().needs_no(&message) {
             continue;
         }
-        if matches!(message, PeerMessage::ViewChange(_) | PeerMessage::NewView(..))
-            && !heavy.admit(&frame).await
-        {
-            continue;
+        match &message {
+            PeerMessage::ViewChange(_) | PeerMessage::NewView(..) if !heavy.admit(&frame).await => continue,
+            // Thousands of hashes; it may come again because it was asked for again.
+            PeerMessage::Dealing(_) => heavy.wait().await,
+            _ => {}
         }
         match message.check(peer, &mut keyring) {
             // Whoever asks about shares faster than they can be looked up is asked to ask again.
@@ -357,12 +358,15 @@ impl Heavy {
         if self.last == digest {
             return false;
         }
+        self.wait().await;
+        self.last = digest;
+        true
+    }
+    async fn wait(&mut self) {
         if let Some(next) = self.next {
             tokio::time::sleep_until(next).await;
         }
         self.next = Some(Instant::now() + HEAVY_INTERVAL);
-        self.last = digest;
-        true
     }
 }
 

@@ -142,8 +142,13 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
 
     let mut store = ShareStore::open(&folder, Arc::clone(&storage_keys), &cluster, id)?;
     let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, storage_keys).await?;
-    store.replay(storage.share_log(store.in_file()).await?);
+    let (log, shares_damaged) = storage.share_log(store.in_file()).await?;
+    store.replay(log);
     let mut stored = storage.load().await?;
+    if shares_damaged {
+        tracing::warn!(server = %id, "some of this server's shares cannot be read: they are recovered from the other servers");
+        stored.shares_damaged = true;
+    }
     if lost_database {
         tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again once nothing that it forgot matters");
         stored.amnesia = true;

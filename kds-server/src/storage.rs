@@ -154,8 +154,10 @@ impl Storage {
     }
 
     /// What has happened to the shares since the share file was written, which has everything up to
-    /// `in_file`.
-    pub async fn share_log(&mut self, in_file: u64) -> anyhow::Result<Vec<(u64, ShareOp)>> {
+    /// `in_file`; and whether anything is missing.
+    pub async fn share_log(&mut self, in_file: u64) -> anyhow::Result<(Vec<(u64, ShareOp)>, bool)> {
+        let expected = self.meta("share_file").await?.and_then(|bytes| decode(&bytes).ok()).unwrap_or(0);
+        let mut damaged = in_file < expected;
         let query = "SELECT number, operation FROM share_log ORDER BY number";
         let mut log = Vec::new();
         for row in sqlx::query(query).fetch_all(&mut self.writer).await? {
@@ -163,11 +165,12 @@ impl Storage {
             let number = number as u64;
             let opened = self.keys.unseal(&log_context(number), &operation);
             let operation = opened.and_then(|bytes| decode(&bytes).ok());
+            damaged |= operation.is_none() && number > in_file;
             log.extend(operation.map(|operation| (number, operation)));
             self.next_operation = number + 1;
         }
-        self.next_operation = self.next_operation.max(in_file + 1);
-        Ok(log)
+        self.next_operation = self.next_operation.max(in_file.max(expected) + 1);
+        Ok((log, damaged))
     }
 
     /// After an epoch: what the share file has is forgotten, the rest of what is secret is encrypted under
@@ -188,6 +191,10 @@ impl Storage {
     async fn seal_anew(&mut self, applied: u64) -> Result<(), sqlx::Error> {
         sqlx::query("DELETE FROM share_log WHERE number <= ?")
             .bind(applied as i64)
+            .execute(&mut self.writer)
+            .await?;
+        sqlx::query("INSERT OR REPLACE INTO meta (name, value) VALUES ('share_file', ?)")
+            .bind(encode(&applied))
             .execute(&mut self.writer)
             .await?;
         let rows = sqlx::query("SELECT number, operation FROM share_log").fetch_all(&mut self.writer).await?;

@@ -113,8 +113,13 @@ fn main() {
             );
         }
     }
-    println!("\nrecovery of all shares by one server: helpers' masks, messages, and its own decoding, one core for all");
-    println!("{:>3} {:>2} {:>9}  {:>12}  {:>14}  {:>14}", "n", "k", "secrets", "decode s", "a helper's s", "bytes received");
+    println!(
+        "\nrecovery of all shares by one server: helpers' masks, messages, and its own decoding, one core for all"
+    );
+    println!(
+        "{:>3} {:>2} {:>9}  {:>12}  {:>14}  {:>14}",
+        "n", "k", "secrets", "decode s", "a helper's s", "bytes received"
+    );
     for n in [4, 9, 16] {
         let thresholds = Thresholds::plan(n, None, None).expect("these are in the table");
         for secrets in [10_000, 100_000].into_iter().filter(|secrets| *secrets <= most) {
@@ -144,7 +149,7 @@ fn recover(thresholds: Thresholds, secrets: u64) {
         })
         .collect();
     let mut keeper = Keeper::new(r, thresholds);
-    let helpers: Vec<_> = (0..n as u8).map(|i| Keeper::new(ServerId(i), thresholds)).collect();
+    let mut helpers: Vec<_> = (0..n as u8).map(|i| Keeper::new(ServerId(i), thresholds)).collect();
     let (mut now, mut decoding, mut helping, mut received) =
         (Timestamp(1_000_000), Duration::ZERO, Duration::ZERO, 0);
     while sets[0].counts().shares < secrets {

@@ -478,6 +478,9 @@ pub enum MessageError {
     /// More chunks of shares than one message may be about.
     #[error("at most {RECOVERY_CHUNKS} chunks of shares go into one message")]
     TooManyChunks,
+    /// More contributions than there can be seeds.
+    #[error("more contributions than any attempt has seeds")]
+    TooManyContributions,
     /// A new view without q different view changes, or not from its primary.
     #[error("a new view is not justified by view changes of q servers")]
     BadNewView,
@@ -593,7 +596,8 @@ impl PeerMessage {
             Self::AskParts(_) => return Err(MessageError::TooManyParts),
             Self::Parts(parts) if parts.parts.len() <= MAX_PARTS => CheckedMessage::Parts(parts),
             Self::Parts(_) => return Err(MessageError::TooManyParts),
-            Self::Dealing(handed) => CheckedMessage::Dealing(handed),
+            Self::Dealing(handed) if handed.dealing.is_plausible() => CheckedMessage::Dealing(handed),
+            Self::Dealing(_) => return Err(MessageError::TooManyContributions),
             Self::AskDealing(wanted) => CheckedMessage::AskDealing(wanted),
             Self::AskMasked(ask) if ask.chunks.len() <= RECOVERY_CHUNKS => CheckedMessage::AskMasked(ask),
             Self::Masked(masked) if masked.chunks.len() <= RECOVERY_CHUNKS => CheckedMessage::Masked(masked),

@@ -57,6 +57,8 @@ pub struct Keeper {
     recovering: Option<Recovering>,
     /// The last recovery that has ended.
     ended: Option<Ended>,
+    /// How many chunks were given to the server that recovers by this attempt.
+    given: Option<(AttemptId, usize)>,
 }
 
 #[derive(Clone, Copy)]
@@ -70,6 +72,9 @@ struct Ended {
     /// How many recoveries in a row left such slots.
     times: u32,
 }
+
+/// How often a helper gives each of its chunks in one attempt, on average.
+const ANSWERS_PER_CHUNK: usize = 16;
 
 /// What a [`Keeper`] wants to happen.
 #[derive(Debug, Default)]
@@ -87,7 +92,7 @@ pub struct Kept {
 impl Keeper {
     /// Of one server's shares.
     pub fn new(id: ServerId, thresholds: Thresholds) -> Self {
-        Self { id, thresholds, recovering: None, ended: None }
+        Self { id, thresholds, recovering: None, ended: None, given: None }
     }
 
     /// Whether a recovery of these shares goes on.
@@ -154,8 +159,14 @@ impl Keeper {
     }
 
     /// Another server asks for its masked shares, and is given them if the log says so.
-    pub fn on_ask(&self, from: ServerId, ask: &AskMasked, shares: &ShareSet) -> Option<PeerMessage> {
+    pub fn on_ask(&mut self, from: ServerId, ask: &AskMasked, shares: &ShareSet) -> Option<PeerMessage> {
+        // Masks are work: each chunk is given often enough for a bad network, and not for ever.
+        let given = self.given.filter(|(attempt, _)| *attempt == ask.attempt).map_or(0, |(_, given)| given);
+        if given > ANSWERS_PER_CHUNK * (shares.chunks() + RECOVERY_CHUNKS) {
+            return None;
+        }
         let chunks = shares.masked(from, ask.attempt, &ask.chunks)?;
+        self.given = Some((ask.attempt, given + ask.chunks.len()));
         Some(PeerMessage::Masked(Masked { attempt: ask.attempt, chunks }))
     }
 

@@ -29,7 +29,7 @@ use crate::bytes::{Hash, SecretBytes};
 use crate::codec::{Tagged, digest, signing_bytes};
 use crate::gf256::{self, Combination};
 use crate::ids::{ClusterId, Epoch, ServerId, ServerSet};
-use crate::thresholds::Thresholds;
+use crate::thresholds::{MAX_SEED_SETS, Thresholds};
 use chacha20::ChaCha20;
 use chacha20::cipher::{KeyIvInit as _, StreamCipher as _};
 use serde::{Deserialize, Serialize};
@@ -288,9 +288,9 @@ impl Dealing {
             }
         }
     }
-    /// Bytes that it takes, about.
-    pub fn bytes(&self) -> usize {
-        self.parts.len() * 33
+    /// Whether an attempt can have so many sets: a liar's need not be stored before that is known exactly.
+    pub fn is_plausible(&self) -> bool {
+        self.parts.len() as u64 <= 2 * MAX_SEED_SETS
     }
 }
 

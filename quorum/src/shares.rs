@@ -226,6 +226,10 @@ impl ShareSet {
         }
         counts
     }
+    /// How many chunks they fill.
+    pub fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
     /// Chunks with slots that lack their share, and which.
     pub fn gaps(&self) -> impl Iterator<Item = (u64, u128)> + '_ {
         let gaps = self.chunks.iter().map(|(number, chunk)| (*number, chunk.slots & !chunk.filled));

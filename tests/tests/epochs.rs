@@ -214,7 +214,22 @@ async fn lost_shares_come_back_and_so_does_everything_after_a_total_outage() {
     let now = epoch(&cluster, 0).await;
     whole(&cluster, &[2], now.next()).await;
 
-    // Both can give secrets by themselves.
+    // A bit of the third one's share file flips.
+    cluster.kill(3);
+    let shares = std::fs::read_dir(cluster.server_dir(3)).unwrap().map(|entry| entry.unwrap().path());
+    let shares = shares.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("shares-"));
+    for path in shares.collect::<Vec<_>>() {
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    cluster.run(3).unwrap();
+    let now = epoch(&cluster, 0).await;
+    whole(&cluster, &[3], now.next()).await;
+    assert!(cluster.log_since_start(3).contains("some of this server's shares cannot be read"));
+
+    // They can give secrets by themselves.
     cluster.kill(0);
     for i in 0..5 {
         assert_eq!(get(&cluster, &format!("s{i}")).await, format!("material {i}").as_bytes());

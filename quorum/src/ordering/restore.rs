@@ -18,8 +18,9 @@ use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof
 use crate::ids::{Sequence, Timestamp, View};
 use crate::map::Map;
 use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
+use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Keyring, Signed};
-use crate::state::{RestoreError, State};
+use crate::state::{RestoreError, State, layout};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ pub struct Stored {
     pub view: Option<StoredView>,
     /// The server has voted before and does not remember its votes.
     pub amnesia: bool,
+    /// Something is missing of the shares or of what happened to them.
+    pub shares_damaged: bool,
     /// What has to stay secret.
     pub vault: Vec<(VaultKey, SecretBlob)>,
     /// Something stored does not decode.
@@ -95,7 +98,7 @@ impl Replica {
     /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
     /// damaged it says so, and fetches what differs from the others.
     pub fn start(identity: Identity, stored: Stored) -> Self {
-        let Stored { state, slots, certificate, view, amnesia, vault, damaged } = stored;
+        let Stored { state, slots, certificate, view, amnesia, shares_damaged, vault, damaged } = stored;
         let cluster = identity.manifest.cluster_id();
         let (at, leaves) = state.map(|state| (state.checkpoint, state.leaves)).unzip();
         let mut map = Map::from_entries(cluster, leaves.unwrap_or_default());
@@ -107,7 +110,7 @@ impl Replica {
                 Self::resume(identity.clone(), at, map, resumed, amnesia, vault.clone())
             }
         };
-        resumed.unwrap_or_else(|damage| {
+        let mut replica = resumed.unwrap_or_else(|damage| {
             let state = State::genesis(Arc::clone(&identity.manifest));
             let mut replica = Self::new(identity, state, BTreeMap::new(), true, vault);
             replica.pending.accuse(Accusation::Damaged(damage));
@@ -121,7 +124,13 @@ impl Replica {
             }
             replica.transferring.base = Some(entries);
             replica
-        })
+        });
+        if shares_damaged {
+            // The state says which secrets there are: slots for those that are gone, to be recovered.
+            let indices = layout::secret_indices(&replica.state.seal().1).collect();
+            replica.change_shares(ShareOp::Present { indices, epoch: replica.state.epoch() });
+        }
+        replica
     }
 
     fn resume(

@@ -110,6 +110,7 @@ impl Disk {
             certificate: self.certificate.clone(),
             view,
             amnesia: self.amnesia,
+            shares_damaged: false,
             vault: self.vault.iter().map(|(key, value)| (*key, value.clone())).collect(),
             damaged: false,
         }
