@@ -119,7 +119,9 @@ const MUTATIONS: &[Mutation] = mutations! {
     "a write needs no columns", "unit", "grid.rs":
         "&& self.full_columns(holders) >= usize::from(self.thresholds.columns)" => "";
     "seal an epoch with q-1 ready", "unit", "state/epochs.rs":
-        "if attempt.ready.len() >= thresholds.q() {" => "if attempt.ready.len() + 1 >= thresholds.q() {";
+        "if attempt.ready.len() >= thresholds.q() && kept {" => "if attempt.ready.len() + 1 >= thresholds.q() && whole > 0 {";
+    "seal an epoch on servers without shares", "unit", "state/epochs.rs":
+        "let kept = whole >= thresholds.k() + thresholds.f() || !attempt.renews;" => "let kept = whole < 1_000;";
     "fix dealers that q-1 hold", "unit", "state/epochs.rs":
         ".count() >= thresholds.q()" => ".count() + 1 >= thresholds.q()";
     "fix fewer dealers than may be corrupt", "unit", "state/epochs.rs":
@@ -127,7 +129,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "let a dealer commit twice", "unit", "state/epochs.rs":
         "if known.deals.contains_key(server) || known.dealers.is_some() { taken }" => "if known.dealers.is_some() { taken }";
     "be ready without contributions", "keeping-lossy", "ordering/renew.rs":
-        "if dealers.iter().all(held) && !attempt" => "if !attempt";
+        "if dealers.iter().all(held) && said" => "if said";
     "acknowledge before it is durable", "keeping", "ordering/effects.rs":
         "self.released.requests.push(request);" => "let request = Box::new(request.signed().clone());\n        self.free.push((Target::All, Arc::new(PeerMessage::Forward(request))));";
     "believe contributions that were not committed to", "keeping-lying", "ordering/renew.rs":
@@ -147,7 +149,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "accept a recovered share although another one fits", "unit", "recovery.rs":
         "Some((other, _)) if *other != value => return None," => "Some((other, _)) if *other != value => return found,";
     "give masked shares to anyone", "unit", "shares.rs":
-        "masks.as_ref().filter(|_| *recovering == server && epoch == self.epoch)?" => "masks.as_ref().filter(|_| *recovering <= server && epoch == self.epoch)?";
+        "filter(|_| helping.server == server && helping.attempt == attempt)?" => "filter(|_| helping.attempt == attempt || helping.server == server)?";
     "rows and columns that meet in b servers", "unit", "thresholds.rs":
         "let columns = (masked + 1).div_ceil(rows);" => "let columns = masked.div_ceil(rows);";
 };

@@ -329,13 +329,13 @@ fn shares_change_and_secrets_do_not() {
         }
         let mut scratch = Scratch::default();
         let (mut after, mut masked) = (before.clone(), vec![]);
-        for i in 0..n {
+        for (i, share) in after.iter_mut().enumerate() {
             let id = ServerId(i as u8);
             let held: Vec<_> =
                 dealings.iter().map(|(d, dealing)| (*d, seeds.for_server(*d, dealing, id))).collect();
             let held: Vec<_> = held.iter().map(|(d, dealing)| (*d, dealing)).collect();
-            seeds.zero_sharing(id, &held).unwrap().add_to(9, &mut after[i], &mut scratch);
-            let mut mask = after[i];
+            seeds.zero_sharing(id, &held).unwrap().add_to(9, share, &mut scratch);
+            let mut mask = *share;
             match seeds.masks(id, &held) {
                 Some(terms) => terms.add_to(9, &mut mask, &mut scratch),
                 None => assert_eq!(id, r),
