@@ -210,6 +210,9 @@ pub struct ServerStatus {
     /// What its clock says; servers of older versions do not tell.
     #[serde(default)]
     pub time: Option<Timestamp>,
+    /// When it was started, by its clock; servers of older versions do not tell.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
     /// Its program's version.
     pub version: String,
 }

@@ -35,6 +35,7 @@ enum Command {
     Plan(commands::plan::Args),
     Init(commands::init::Args),
     Run(commands::run::Args),
+    Guard(commands::guard::Args),
     Dev(commands::dev::Args),
     Demo(commands::demo::Args),
 }
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::main(&args),
         Command::Init(args) => commands::init::main(&args),
         Command::Run(args) => commands::run::main(&args, cli.log_json),
+        Command::Guard(args) => commands::guard::main(&args),
         Command::Dev(args) => commands::dev::main(&args),
         Command::Demo(args) => commands::demo::main(&args),
     };

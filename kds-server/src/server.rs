@@ -6,7 +6,7 @@ use crate::storage::Storage;
 use crate::{committer, driver, epoch_keys, http, peers};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
 use quorum::request::RequestId;
@@ -53,6 +53,8 @@ pub struct Shared {
     pub waiters: Waiters,
     /// How the replica is doing.
     pub replica_status: ArcSwap<ReplicaStatus>,
+    /// When this process was started.
+    pub started: Timestamp,
     /// Links that are up.
     pub peers_connected: AtomicUsize,
     /// The folder that evidence of misbehaviour is kept in.
@@ -169,6 +171,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         published: watch::Sender::new(None),
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
+        started: driver::now(),
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),
         shares: store.shares(),

@@ -141,6 +141,10 @@ impl Cluster {
     }
     /// Starts a server's process.
     pub fn run(&mut self, server: usize) -> anyhow::Result<()> {
+        self.run_as(server, &["run"])
+    }
+    /// Starts a server by another command than `run`, with arguments.
+    pub fn run_as(&mut self, server: usize, arguments: &[&str]) -> anyhow::Result<()> {
         let folder = self.server_dir(server);
         self.log_starts[server] = self.log(server).len();
         let log = std::fs::File::options().create(true).append(true).open(folder.join("server.log"))?;
@@ -148,7 +152,7 @@ impl Cluster {
             [self.wrappers[server].as_slice(), &[program("kds-server").display().to_string()]].concat();
         let child = Command::new(&command[0])
             .args(&command[1..])
-            .arg("run")
+            .args(arguments)
             .arg("--config")
             .arg(folder.join("config.toml"))
             .stdin(Stdio::null())

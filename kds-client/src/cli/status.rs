@@ -62,11 +62,11 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             Some(seconds) => println!("epoch {epoch}, secrets last renewed {seconds:.0} s ago"),
             None => println!("epoch {epoch}"),
         }
-        println!("server  row col  view  executed  certified  complete  secrets  shares  peers");
+        println!("server  row col  view  executed  certified  complete  secrets  shares  peers  up for");
         for (server, status) in &servers {
             match status {
                 Ok(s) => println!(
-                    "{:>6}  {:>3} {:>3}  {:>4}  {:>8}  {:>9}  {:>8}  {:>7}  {:>6}  {:>5}{}",
+                    "{:>6}  {:>3} {:>3}  {:>4}  {:>8}  {:>9}  {:>8}  {:>7}  {:>6}  {:>5}  {:>6}{}",
                     s.id,
                     s.row,
                     s.column,
@@ -77,6 +77,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
                     s.secrets,
                     s.shares,
                     s.peers_connected,
+                    up_for(s),
                     doing(s)
                 ),
                 Err(why) => println!("{server:>6}  unreachable: {why}"),
@@ -89,6 +90,17 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
         return Err(Failure::new(ExitStatus::Unavailable, text));
     }
     Ok(())
+}
+
+/// Since when it runs, by its own clock: a watchdog restarts it now and then.
+fn up_for(status: &ServerStatus) -> String {
+    let ms = status.time.zip(status.started).map(|(time, started)| time.since_ms(started));
+    match ms.map(|ms| ms / 1_000) {
+        None => String::new(),
+        Some(seconds @ 0..120) => format!("{seconds} s"),
+        Some(seconds @ 120..7_200) => format!("{} min", seconds / 60),
+        Some(seconds) => format!("{} h", seconds / 3_600),
+    }
 }
 
 /// What keeps a server from being a full member, for people.

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod dev;
+pub mod guard;
 pub mod init;
 pub mod plan;
 pub mod processes;

@@ -53,6 +53,7 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
         }),
         peers_connected: shared.peers_connected.load(Ordering::Relaxed) as u16,
         time: Some(crate::driver::now()),
+        started: Some(shared.started),
         version: env!("CARGO_PKG_VERSION").into(),
     }))
 }
