@@ -516,7 +516,7 @@ impl Simulation {
             }
             self.send_out(id, released.messages);
             for request in released.requests {
-                self.check_step(id, &request);
+                self.check_step(id, request.request());
                 self.step(id, Input::Request(request));
             }
             if let Some(published) = released.published.filter(|_| !liar) {
@@ -533,6 +533,11 @@ impl Simulation {
         for (target, message) in messages {
             if !liar {
                 self.check_promise(id, &message);
+                if let PeerMessage::Forward(request) = &*message
+                    && request.request.client == self.voters[from.index()].key().public()
+                {
+                    self.check_step(id, &request.request);
+                }
             }
             let bytes = Arc::new(encode(&*message));
             self.trace = sha256(&[&self.trace.0[..], &bytes].concat());

@@ -9,9 +9,7 @@ use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
 use quorum::record::Name;
 use quorum::refresh::AttemptId;
-use quorum::request::{
-    Deposit, Done, Operation, Outcome, Refusal, RequestId, SignedRequest, Step, VerifiedRequest,
-};
+use quorum::request::{Deposit, Done, Operation, Outcome, Refusal, Request, RequestId, SignedRequest, Step};
 use quorum::sealing::{OpeningKey, ShareContext};
 use quorum::shamir::{ServerShare, deal, reconstruct};
 use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey};
@@ -122,25 +120,25 @@ impl Simulation {
     }
 
     /// What a step promises to hold is durable before it leaves.
-    pub(crate) fn check_step(&self, id: ServerId, request: &VerifiedRequest) {
+    pub(crate) fn check_step(&self, id: ServerId, request: &Request) {
         let server = &self.servers[id.index()];
+        // Once the attempt is over, what it promised to hold is erased.
+        let epochs = server.replica.as_ref().and_then(|r| layout::epochs(r.state().map()));
+        let Some(current) = epochs.and_then(|epochs| epochs.attempt) else { return };
         let holds = |attempt: AttemptId, dealer: &ServerId| {
             let held = server.disk.vault.contains_key(&VaultKey::Dealing(attempt, *dealer));
             assert!(held, "seed {}: {id} promises to hold what {dealer} dealt, and does not", self.seed);
         };
-        match &request.request().operation {
-            Operation::Step(Step::Deal { attempt, .. }) => {
+        match &request.operation {
+            Operation::Step(Step::Deal { attempt, .. }) if *attempt == current.id => {
                 let opens = server.disk.vault.contains_key(&VaultKey::Opening(attempt.epoch));
                 assert!(opens, "seed {}: {id} announces a key that it may forget", self.seed);
             }
-            Operation::Step(Step::Ack { attempt, dealers, .. }) => {
+            Operation::Step(Step::Ack { attempt, dealers, .. }) if *attempt == current.id => {
                 dealers.iter().for_each(|dealer| holds(*attempt, dealer))
             }
-            Operation::Step(Step::Ready { attempt, .. }) => {
-                let epochs = server.replica.as_ref().and_then(|r| layout::epochs(r.state().map()));
-                let current = epochs.and_then(|epochs| epochs.attempt).filter(|known| known.id == *attempt);
-                let dealers = current.and_then(|attempt| attempt.dealers);
-                dealers.iter().flatten().for_each(|dealer| holds(*attempt, dealer));
+            Operation::Step(Step::Ready { attempt, .. }) if *attempt == current.id => {
+                current.dealers.iter().flatten().for_each(|dealer| holds(*attempt, dealer));
             }
             _ => {}
         }
@@ -260,7 +258,9 @@ impl Simulation {
             for key in self.servers[*i].disk.vault.keys() {
                 let old = match key {
                     VaultKey::Opening(of) => of.0 + 1 < epochs.current.0,
-                    VaultKey::Dealing(of, _) => of.epoch <= epochs.current && !lately,
+                    VaultKey::Dealing(of, _) => {
+                        of.epoch.0 + 1 < epochs.current.0 || (of.epoch <= epochs.current && !lately)
+                    }
                 };
                 assert!(!old, "seed {}: server {i} keeps {key:?} in epoch {}", self.seed, epochs.current);
             }
