@@ -10,7 +10,7 @@ use crate::share_store::ToKeeper;
 use anyhow::Context as _;
 use kds_certs::TlsIdentity;
 use quorum::Hash;
-use quorum::codec::{decode, encode, sha256};
+use quorum::codec::{decode, encode, encode_secret, sha256};
 use quorum::ids::ServerId;
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::manifest::Manifest;
@@ -66,7 +66,10 @@ struct Queue {
 impl Peers {
     /// Queues a message; drops it where the queue is full.
     pub fn send(&self, target: Target, message: &PeerMessage) {
-        let frame = Arc::new(Zeroizing::new(encode(message)));
+        let frame = Arc::new(match message {
+            PeerMessage::Dealing(_) | PeerMessage::Masked(_) => encode_secret(message),
+            _ => Zeroizing::new(encode(message)),
+        });
         if frame.len() > MAX_FRAME_BYTES {
             tracing::error!(bytes = frame.len(), "a message of our own exceeds the frame limit");
             return;

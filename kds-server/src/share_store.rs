@@ -11,7 +11,7 @@ use crate::at_rest::{StorageKeys, erase_file, sync_folder};
 use crate::peers::Peers;
 use crate::server::Shared;
 use anyhow::Context as _;
-use quorum::codec::{decode, encode};
+use quorum::codec::{decode, encode, encode_secret};
 use quorum::ids::{Epoch, ServerId};
 use quorum::ordering::{Holding, Input, Target};
 use quorum::recovery::{AskMasked, Keeper, Kept, Masked};
@@ -25,7 +25,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
-use zeroize::Zeroizing;
 
 /// Names of share files begin with this; the number of the last operation in it follows.
 const SHARE_FILE: &str = "shares-";
@@ -151,7 +150,7 @@ impl ShareStore {
         let (folder, context) = (self.folder.clone(), self.context.clone());
         let written = tokio::task::spawn_blocking(move || {
             let number = keys.advance()?;
-            let encoded = Zeroizing::new(shares.read(encode));
+            let encoded = shares.read(encode_secret);
             let sealed = keys.seal(&context, &encoded);
             let path = folder.join(format!("{SHARE_FILE}{applied}"));
             let new = folder.join("shares.new");

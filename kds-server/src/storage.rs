@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use quorum::bytes::SecretBlob;
-use quorum::codec::{decode, encode};
+use quorum::codec::{decode, encode, encode_secret};
 use quorum::ids::{ClusterId, Sequence, ServerId};
 use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
 use quorum::shares::ShareOp;
@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use crate::at_rest::StorageKeys;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// The schema, step by step. Steps are never changed, only added.
 /// (`sqlx::migrate!` would do the same, and build SQLite a second time for the macro.)
@@ -227,7 +226,7 @@ impl Storage {
         let number = self.next_operation;
         sqlx::query("INSERT INTO share_log (number, operation) VALUES (?, ?)")
             .bind(number as i64)
-            .bind(self.keys.seal(&log_context(number), &Zeroizing::new(encode(operation))))
+            .bind(self.keys.seal(&log_context(number), &encode_secret(operation)))
             .execute(&mut self.writer)
             .await?;
         self.next_operation += 1;
@@ -349,7 +348,7 @@ impl Transaction {
                 self.operations.push((number, operation.clone()));
                 self.statement("INSERT INTO share_log (number, operation) VALUES (?, ?)");
                 self.bind(number as i64)?;
-                self.bind(keys.seal(&log_context(number), &Zeroizing::new(encode(operation))))
+                self.bind(keys.seal(&log_context(number), &encode_secret(operation)))
             }
             Write::Vault { key, value: Some(value) } => {
                 let key = encode(key);

@@ -13,6 +13,7 @@ use crate::bytes::Hash;
 use crate::ids::ClusterId;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 /// Raised whenever the meaning of any encoded byte changes.
 pub const FORMAT_VERSION: u8 = 1;
@@ -41,6 +42,26 @@ pub fn digest<T: Tagged>(cluster: &ClusterId, value: &T) -> Hash {
 /// SHA-256 of bytes that already carry a tag.
 pub fn sha256(bytes: &[u8]) -> Hash {
     Hash(Sha256::digest(bytes).into())
+}
+
+/// The bytes that a digest of a secret covers; allocated once and zeroized.
+pub(crate) fn secret_signing_bytes<T: Tagged>(cluster: &ClusterId, value: &T) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(T::TAG.len() + 34 + encoded_size(value));
+    bytes.push(T::TAG.len() as u8);
+    bytes.extend_from_slice(T::TAG.as_bytes());
+    bytes.push(FORMAT_VERSION);
+    bytes.extend_from_slice(&cluster.0.0);
+    Zeroizing::new(encode_into(value, bytes))
+}
+
+/// Encodes something secret: allocated once, since a buffer that grows leaves copies behind, and zeroized.
+pub fn encode_secret<T: Serialize + ?Sized>(value: &T) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(encode_into(value, Vec::with_capacity(encoded_size(value))))
+}
+
+fn encoded_size<T: Serialize + ?Sized>(value: &T) -> usize {
+    postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default())
+        .expect("our own types encode")
 }
 
 /// Encodes for storage and transport.
@@ -102,6 +123,16 @@ mod tests {
         expected.extend_from_slice(&[9; 32]);
         expected.extend_from_slice(&[0xac, 0x02]);
         assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn secrets_are_encoded_in_a_buffer_that_does_not_grow() {
+        let value = vec![(7u64, [9u8; 32]); 300];
+        let bytes = encode_secret(&value);
+        assert_eq!((bytes.len(), *bytes == encode(&value)), (bytes.capacity(), true));
+        let cluster = ClusterId(Hash([9; 32]));
+        let bytes = secret_signing_bytes(&cluster, &A(300));
+        assert_eq!((bytes.len(), *bytes == signing_bytes(&cluster, &A(300))), (bytes.capacity(), true));
     }
 
     #[test]

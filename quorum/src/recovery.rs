@@ -316,6 +316,8 @@ impl Recovering {
     fn decode(&mut self, recovery: &mut Recovery) {
         let mut wrong: BTreeMap<ServerId, usize> = BTreeMap::new();
         let chunks: Vec<_> = self.window.iter().map(|(chunk, gaps)| (*chunk, *gaps)).collect();
+        // A vector of secrets that grows leaves copies behind.
+        recovery.shares.reserve_exact(chunks.iter().map(|(_, gaps)| gaps.count_ones() as usize).sum());
         for (chunk, gaps) in chunks {
             let Some(answers) = self.answers.get(&chunk) else { continue };
             let mut open = gaps;

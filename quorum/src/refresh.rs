@@ -26,7 +26,7 @@
 //! each set that the dealer is no member of. [`Dealing`] is what one dealer hands to one server.
 
 use crate::bytes::{Hash, SecretBytes};
-use crate::codec::{Tagged, digest, signing_bytes};
+use crate::codec::{Tagged, digest, secret_signing_bytes};
 use crate::gf256::{self, Combination};
 use crate::ids::{ClusterId, Epoch, ServerId, ServerSet};
 use crate::thresholds::{MAX_SEED_SETS, Thresholds};
@@ -168,18 +168,19 @@ impl Seeds {
     fn leaf(&self, dealer: ServerId, set: &SeedSet, contribution: &SecretBytes) -> Hash {
         let (attempt, purpose, members) = (self.attempt, set.purpose, set.members);
         let leaf = Contribution { attempt, dealer, purpose, members, contribution };
-        crate::codec::sha256(&Zeroizing::new(signing_bytes(&self.cluster, &leaf)))
+        crate::codec::sha256(&secret_signing_bytes(&self.cluster, &leaf))
     }
 
     /// A dealer's contributions, drawn from 32 random bytes that are used for nothing else.
     pub fn draw(&self, dealer: ServerId, entropy: &SecretBytes) -> Dealing {
         let mut stream = key_stream(entropy, u64::from(self.attempt.attempt));
-        let parts = self.sets_of(dealer).map(|_| {
+        let mut parts = Vec::with_capacity(self.sets.len());
+        for _ in self.sets_of(dealer) {
             let mut bytes = Zeroizing::new([0; 32]);
             stream.apply_keystream(&mut *bytes);
-            Part::Value(SecretBytes::new(&bytes))
-        });
-        Dealing { parts: parts.collect() }
+            parts.push(Part::Value(SecretBytes::new(&bytes)));
+        }
+        Dealing { parts }
     }
 
     /// What a dealer commits to: a hash of a hash for each of its contributions. Since a contribution is
@@ -199,11 +200,13 @@ impl Seeds {
     /// What a server may be given: the values of the sets that it is no member of, and for the others
     /// the hashes, so that it can check the whole.
     pub fn for_server(&self, dealer: ServerId, dealing: &Dealing, server: ServerId) -> Dealing {
-        let parts = self.sets_of(dealer).zip(&dealing.parts).map(|(set, part)| match part {
+        // Vectors of secrets are as large as they get from the start: one that grows leaves copies behind.
+        let mut parts = Vec::with_capacity(dealing.parts.len());
+        parts.extend(self.sets_of(dealer).zip(&dealing.parts).map(|(set, part)| match part {
             Part::Value(value) if set.members.contains(server) => Part::Hash(self.leaf(dealer, set, value)),
             part => part.clone(),
-        });
-        Dealing { parts: parts.collect() }
+        }));
+        Dealing { parts }
     }
 
     /// Whether a server has every contribution of this dealer that it may have.
@@ -222,7 +225,7 @@ impl Seeds {
     ) -> Option<Terms> {
         let mut parts: Vec<_> =
             dealings.iter().map(|(dealer, dealing)| (*dealer, dealing.parts.iter())).collect();
-        let mut terms = Vec::new();
+        let mut terms = Vec::with_capacity(self.sets.len());
         for set in self.sets.iter() {
             let dealers = parts.iter_mut().filter(|(dealer, _)| !set.members.contains(*dealer));
             let given: Vec<_> = dealers.map(|(dealer, parts)| Some((*dealer, parts.next()?))).collect();
@@ -236,7 +239,7 @@ impl Seeds {
             let contributions: Vec<_> = values.collect::<Option<_>>()?;
             let seed =
                 Seed { attempt: self.attempt, purpose, members: set.members, contributions: &contributions };
-            let seed = crate::codec::sha256(&Zeroizing::new(signing_bytes(&self.cluster, &seed)));
+            let seed = crate::codec::sha256(&secret_signing_bytes(&self.cluster, &seed));
             let coefficient = coefficient(server.share_index(), &set.members);
             terms.push(Term { coefficient, seed: SecretBytes::new(&seed.0) });
         }

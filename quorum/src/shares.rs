@@ -343,7 +343,8 @@ impl ShareSet {
             masks.add_to(*number, &mut values, &mut scratch);
             let (places, _) = values.as_chunks::<32>();
             let filled = places.iter().enumerate().filter(|(place, _)| chunk.filled & (1 << place) != 0);
-            let values = filled.map(|(_, value)| SecretBytes::new(value)).collect();
+            let mut values = Vec::with_capacity(CHUNK);
+            values.extend(filled.map(|(_, value)| SecretBytes::new(value)));
             MaskedChunk { chunk: *number, filled: chunk.filled, values }
         });
         Some(masked.collect())

@@ -15,7 +15,7 @@
 use super::Replica;
 use super::effects::{Accusation, Target, VaultKey, Write};
 use crate::bytes::{SecretBlob, SecretBytes};
-use crate::codec::{decode, encode};
+use crate::codec::{decode, encode_secret};
 use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
 use crate::message::{HandedOut, PeerMessage, WantedDealing};
@@ -27,7 +27,6 @@ use crate::signing::KeyCertificate;
 use crate::state::{Attempt, Epochs, layout};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// What a server needs for an epoch, freshly drawn: the core has no randomness of its own.
 #[derive(Debug)]
@@ -125,7 +124,7 @@ impl Renewing {
 }
 
 fn seal_vault<T: serde::Serialize>(value: &T) -> Option<SecretBlob> {
-    Some(SecretBlob::new(Zeroizing::new(encode(value))))
+    Some(SecretBlob::new(encode_secret(value)))
 }
 
 /// The seeds of an attempt of the log.
