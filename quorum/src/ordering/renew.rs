@@ -14,7 +14,7 @@
 
 use super::Replica;
 use super::effects::{Accusation, Target, VaultKey, Write};
-use crate::bytes::{SecretBlob, SecretBytes};
+use crate::bytes::{Hash, SecretBlob, SecretBytes};
 use crate::codec::{decode, encode_secret};
 use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
@@ -57,7 +57,8 @@ pub(super) struct Renewing {
     dealings: BTreeMap<(AttemptId, ServerId), Dealing>,
     /// The last that each dealer handed out before its commitment was known here.
     early: BTreeMap<ServerId, (AttemptId, Dealing)>,
-    own: Option<(AttemptId, Dealing)>,
+    /// Its own contributions, and what it commits to.
+    own: Option<(AttemptId, Dealing, Hash)>,
     seeds: Option<Seeds>,
     /// The epoch that began last, until its contributions are erased.
     sealed: Option<Sealed>,
@@ -259,10 +260,10 @@ impl Replica {
     fn deal(&mut self, now: Timestamp, attempt: &Attempt, seeds: &Seeds) {
         let id = self.id;
         if let Some(deal) = attempt.deals.get(&id) {
+            let dealt = self.renewing.dealings.contains_key(&(attempt.id, id));
             let own =
-                self.renewing.own.as_ref().filter(|(of, _)| *of == attempt.id).map(|(_, own)| own.clone());
-            let fits = own.filter(|own| seeds.root(id, own) == Some(deal.root));
-            if let Some(own) = fits.filter(|_| !self.renewing.dealings.contains_key(&(attempt.id, id))) {
+                self.renewing.own.as_ref().filter(|(of, _, root)| *of == attempt.id && *root == deal.root);
+            if let Some((_, own, _)) = own.filter(|_| !dealt).cloned() {
                 for to in self.manifest.grid().servers().filter(|to| *to != id) {
                     let dealing = seeds.for_server(id, &own, to);
                     let handed = HandedOut { attempt: attempt.id, dealer: id, dealing };
@@ -276,12 +277,15 @@ impl Replica {
         let opening = self.renewing.openings.get(&attempt.id.epoch);
         let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
         let sealing = opening.sealing;
-        let own = match &self.renewing.own {
-            Some((of, own)) if *of == attempt.id => own.clone(),
-            _ => seeds.draw(id, entropy),
+        let root = match &self.renewing.own {
+            Some((of, _, root)) if *of == attempt.id => *root,
+            _ => {
+                let own = seeds.draw(id, entropy);
+                let Some(root) = seeds.root(id, &own) else { return };
+                self.renewing.own = Some((attempt.id, own, root));
+                root
+            }
         };
-        let Some(root) = seeds.root(id, &own) else { return };
-        self.renewing.own = Some((attempt.id, own));
         self.step(now, "deal", 0, Step::Deal { server: id, attempt: attempt.id, root, sealing });
     }
 
@@ -510,7 +514,7 @@ impl Replica {
         let sealed = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id);
         self.erase_dealings_of(|id| Some(id) != sealed && Some(id) < current);
         self.renewing.early.retain(|_, (id, _)| Some(*id) >= current);
-        self.renewing.own.take_if(|(id, _)| Some(*id) != current);
+        self.renewing.own.take_if(|(id, ..)| Some(*id) != current);
         self.renewing.entropy.take_if(|(epoch, _)| *epoch <= epochs.current);
     }
 
