@@ -99,7 +99,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
     "return what a single server says", "reading", "read.rs":
         "Consistency::Row => self.grid.read_is_complete(&answered)," => "Consistency::Row => !answered.is_empty(),";
-    "ignore claims of newer versions", "reading", "read.rs":
+    "ignore claims of newer versions", "reading-through-it", "read.rs":
         "enough && self.versions.values().all(|version| *version <= best.version)" => "enough";
     "return what is not complete", "reading", "read.rs":
         "if verifier.complete() >= self.last_change() {" => "if true {";
