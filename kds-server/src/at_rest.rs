@@ -20,6 +20,9 @@ use zeroize::Zeroizing;
 /// Names of the storage keys' files begin with this; their number follows.
 const KEY_FILE: &str = "storage-key-";
 
+/// Bytes of such a file: nonce, key, tag.
+const WRAPPED_BYTES: usize = 12 + 32 + 16;
+
 /// The storage keys of one server: the current one, and those whose last uses are being encrypted anew.
 pub struct StorageKeys {
     folder: PathBuf,
@@ -77,11 +80,18 @@ impl StorageKeys {
                 continue;
             };
             let wrapped = std::fs::read(&path)?;
-            // One whose erasure was cut short does not open, and nothing needs it.
             let key = decrypt(&wrapping, &key_context(number), &wrapped);
             match key.as_ref().and_then(|key| <&[u8; 32]>::try_from(key.as_slice()).ok()) {
                 Some(key) => drop(keys.insert(number, ChaCha20Poly1305::new(key.into()))),
-                None => erase_file(&path)?,
+                // Its writing or its erasure was cut short: nothing needs it.
+                None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase_file(&path)?,
+                // Erased by mistake it could not be had back.
+                None => anyhow::bail!(
+                    "{} does not open with this server's storage.key\n  \
+                     is storage.key another server's, or an old one? If the file is damaged, remove it: \
+                     this server then recovers its shares from the others",
+                    path.display()
+                ),
             }
         }
         let keys = Self { folder: folder.to_path_buf(), wrapping, keys: Mutex::new(keys) };
@@ -170,11 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_does_not_open_is_removed_and_another_one_drawn() {
+    fn what_was_cut_short_is_removed_and_a_foreign_key_removes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let sealed = StorageKeys::open(dir.path(), &[7; 32]).unwrap().seal(b"", b"x");
-        let other = StorageKeys::open(dir.path(), &[8; 32]).unwrap();
-        assert!(other.unseal(b"", &sealed).is_none());
-        assert!(!other.seal(b"", b"y").is_empty());
+        // Another server's storage.key, or an old one: refused, and nothing is lost by it.
+        let refused = StorageKeys::open(dir.path(), &[8; 32]).err().unwrap();
+        assert!(refused.to_string().contains("is storage.key another server's"), "{refused}");
+        assert!(StorageKeys::open(dir.path(), &[7; 32]).unwrap().unseal(b"", &sealed).is_some());
+
+        std::fs::write(dir.path().join("storage-key-2"), [5; 20]).unwrap();
+        std::fs::write(dir.path().join("storage-key-3"), [0; WRAPPED_BYTES]).unwrap();
+        assert!(StorageKeys::open(dir.path(), &[7; 32]).unwrap().unseal(b"", &sealed).is_some());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
