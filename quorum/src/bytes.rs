@@ -85,6 +85,10 @@ fixed_bytes!(
     PublicKey, 32
 );
 fixed_bytes!(
+    /// An element of ristretto255 in its canonical encoding (RFC 9496), as far as that was checked.
+    Element, 32
+);
+fixed_bytes!(
     /// An Ed25519 signature.
     SignatureBytes, 64
 );

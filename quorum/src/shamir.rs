@@ -151,7 +151,7 @@ fn interpolate(shares: &[&ServerShare], x: u8) -> Option<Zeroizing<[u8; 32]>> {
 }
 
 /// The next k-subset of 0..n in lexicographic order.
-fn next_subset(subset: &mut [usize], n: usize) -> bool {
+pub(crate) fn next_subset(subset: &mut [usize], n: usize) -> bool {
     let k = subset.len();
     let Some(at) = (0..k).rev().find(|&i| subset[i] < n - k + i) else { return false };
     subset[at] += 1;
