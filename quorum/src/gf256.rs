@@ -3,7 +3,8 @@
 //! What is secret is only ever XORed and shifted, eight bytes in a word: no table is indexed by it
 //! and no branch depends on it. Coefficients are public, since they follow from servers' numbers.
 
-use zeroize::Zeroize as _;
+use crate::bytes::SecretBytes;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// The low byte of the polynomial.
 const REDUCTION: u8 = 0x1d;
@@ -44,6 +45,18 @@ pub fn lagrange(points: &[u8], x: u8) -> Vec<u8> {
             .fold(1, |product, (_, &other)| multiply(product, multiply(x ^ other, invert(points[i] ^ other))))
     };
     (0..points.len()).map(coefficient).collect()
+}
+
+/// The value at `x` of the polynomial through points whose first halves differ.
+pub fn interpolate(points: &[(u8, &[u8; 32])], x: u8) -> SecretBytes {
+    let xs: Vec<u8> = points.iter().map(|(x, _)| *x).collect();
+    let mut value = Zeroizing::new([0; 32]);
+    let mut combination = Combination::new(32);
+    for (coefficient, (_, point)) in lagrange(&xs, x).into_iter().zip(points) {
+        combination.add(coefficient, *point);
+    }
+    combination.add_to(&mut *value);
+    SecretBytes::new(&value)
 }
 
 /// Sums up Σ cᵢ·vᵢ for vectors of secret bytes and public coefficients.

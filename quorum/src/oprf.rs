@@ -36,9 +36,7 @@ const MAX_SUBSETS: usize = 20_000;
 fn expand(message: &[u8], name: &[u8]) -> Zeroizing<[u8; 64]> {
     let tag = |hash: Sha512| {
         let hash = hash.chain_update(name).chain_update(CONTEXT);
-        Zeroizing::new(<[u8; 64]>::from(
-            hash.chain_update([(name.len() + CONTEXT.len()) as u8]).finalize(),
-        ))
+        Zeroizing::new(<[u8; 64]>::from(hash.chain_update([(name.len() + CONTEXT.len()) as u8]).finalize()))
     };
     let padded = Sha512::new().chain_update([0; 128]).chain_update(message);
     let first = tag(padded.chain_update(64u16.to_be_bytes()).chain_update([0]));
@@ -320,10 +318,7 @@ mod tests {
         derive.extend_from_slice(&transcript(&[b"test key"]));
         derive.push(0);
         let key = scalars::from_wide(&expand(&derive, b"DeriveKeyPair"));
-        assert_eq!(
-            key.to_bytes(),
-            hex("e6f73f344b79b379f1a0dd37e07ff62e38d9f71345ce62ae3a9bc60b04ccd909")
-        );
+        assert_eq!(key.to_bytes(), hex("e6f73f344b79b379f1a0dd37e07ff62e38d9f71345ce62ae3a9bc60b04ccd909"));
         let public = public_half(&key);
         assert_eq!(public.0, hex("c803e2cc6b05fc15064549b5920659ca4a77b2cca6f04f6b357009335476ad4e"));
         let blind = "64d37aed22a27f5191de1c1d69fadb899d8862b58eb4220029e036ec4c1f6706";
@@ -376,9 +371,10 @@ mod tests {
         let key = scalars::draw(&mut rng);
         let shares = scalars::deal(&key, k, n, &mut rng);
         let asked = Blinded::new(b"stretched", &mut rng);
-        let results = shares.iter().enumerate().map(|(i, share)| {
-            (ServerId(i as u8), evaluate(share, &asked.element, &mut rng).unwrap())
-        });
+        let results = shares
+            .iter()
+            .enumerate()
+            .map(|(i, share)| (ServerId(i as u8), evaluate(share, &asked.element, &mut rng).unwrap()));
         let results = results.collect();
         (key, shares, asked, results, rng)
     }

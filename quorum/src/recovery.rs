@@ -13,7 +13,7 @@ use crate::limits::{
     RECOVERY_BACKOFF, RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RECOVERY_WAIT_MS, RETRANSMIT_MS,
 };
 use crate::message::PeerMessage;
-use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES};
+use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES, Field};
 use crate::shares::{MaskedChunk, ShareOp, ShareSet};
 use crate::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};
@@ -321,10 +321,13 @@ impl Recovering {
         for (chunk, gaps) in chunks {
             let Some(answers) = self.answers.get(&chunk) else { continue };
             let mut open = gaps;
-            self.decode_together(chunk, answers, &mut open, recovery);
+            let field = Field::of_chunk(chunk);
+            if field == Field::Bytes {
+                self.decode_together(chunk, answers, &mut open, recovery);
+            }
             let rest = open;
             for place in (0..CHUNK).filter(|place| rest & (1 << place) != 0) {
-                if let Some((share, liars)) = self.decode_one(answers, place) {
+                if let Some((share, liars)) = self.decode_one(answers, place, field) {
                     recovery.shares.push((chunk * CHUNK as u64 + place as u64, share));
                     open &= !(1 << place);
                     liars.iter().for_each(|liar| *wrong.entry(liar).or_default() += 1);
@@ -389,6 +392,7 @@ impl Recovering {
         &self,
         answers: &BTreeMap<ServerId, Answer>,
         place: usize,
+        field: Field,
     ) -> Option<(SecretBytes, ServerSet)> {
         let points: Vec<(ServerId, &[u8; 32])> = answers
             .iter()
@@ -397,7 +401,7 @@ impl Recovering {
                 (*server, answer.values.as_chunks::<32>().0.get(place).expect("128 places"))
             })
             .collect();
-        accept(&points, self.thresholds.k(), self.needed(), self.id.share_index())
+        accept(&points, self.thresholds.k(), self.needed(), self.id.share_index(), field)
     }
 }
 
@@ -408,6 +412,7 @@ fn accept(
     k: usize,
     needed: usize,
     x: u8,
+    field: Field,
 ) -> Option<(SecretBytes, ServerSet)> {
     if points.len() < needed || needed < k {
         return None;
@@ -417,16 +422,8 @@ fn accept(
     let mut found: Option<(SecretBytes, ServerSet)> = None;
     let mut subset: Vec<usize> = (0..k).collect();
     loop {
-        let xs: Vec<u8> = subset.iter().map(|&i| points[i].0.share_index()).collect();
-        let at = |x: u8| {
-            let mut value = Zeroizing::new([0; 32]);
-            let mut combination = Combination::new(32);
-            for (coefficient, &i) in gf256::lagrange(&xs, x).into_iter().zip(&subset) {
-                combination.add(coefficient, points[i].1);
-            }
-            combination.add_to(&mut *value);
-            SecretBytes::new(&value)
-        };
+        let chosen: Vec<_> = subset.iter().map(|&i| (points[i].0.share_index(), points[i].1)).collect();
+        let at = |x: u8| field.interpolate(&chosen, x);
         let misfits = points.iter().filter(|(s, value)| at(s.share_index()) != SecretBytes::new(value));
         let misfits: ServerSet = misfits.map(|(server, _)| *server).collect();
         if points.len() - misfits.len() >= needed {

@@ -22,6 +22,9 @@
 //! which is a polynomial of degree t that r can interpolate at r, where it is r's share, and which is
 //! random everywhere else.
 //!
+//! Shares are over GF(256) bytewise, or scalars of ristretto255: [`Field::of`] says by a secret's index
+//! which. The formulas are the same; over scalars i and l are whole numbers.
+//!
 //! Seeds are made of contributions that *dealers* commit to in the log and hand out in private: one for
 //! each set that the dealer is no member of. [`Dealing`] is what one dealer hands to one server.
 
@@ -29,9 +32,11 @@ use crate::bytes::{Hash, SecretBytes};
 use crate::codec::{Tagged, digest, secret_signing_bytes};
 use crate::gf256::{self, Combination};
 use crate::ids::{ClusterId, Epoch, ServerId, ServerSet};
+use crate::scalars;
 use crate::thresholds::{MAX_SEED_SETS, Thresholds};
 use chacha20::ChaCha20;
 use chacha20::cipher::{KeyIvInit as _, StreamCipher as _};
+use curve25519_dalek::scalar::Scalar;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -41,6 +46,43 @@ use zeroize::{Zeroize as _, Zeroizing};
 pub const CHUNK: usize = 128;
 /// Bytes of the shares of a chunk.
 pub const CHUNK_BYTES: usize = CHUNK * 32;
+
+/// The index of the first secret whose shares are scalars. So many secrets are never deposited.
+pub const SCALARS_FROM: u64 = 1 << 48;
+
+/// What a secret's shares are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// 32 bytes, each shared over GF(256): of a data key that its readers put together.
+    Bytes,
+    /// A scalar of ristretto255: of a key that servers evaluate a function with.
+    Scalars,
+}
+
+impl Field {
+    /// Of the secret with this index.
+    pub fn of(index: u64) -> Self {
+        if index < SCALARS_FROM { Self::Bytes } else { Self::Scalars }
+    }
+    /// Of the secrets in this chunk, which are all of one kind.
+    pub fn of_chunk(chunk: u64) -> Self {
+        Self::of(chunk.saturating_mul(CHUNK as u64))
+    }
+    /// Whether these bytes can be a share.
+    pub fn has(self, share: &[u8; 32]) -> bool {
+        match self {
+            Self::Bytes => true,
+            Self::Scalars => scalars::decode(share).is_some(),
+        }
+    }
+    /// The value at `x` of the polynomial through these points, which have different first halves.
+    pub fn interpolate(self, points: &[(u8, &[u8; 32])], x: u8) -> SecretBytes {
+        match self {
+            Self::Bytes => gf256::interpolate(points, x),
+            Self::Scalars => scalars::interpolate(points, x),
+        }
+    }
+}
 
 /// Which attempt at which epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -221,7 +263,7 @@ impl Seeds {
         server: ServerId,
         dealings: &[(ServerId, &Dealing)],
         purpose: Purpose,
-        coefficient: impl Fn(u8, &ServerSet) -> u8,
+        coefficient: impl Fn(u8, &ServerSet) -> Coefficient,
     ) -> Option<Terms> {
         let mut parts: Vec<_> =
             dealings.iter().map(|(dealer, dealing)| (*dealer, dealing.parts.iter())).collect();
@@ -260,13 +302,25 @@ impl Seeds {
     }
 }
 
+/// What a term is multiplied with, in GF(256) and as a whole number. At most 225 servers and MAX_SEED_SETS
+/// sets leave few factors of at most 225: no product comes near the bounds of an i64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Coefficient {
+    byte: u8,
+    whole: i64,
+}
+
 /// i·∏(i − l): vanishes at 0 and at T.
-fn zero_coefficient(i: u8, members: &ServerSet) -> u8 {
-    gf256::multiply(i, mask_coefficient(i, members))
+fn zero_coefficient(i: u8, members: &ServerSet) -> Coefficient {
+    let Coefficient { byte, whole } = mask_coefficient(i, members);
+    Coefficient { byte: gf256::multiply(i, byte), whole: i64::from(i) * whole }
 }
 /// ∏(i − l): vanishes at T.
-fn mask_coefficient(i: u8, members: &ServerSet) -> u8 {
-    members.iter().fold(1, |product, l| gf256::multiply(product, i ^ l.share_index()))
+fn mask_coefficient(i: u8, members: &ServerSet) -> Coefficient {
+    members.iter().fold(Coefficient { byte: 1, whole: 1 }, |product, l| Coefficient {
+        byte: gf256::multiply(product.byte, i ^ l.share_index()),
+        whole: product.whole * (i64::from(i) - i64::from(l.share_index())),
+    })
 }
 
 /// One dealer's contributions as one server knows them, in the order of the sets.
@@ -300,7 +354,7 @@ impl Dealing {
 /// A seed and what its pseudo-random bytes are multiplied with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Term {
-    coefficient: u8,
+    coefficient: Coefficient,
     seed: SecretBytes,
 }
 
@@ -319,24 +373,62 @@ fn key_stream(seed: &SecretBytes, chunk: u64) -> ChaCha20 {
 pub struct Scratch {
     combination: Combination,
     stream: Zeroizing<Vec<u8>>,
+    /// For scalars: 64 bytes each, and the sums. Empty until there are any.
+    wide: Zeroizing<Vec<u8>>,
+    sums: Zeroizing<Vec<Scalar>>,
 }
 impl Default for Scratch {
     fn default() -> Self {
-        Self { combination: Combination::new(CHUNK_BYTES), stream: Zeroizing::new(vec![0; CHUNK_BYTES]) }
+        Self {
+            combination: Combination::new(CHUNK_BYTES),
+            stream: Zeroizing::new(vec![0; CHUNK_BYTES]),
+            wide: Zeroizing::default(),
+            sums: Zeroizing::default(),
+        }
     }
 }
 
 impl Terms {
     /// Adds them to the shares of the secrets CHUNK·chunk…, one after the other.
     pub fn add_to(&self, chunk: u64, shares: &mut [u8; CHUNK_BYTES], scratch: &mut Scratch) {
-        let Scratch { combination, stream } = scratch;
+        match Field::of_chunk(chunk) {
+            Field::Bytes => self.add_bytes(chunk, shares, scratch),
+            Field::Scalars => self.add_scalars(chunk, shares, scratch),
+        }
+    }
+
+    fn add_bytes(&self, chunk: u64, shares: &mut [u8; CHUNK_BYTES], scratch: &mut Scratch) {
+        let Scratch { combination, stream, .. } = scratch;
         for term in &self.0 {
             stream.fill(0);
             key_stream(&term.seed, chunk).apply_keystream(stream);
-            combination.add(term.coefficient, stream);
+            combination.add(term.coefficient.byte, stream);
         }
         stream.as_mut_slice().zeroize();
         combination.add_to(shares);
+    }
+
+    fn add_scalars(&self, chunk: u64, shares: &mut [u8; CHUNK_BYTES], scratch: &mut Scratch) {
+        let Scratch { wide, sums, .. } = scratch;
+        wide.resize(2 * CHUNK_BYTES, 0);
+        sums.resize(CHUNK, Scalar::ZERO);
+        let (places, _) = shares.as_chunks_mut::<32>();
+        for (sum, place) in sums.iter_mut().zip(&*places) {
+            *sum = Scalar::from_bytes_mod_order(*place);
+        }
+        for term in &self.0 {
+            wide.fill(0);
+            key_stream(&term.seed, chunk).apply_keystream(wide);
+            let coefficient = scalars::whole(term.coefficient.whole);
+            for (sum, bytes) in sums.iter_mut().zip(wide.as_chunks::<64>().0) {
+                *sum += coefficient * scalars::from_wide(bytes);
+            }
+        }
+        for (sum, place) in sums.iter().zip(places) {
+            *place = sum.to_bytes();
+        }
+        wide.as_mut_slice().zeroize();
+        sums.iter_mut().for_each(Scalar::zeroize);
     }
 }
 

@@ -1,24 +1,31 @@
 use super::*;
 use crate::bytes::Hash;
 use crate::ids::ClusterId;
-use crate::refresh::{AttemptId, Seeds};
+use crate::refresh::{AttemptId, SCALARS_FROM, Seeds};
+use crate::scalars;
 use crate::shares::{Helping, Renewal, ShareOp};
 use rand::rngs::StdRng;
-use rand::{Rng as _, RngExt as _, SeedableRng};
+use rand::{RngExt as _, SeedableRng};
 
 const ATTEMPT: AttemptId = AttemptId { epoch: Epoch(1), attempt: 1 };
 
-/// A cluster's shares of many secrets in epoch 1; server `r` has lost them, and may recover.
-fn renewed(n: usize, secrets: u64, r: ServerId) -> (Thresholds, Vec<[u8; 32]>, Vec<ShareSet>) {
+/// Secrets and what they are.
+type Keys = Vec<(u64, [u8; 32])>;
+
+/// A cluster's shares of many secrets in epoch 1, every tenth of them a scalar; server `r` has lost them,
+/// and may recover.
+fn renewed(n: usize, secrets: u64, r: ServerId) -> (Thresholds, Keys, Vec<ShareSet>) {
     let thresholds = Thresholds::plan(n, None, None).unwrap();
     let mut rng = StdRng::seed_from_u64(n as u64);
     let mut sets = vec![ShareSet::new(); n];
     let mut keys = Vec::new();
     for index in 0..secrets {
-        let mut key = [0; 32];
-        rng.fill_bytes(&mut key);
-        let shares = crate::shamir::deal(&key, thresholds.k(), n, &mut rng);
-        keys.push(key);
+        let (key, k) = (scalars::draw(&mut rng), thresholds.k());
+        let (index, shares) = match index % 10 {
+            9 => (SCALARS_FROM + index / 10, scalars::deal(&key, k, n, &mut rng)),
+            _ => (index, crate::shamir::deal(&key.to_bytes(), k, n, &mut rng)),
+        };
+        keys.push((index, key.to_bytes()));
         for (set, share) in sets.iter_mut().zip(&shares) {
             let share = Some(SecretBytes::new(share));
             set.apply(&ShareOp::Store { index, epoch: Epoch(0), share, dealt: true });
@@ -68,19 +75,15 @@ fn recover(
     (recovering.failed, wrong)
 }
 
-fn assert_right(thresholds: Thresholds, keys: &[[u8; 32]], sets: &[ShareSet], r: ServerId) {
+fn assert_right(thresholds: Thresholds, keys: &Keys, sets: &[ShareSet], r: ServerId) {
     let helpers: Vec<_> = (0..thresholds.n()).filter(|i| *i != r.index()).take(thresholds.k() - 1).collect();
-    for (index, key) in keys.iter().enumerate() {
+    for (index, key) in keys {
         let mut xs = vec![r.share_index()];
         xs.extend(helpers.iter().map(|i| *i as u8 + 1));
-        let mut combination = Combination::new(32);
-        for (coefficient, x) in gf256::lagrange(&xs, 0).into_iter().zip(&xs) {
-            let share = sets[usize::from(*x) - 1].share(index as u64).expect("everyone has it");
-            combination.add(coefficient, share.expose());
-        }
-        let mut value = [0; 32];
-        combination.add_to(&mut value);
-        assert_eq!(value, *key, "secret {index}");
+        let share = |x: &u8| sets[usize::from(*x) - 1].share(*index).expect("everyone has it");
+        let shares: Vec<_> = xs.iter().map(|x| (*x, share(x))).collect();
+        let points: Vec<_> = shares.iter().map(|(x, share)| (*x, share.expose())).collect();
+        assert_eq!(Field::of(*index).interpolate(&points, 0).expose(), key, "secret {index}");
     }
 }
 
@@ -141,16 +144,18 @@ fn a_wrong_share_is_never_accepted() {
             })
             .collect();
         let points: Vec<_> = values.iter().enumerate().map(|(i, v)| (ServerId(i as u8), v)).collect();
-        let strict = accept(&points, k, k + f - 1, r);
+        let bytes = Field::Bytes;
+        let strict = accept(&points, k, k + f - 1, r, bytes);
         assert!(strict.is_none(), "round {round}: neither polynomial has five answers");
-        let lax = accept(&points, k, k + f - 2, r);
+        let lax = accept(&points, k, k + f - 2, r, bytes);
         assert!(lax.is_none(), "round {round}: two polynomials with four answers each");
-        let only_four = accept(&points[..2].iter().chain(&points[4..]).copied().collect::<Vec<_>>(), k, 4, r);
+        let only_four =
+            accept(&points[..2].iter().chain(&points[4..]).copied().collect::<Vec<_>>(), k, 4, r, bytes);
         assert_ne!(only_four.unwrap().0, SecretBytes::new(&f_of(r)), "this is how they would be believed");
         // With one more honest answer the truth is sure.
         let seventh = f_of(7);
         let all: Vec<_> = points.iter().copied().chain([(ServerId(6), &seventh)]).collect();
-        let (share, liars) = accept(&all, k, k + f - 1, r).unwrap();
+        let (share, liars) = accept(&all, k, k + f - 1, r, bytes).unwrap();
         assert_eq!(share, SecretBytes::new(&f_of(r)));
         assert_eq!(liars.iter().collect::<Vec<_>>(), [ServerId(4), ServerId(5)]);
     }

@@ -29,17 +29,67 @@ fn planned() -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-fn rank(mut rows: Vec<Vec<u8>>) -> usize {
+/// An element of either field, for linear algebra.
+trait Number: Copy + PartialEq {
+    const ZERO: Self;
+    const ONE: Self;
+    fn of(coefficient: Coefficient) -> Self;
+    fn times(self, other: Self) -> Self;
+    fn inverse(self) -> Self;
+    /// self − factor·other
+    fn less(self, factor: Self, other: Self) -> Self;
+    fn index(i: ServerId) -> Self;
+}
+impl Number for u8 {
+    const ZERO: Self = 0;
+    const ONE: Self = 1;
+    fn of(coefficient: Coefficient) -> Self {
+        coefficient.byte
+    }
+    fn times(self, other: Self) -> Self {
+        multiply(self, other)
+    }
+    fn inverse(self) -> Self {
+        invert(self)
+    }
+    fn less(self, factor: Self, other: Self) -> Self {
+        self ^ multiply(factor, other)
+    }
+    fn index(i: ServerId) -> Self {
+        i.share_index()
+    }
+}
+impl Number for Scalar {
+    const ZERO: Self = Scalar::ZERO;
+    const ONE: Self = Scalar::ONE;
+    fn of(coefficient: Coefficient) -> Self {
+        scalars::whole(coefficient.whole)
+    }
+    fn times(self, other: Self) -> Self {
+        self * other
+    }
+    fn inverse(self) -> Self {
+        self.invert()
+    }
+    fn less(self, factor: Self, other: Self) -> Self {
+        self - factor * other
+    }
+    fn index(i: ServerId) -> Self {
+        Scalar::from(i.share_index())
+    }
+}
+
+fn rank<T: Number>(mut rows: Vec<Vec<T>>) -> usize {
     let width = rows.first().map_or(0, Vec::len);
     let mut rank = 0;
     for column in 0..width {
-        let Some(pivot) = (rank..rows.len()).find(|row| rows[*row][column] != 0) else { continue };
+        let Some(pivot) = (rank..rows.len()).find(|row| rows[*row][column] != T::ZERO) else { continue };
         rows.swap(rank, pivot);
-        let inverse = invert(rows[rank][column]);
+        let inverse = rows[rank][column].inverse();
         let pivot = rows[rank].clone();
         for row in &mut rows[rank + 1..] {
-            let factor = multiply(row[column], inverse);
-            row.iter_mut().zip(&pivot).for_each(|(a, b)| *a ^= multiply(factor, *b));
+            let factor = row[column].times(inverse);
+            row.iter_mut().zip(&pivot).for_each(|(a, b)| *a = a.less(factor, *b));
         }
         rank += 1;
     }
@@ -100,18 +150,19 @@ fn vectors_are_reproduced() {
     let vectors: Vectors = serde_json::from_str(include_str!("../../tests/vectors/refresh.json")).unwrap();
     assert!(vectors.cases.len() >= 2);
     for case in vectors.cases {
-        let sum = |i: u8, terms: &BTreeMap<String, String>, coefficient: fn(u8, &ServerSet) -> u8| {
-            let mut combination = Combination::new(32);
-            for (members, term) in terms {
-                let members = set(members);
-                if !members.contains(ServerId(i - 1)) {
-                    combination.add(coefficient(i, &members), &hex(term));
+        let sum =
+            |i: u8, terms: &BTreeMap<String, String>, coefficient: fn(u8, &ServerSet) -> Coefficient| {
+                let mut combination = Combination::new(32);
+                for (members, term) in terms {
+                    let members = set(members);
+                    if !members.contains(ServerId(i - 1)) {
+                        combination.add(coefficient(i, &members).byte, &hex(term));
+                    }
                 }
-            }
-            let mut sum = [0; 32];
-            combination.add_to(&mut sum);
-            sum
-        };
+                let mut sum = [0; 32];
+                combination.add_to(&mut sum);
+                sum
+            };
         let plus = |a: [u8; 32], b: [u8; 32]| std::array::from_fn::<u8, 32, _>(|i| a[i] ^ b[i]);
         let attempt = Seeds::new(CLUSTER, thresholds(case.n, case.k), ATTEMPT, true, None);
         assert_eq!(attempt.sets.len(), case.zero.terms.len());
@@ -141,6 +192,15 @@ fn vectors_are_reproduced() {
 /// all that any zero sharing can have (design §7); and a mask keeps t−u for any u ≤ t corrupt helpers.
 #[test]
 fn what_corrupt_servers_do_not_know_has_full_rank() {
+    full_rank::<u8>(60);
+}
+/// So over scalars.
+#[test]
+fn what_corrupt_servers_do_not_know_has_full_rank_over_scalars() {
+    full_rank::<Scalar>(6);
+}
+
+fn full_rank<T: Number>(of_each_size: usize) {
     for (n, k) in planned().chain([(7, 2), (7, 3)]) {
         let t = k - 1;
         for r in [None, Some(ServerId(0)), Some(ServerId(n as u8 - 1))] {
@@ -149,21 +209,21 @@ fn what_corrupt_servers_do_not_know_has_full_rank() {
                 let all: Vec<_> = (0..n).map(|i| ServerId(i as u8)).collect();
                 let corrupt = subsets(&all, u);
                 // Large clusters: some of the sets.
-                let step = (corrupt.len() / 60).max(1);
+                let step = (corrupt.len() / of_each_size).max(1);
                 for corrupt in corrupt.into_iter().step_by(step) {
                     let honest: Vec<_> = all.iter().filter(|i| !corrupt.contains(**i)).collect();
                     // Seeds that no corrupt server knows are those of sets that contain them all.
-                    let columns = |purpose: Purpose, coefficient: fn(u8, &ServerSet) -> u8| {
+                    let columns = |purpose: Purpose, coefficient: fn(u8, &ServerSet) -> Coefficient| {
                         let unknown: Vec<_> = seeds
                             .sets
                             .iter()
                             .filter(|set| set.purpose == purpose)
                             .filter(|set| corrupt.iter().all(|c| set.members.contains(c)))
                             .collect();
-                        let row = |i: &&ServerId| -> Vec<u8> {
+                        let row = |i: &&ServerId| -> Vec<T> {
                             let of_set = |set: &&SeedSet| match set.members.contains(**i) {
-                                true => 0,
-                                false => coefficient(i.share_index(), &set.members),
+                                true => T::ZERO,
+                                false => T::of(coefficient(i.share_index(), &set.members)),
                             };
                             unknown.iter().map(of_set).collect()
                         };
@@ -193,8 +253,17 @@ fn what_corrupt_servers_do_not_know_has_full_rank() {
 /// they know. Without refresh, or if old shares are left, the same computation finds the secret.
 #[test]
 fn a_mobile_adversary_sees_the_same_whatever_the_secret_is() {
+    mobile_adversary::<u8>(&[(4, 2), (7, 3), (9, 3), (9, 2), (16, 4)]);
+}
+/// So where the secret is a key that servers evaluate a function with.
+#[test]
+fn a_mobile_adversary_sees_the_same_whatever_the_scalar_is() {
+    mobile_adversary::<Scalar>(&[(4, 2), (7, 3), (9, 3)]);
+}
+
+fn mobile_adversary<T: Number>(clusters: &[(usize, usize)]) {
     let mut rng = StdRng::seed_from_u64(5);
-    for (n, k) in [(4, 2), (7, 3), (9, 3), (9, 2), (16, 4)] {
+    for &(n, k) in clusters {
         let (t, epochs) = (k - 1, 5);
         let sets = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, None).sets;
         for round in 0..12 {
@@ -210,15 +279,15 @@ fn a_mobile_adversary_sees_the_same_whatever_the_secret_is() {
             // Unknowns: the secret, the k−1 further coefficients, and one value per set and refresh.
             let unknowns = 1 + t + (epochs - 1) * sets.len();
             let share = |i: ServerId, epoch: usize, refreshed: bool| {
-                let mut row = vec![0; unknowns];
-                (row[0], row[1]) = (1, i.share_index());
+                let mut row = vec![T::ZERO; unknowns];
+                (row[0], row[1]) = (T::ONE, T::index(i));
                 for power in 2..=t {
-                    row[power] = multiply(row[power - 1], i.share_index());
+                    row[power] = row[power - 1].times(T::index(i));
                 }
                 for at in (0..epoch * sets.len()).filter(|_| refreshed) {
                     let members = &sets[at % sets.len()].members;
                     if !members.contains(i) {
-                        row[1 + t + at] = zero_coefficient(i.share_index(), members);
+                        row[1 + t + at] = T::of(zero_coefficient(i.share_index(), members));
                     }
                 }
                 row
@@ -243,7 +312,7 @@ fn a_mobile_adversary_sees_the_same_whatever_the_secret_is() {
                 }
                 // What she knows she can subtract.
                 let known: Vec<_> = (0..unknowns).filter(|at| known[*at]).collect();
-                view.iter_mut().for_each(|row| known.iter().for_each(|at| row[*at] = 0));
+                view.iter_mut().for_each(|row| known.iter().for_each(|at| row[*at] = T::ZERO));
                 let blind = view.iter().map(|row| row[1..].to_vec()).collect();
                 rank(view) > rank(blind)
             };
@@ -314,16 +383,25 @@ fn dealings_hide_what_is_not_for_their_receiver() {
 /// interpolates what it would have had.
 #[test]
 fn shares_change_and_secrets_do_not() {
+    renewed_and_recovered(Field::Bytes, 9);
+    renewed_and_recovered(Field::Scalars, SCALARS_FROM / CHUNK as u64 + 9);
+}
+
+fn renewed_and_recovered(field: Field, chunk: u64) {
+    assert_eq!(Field::of_chunk(chunk), field);
     for (n, k) in planned() {
         let r = ServerId(1);
         let seeds = Seeds::new(CLUSTER, thresholds(n, k), ATTEMPT, true, Some(r));
         let dealings = dealt(&seeds, &[0, 1, 3]);
         let mut rng = StdRng::seed_from_u64(1);
-        let secrets: Vec<[u8; 32]> =
-            (0..CHUNK).map(|_| std::array::from_fn(|_| rng.next_u32() as u8)).collect();
+        let secrets: Vec<[u8; 32]> = (0..CHUNK).map(|_| scalars::draw(&mut rng).to_bytes()).collect();
         let mut before = vec![[0; CHUNK_BYTES]; n];
         for (slot, secret) in secrets.iter().enumerate() {
-            for (i, share) in crate::shamir::deal(secret, k, n, &mut rng).iter().enumerate() {
+            let shares = match field {
+                Field::Bytes => crate::shamir::deal(secret, k, n, &mut rng),
+                Field::Scalars => scalars::deal(&scalars::decode(secret).unwrap(), k, n, &mut rng),
+            };
+            for (i, share) in shares.iter().enumerate() {
                 before[i][32 * slot..32 * slot + 32].copy_from_slice(&**share);
             }
         }
@@ -334,20 +412,24 @@ fn shares_change_and_secrets_do_not() {
             let held: Vec<_> =
                 dealings.iter().map(|(d, dealing)| (*d, seeds.for_server(*d, dealing, id))).collect();
             let held: Vec<_> = held.iter().map(|(d, dealing)| (*d, dealing)).collect();
-            seeds.zero_sharing(id, &held).unwrap().add_to(9, share, &mut scratch);
+            seeds.zero_sharing(id, &held).unwrap().add_to(chunk, share, &mut scratch);
             let mut mask = *share;
             match seeds.masks(id, &held) {
-                Some(terms) => terms.add_to(9, &mut mask, &mut scratch),
+                Some(terms) => terms.add_to(chunk, &mut mask, &mut scratch),
                 None => assert_eq!(id, r),
             }
             masked.push(mask);
         }
+        let interpolated = |points: &[(u8, [u8; 32])], x: u8| {
+            let points: Vec<_> = points.iter().map(|(x, value)| (*x, value)).collect();
+            *field.interpolate(&points, x).expose()
+        };
         for (slot, secret) in secrets.iter().enumerate() {
             let at = |all: &[[u8; CHUNK_BYTES]], i: usize| -> (u8, [u8; 32]) {
                 (i as u8 + 1, all[i][32 * slot..32 * slot + 32].try_into().unwrap())
             };
             let last: Vec<_> = (n - k..n).map(|i| at(&after, i)).collect();
-            assert_eq!(at_zero(&last), *secret, "n {n} k {k}");
+            assert_eq!(interpolated(&last, 0), *secret, "n {n} k {k}");
             assert!((0..n).all(|i| at(&after, i) != at(&before, i)));
             let helpers: Vec<_> = (0..n).filter(|i| *i != r.index()).map(|i| at(&masked, i)).collect();
             assert_eq!(interpolated(&helpers[..k], r.share_index()), at(&after, r.index()).1);
