@@ -26,6 +26,13 @@ pub const MAX_CIPHERTEXT_BYTES: usize = 64 * 1024;
 pub const MAX_SEALED_SHARE_BYTES: usize = 2 * 1024;
 /// Releases of one secret that stay readable; older ones survive as a hash chain (design §6).
 pub const RELEASES_KEPT: usize = 64;
+/// Guesses at a passphrase in a row, at most. Fewer than the releases that stay readable, so that a right
+/// guess can be found among them.
+pub const MAX_GUESSES: u32 = 32;
+/// Memory that stretching a passphrase may take.
+pub const MAX_STRETCH_KIB: u32 = 1024 * 1024;
+/// Passes that stretching a passphrase may take.
+pub const MAX_STRETCH_PASSES: u32 = 64;
 /// Releases of one secret by one key in one minute of agreed time.
 pub const RELEASES_PER_MINUTE: usize = 30;
 

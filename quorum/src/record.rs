@@ -166,6 +166,12 @@ pub enum Invalid {
     /// Not in order, or not all of them dealers.
     #[error("an acknowledgement names dealers, in ascending order")]
     Dealers,
+    /// No guesses or too many, or a key that is none.
+    #[error("a passphrase has sound keys, between 1 and {max} guesses, and {memory} KiB and {passes} passes at most", max = limits::MAX_GUESSES, memory = limits::MAX_STRETCH_KIB, passes = limits::MAX_STRETCH_PASSES)]
+    Passphrase,
+    /// No element of the group, or the identity.
+    #[error("what is to be evaluated is no ristretto255 element")]
+    Element,
 }
 
 /// Whether a record may be used.

@@ -1,7 +1,7 @@
 //! What clients ask for: signed requests, and what came of them (design §3, §4, §6).
 
-use crate::bytes::{Blob, Hash, PublicKey, SignatureBytes};
-use crate::codec::{Tagged, digest};
+use crate::bytes::{Blob, Element, Hash, PublicKey, SignatureBytes};
+use crate::codec::{Tagged, digest, sha256};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp};
 use crate::record::{Entry, Invalid, Name};
 use crate::refresh::AttemptId;
@@ -18,6 +18,34 @@ pub enum Reader {
     Key(PublicKey),
 }
 
+/// How much work a passphrase is stretched with (Argon2id, RFC 9106).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hardness {
+    /// Memory.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+/// What turns a passphrase into a data key, together with k servers (see [`oprf`](crate::oprf)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passphrase {
+    /// Makes equal passphrases different.
+    pub salt: [u8; 16],
+    /// How the passphrase is stretched.
+    pub hardness: Hardness,
+    /// The public half of the key that the servers share.
+    pub key: Element,
+    /// Signs that a guess was right: it follows from the passphrase, and its private half is kept nowhere.
+    pub opener: PublicKey,
+    /// How many guesses there may be in a row that nobody shows to be right.
+    pub guesses: u32,
+}
+
 /// A secret as it is deposited: useless without k servers (design §6).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,8 +54,11 @@ pub struct Deposit {
     pub name: Name,
     /// Who may change its readers' list by replacing it, and delete it; also a reader.
     pub owner: PublicKey,
-    /// Who else may be given it.
+    /// Who else may be given it; if it is behind a passphrase, who may try one: everyone if this is empty.
     pub readers: Vec<Reader>,
+    /// Makes it a secret behind a passphrase. Its shares are of the key that the function is evaluated with,
+    /// and never leave their servers.
+    pub passphrase: Option<Passphrase>,
     /// The index of the secret that this one replaces.
     pub replaces: Option<u64>,
     /// The epoch whose sealing keys the shares are sealed to.
@@ -36,7 +67,8 @@ pub struct Deposit {
     pub ciphertext: Blob,
     /// Digest of the data key.
     pub commitment: Hash,
-    /// The data key's shares, one for each server in order, sealed to its sealing key.
+    /// Shares of the data key, or of the key of the function, one for each server in order, sealed to its
+    /// sealing key.
     pub shares: Vec<Blob>,
 }
 
@@ -92,6 +124,22 @@ pub enum Operation {
     },
     /// A step towards the next epoch, by a server.
     Step(Step),
+    /// Tries a passphrase: has one element evaluated, for the record and counted.
+    Guess {
+        /// The secret's name.
+        secret: Name,
+        /// A fresh X25519 key that the results are sealed to.
+        ephemeral: PublicKey,
+        /// The blinded element.
+        blinded: Element,
+    },
+    /// A guess was right, by the secret's opener.
+    Unlocked {
+        /// The secret's name.
+        secret: Name,
+        /// Number of the guess.
+        release: u64,
+    },
 }
 
 /// What a server contributes to agreeing on the next epoch (design §7). Signed with its announced voting
@@ -156,6 +204,8 @@ impl Operation {
             | Self::Release { .. }
             | Self::Delete { .. }
             | Self::Step(_)
+            | Self::Guess { .. }
+            | Self::Unlocked { .. }
             | Self::AnnounceKeys { .. } => None,
         }
     }
@@ -232,11 +282,13 @@ impl VerifiedRequest {
         self.digest
     }
     /// Whose turn it takes while it waits: the client's, or for a server's announcement or step the
-    /// server's, which could otherwise be as many clients as it likes.
+    /// server's, which could otherwise be as many clients as it likes. So could one who guesses: all guesses
+    /// at a secret wait in one line.
     pub fn queue(&self) -> PublicKey {
         match &self.signed.request.operation {
             Operation::AnnounceKeys { voting, .. } => PublicKey([voting.statement.server.0; 32]),
             Operation::Step(step) => PublicKey([step.server().0; 32]),
+            Operation::Guess { secret, .. } => PublicKey(sha256(secret.as_str().as_bytes()).0),
             _ => self.signed.request.client,
         }
     }
@@ -285,6 +337,19 @@ pub enum Done {
     Announced,
     /// The server's step counts.
     Stepped,
+    /// The servers may evaluate the guess's blinded element.
+    Guessed {
+        /// The secret's index.
+        index: u64,
+        /// Number of the guess, among the secret's releases.
+        release: u64,
+        /// Whose shares it is evaluated with.
+        epoch: Epoch,
+        /// Guesses that are left after it.
+        left: u32,
+    },
+    /// The guesses are counted from that one.
+    Unlocked,
 }
 
 /// Why a request did nothing.
@@ -333,6 +398,15 @@ pub enum Refusal {
     /// Too many releases in a minute, or announcements in an interval, or the same step again.
     #[error("too many requests of this kind; try again later")]
     TooOften,
+    /// It is not behind a passphrase.
+    #[error("this secret is not behind a passphrase: its owner and readers get it with their keys")]
+    NoPassphrase,
+    /// It is behind a passphrase.
+    #[error("this secret is behind a passphrase, and no key opens it")]
+    OnlyByPassphrase,
+    /// All guesses are used up.
+    #[error("no guesses are left for this secret: nobody can open it any more; its owner can replace it")]
+    NoGuessesLeft,
 }
 
 /// The outcome of an executed request.

@@ -6,10 +6,11 @@
 //! given the key.
 
 use crate::bytes::{Blob, Hash, PublicKey};
-use crate::codec::{Tagged, sha256, signing_bytes};
+use crate::codec::{Tagged, decode, encode, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, ServerId};
+use crate::oprf::Evaluation;
 use crate::record::Name;
-use crate::request::{Deposit, Reader};
+use crate::request::{Deposit, Passphrase, Reader};
 use crate::state::Secret;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
@@ -92,6 +93,7 @@ fn seal<R: CryptoRng>(
 
 const DEPOSIT: &[u8] = b"kds.deposit-share.1";
 const RELEASE: &[u8] = b"kds.release-share.1";
+const EVALUATION: &[u8] = b"kds.evaluation.1";
 
 /// What a deposited share is bound to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,6 +112,8 @@ pub struct ShareContext<'a> {
     pub owner: PublicKey,
     /// The secret's readers.
     pub readers: &'a [Reader],
+    /// What the secret is behind.
+    pub passphrase: Option<&'a Passphrase>,
     /// Digest of the ciphertext.
     pub ciphertext_hash: Hash,
     /// Digest of the data key.
@@ -130,6 +134,7 @@ impl<'a> ShareContext<'a> {
             name: &deposit.name,
             owner: deposit.owner,
             readers: &deposit.readers,
+            passphrase: deposit.passphrase.as_ref(),
             ciphertext_hash: sha256(&deposit.ciphertext),
             commitment: deposit.commitment,
         }
@@ -144,6 +149,7 @@ impl<'a> ShareContext<'a> {
             name: &secret.name,
             owner: secret.owner,
             readers: &secret.readers,
+            passphrase: secret.passphrase.as_ref(),
             ciphertext_hash: secret.ciphertext_hash,
             commitment: secret.commitment,
         }
@@ -195,6 +201,26 @@ impl HandOutContext {
         rng: &mut R,
     ) -> Result<Blob, SealError> {
         seal(to, RELEASE, &signing_bytes(cluster, self), share, rng)
+    }
+    /// Seals a server's result to the one who guesses.
+    pub fn seal_evaluation<R: CryptoRng>(
+        &self,
+        cluster: &ClusterId,
+        to: &PublicKey,
+        evaluation: &Evaluation,
+        rng: &mut R,
+    ) -> Result<Blob, SealError> {
+        seal(to, EVALUATION, &signing_bytes(cluster, self), &encode(evaluation), rng)
+    }
+    /// Opens a server's result.
+    pub fn open_evaluation(
+        &self,
+        cluster: &ClusterId,
+        key: &OpeningKey,
+        sealed: &[u8],
+    ) -> Result<Evaluation, SealError> {
+        let opened = key.open(EVALUATION, &signing_bytes(cluster, self), sealed)?;
+        decode(&opened).map_err(|_| SealError::DoesNotOpen)
     }
     /// Opens a share at its reader.
     pub fn open(
@@ -249,7 +275,18 @@ pub fn decrypt_material(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bytes::Element;
     use rand::{SeedableRng, rngs::StdRng};
+
+    fn sample_passphrase(guesses: u32) -> Passphrase {
+        Passphrase {
+            salt: [1; 16],
+            hardness: crate::request::Hardness { memory_kib: 64, passes: 1, lanes: 1 },
+            key: Element([2; 32]),
+            opener: PublicKey([3; 32]),
+            guesses,
+        }
+    }
 
     /// Every part of the context that design §6 names is one that a thief would change to make a
     /// copied share open in a deposit of his own.
@@ -260,6 +297,8 @@ mod tests {
         let key = OpeningKey::derive(&[7; 32]);
         let (name, other_name) = (Name::new("s").unwrap(), Name::new("t").unwrap());
         let readers = [Reader::Key(PublicKey([2; 32]))];
+        let passphrase = sample_passphrase(10);
+        let more_guesses = sample_passphrase(30);
         let good = ShareContext {
             epoch: Epoch(3),
             server: ServerId(1),
@@ -268,6 +307,7 @@ mod tests {
             name: &name,
             owner: PublicKey([6; 32]),
             readers: &readers,
+            passphrase: Some(&passphrase),
             ciphertext_hash: Hash([7; 32]),
             commitment: Hash([8; 32]),
         };
@@ -282,6 +322,8 @@ mod tests {
             ShareContext { name: &other_name, ..good.clone() },
             ShareContext { owner: PublicKey([7; 32]), ..good.clone() },
             ShareContext { readers: &[], ..good.clone() },
+            ShareContext { passphrase: None, ..good.clone() },
+            ShareContext { passphrase: Some(&more_guesses), ..good.clone() },
             ShareContext { ciphertext_hash: Hash([0; 32]), ..good.clone() },
             ShareContext { commitment: Hash([0; 32]), ..good.clone() },
         ];
@@ -308,6 +350,7 @@ mod tests {
             name: Name::new("s").unwrap(),
             owner: PublicKey([1; 32]),
             readers: vec![Reader::Key(PublicKey([2; 32]))],
+            passphrase: Some(sample_passphrase(10)),
             replaces: None,
             epoch: Epoch(0),
             ciphertext: Blob(vec![3; 40]),
@@ -319,10 +362,12 @@ mod tests {
         }
         let sealed = context(&good).seal(&cluster, &key.public(), &[9; 32], &mut rng).unwrap();
         assert!(context(&good).open(&cluster, &key, &sealed).is_ok());
-        let changes: [&dyn Fn(&mut Deposit); 6] = [
+        let changes: [&dyn Fn(&mut Deposit); 8] = [
             &|deposit| deposit.name = Name::new("t").unwrap(),
             &|deposit| deposit.owner = PublicKey([0; 32]),
             &|deposit| deposit.readers.clear(),
+            &|deposit| deposit.passphrase = None,
+            &|deposit| deposit.passphrase = Some(sample_passphrase(30)),
             &|deposit| deposit.epoch = Epoch(1),
             &|deposit| deposit.ciphertext.0[0] ^= 1,
             &|deposit| deposit.commitment = Hash([0; 32]),

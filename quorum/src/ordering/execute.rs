@@ -5,6 +5,7 @@ use super::{OwnCheckpoint, Replica};
 use crate::bytes::{Blob, SecretBytes};
 use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::{CheckedBatch, PeerMessage};
+use crate::refresh::Field;
 use crate::request::Operation;
 use crate::sealing::{OpeningKey, ShareContext};
 use crate::shares::ShareOp;
@@ -98,6 +99,7 @@ impl Replica {
             .get(self.id.index())
             .zip(opening)
             .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
+            .filter(|share| Field::of(index).has(share))
             .map(|share| SecretBytes::new(&share));
         // If it does not open although it was sealed while this server's own key was on record, its depositor
         // is to blame; otherwise this server, which has lost that key.

@@ -14,6 +14,7 @@
 //! | `w/` index | [`SealedShares`] | the sealed shares of a secret that was deposited in this epoch |
 //! | `e` | [`Epochs`] | the current epoch, and the attempt at the next one |
 //! | `j` | `u64` | how many secrets were ever deposited |
+//! | `i` | `u64` | how many secrets behind a passphrase were ever deposited |
 
 use super::{Epochs, Releases, SealedShares, Secret, ServerKeys};
 use crate::bytes::{Blob, PublicKey};
@@ -61,6 +62,8 @@ pub const SECRETS: &[u8] = b"x/";
 pub const EPOCHS: &[u8] = b"e";
 /// Key of the number of secrets ever deposited.
 pub const SECRETS_EVER: &[u8] = b"j";
+/// Key of the number of secrets behind a passphrase ever deposited.
+pub const PASSPHRASES_EVER: &[u8] = b"i";
 
 /// Where the cluster stands in its epochs.
 pub fn epochs(state: &impl Lookup) -> Option<Epochs> {

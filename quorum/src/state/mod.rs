@@ -7,6 +7,7 @@
 
 mod clients;
 mod epochs;
+mod guesses;
 pub mod layout;
 mod membership;
 mod names;
@@ -254,6 +255,11 @@ impl State {
             Operation::Delete { secret } => self.delete(client, secret, events),
             Operation::Step(step) => self.step(client, step, events),
             Operation::AnnounceKeys { voting, sealing } => self.announce(client, voting, sealing),
+            Operation::Guess { secret, ephemeral, blinded } => {
+                let to = RequestId { client, sequence: request.sequence };
+                self.guess(to, number, secret, *ephemeral, *blinded)
+            }
+            Operation::Unlocked { secret, release } => self.unlocked(client, secret, *release),
         }
     }
 
@@ -284,7 +290,7 @@ impl State {
 }
 
 /// Why a request is not worth ordering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdmitted {
     /// It cannot execute any more.
     #[error("the request expired at {expiry}, and the agreed time is {now}")]
@@ -305,6 +311,9 @@ pub enum NotAdmitted {
     /// No administrator, owner, reader or server.
     #[error("this key is known neither as an administrator nor as an owner or reader of anything")]
     UnknownKey,
+    /// A guess that cannot be.
+    #[error("{0}")]
+    Guess(Refusal),
 }
 
 /// Whether a request could execute in this state: the same rule at the server that a client
@@ -331,6 +340,11 @@ pub fn admit(
     // A server's voting key is known for its steps, and for those that it has not taken yet.
     let known = match &request.operation {
         Operation::Step(step) => epochs::takes_step(state, manifest, request, step),
+        // She who lost every device has no key that anyone knows.
+        Operation::Guess { secret, .. } => match guesses::guesses_left(state, secret, client) {
+            Err(refusal) if !known => return Err(NotAdmitted::Guess(refusal)),
+            _ => true,
+        },
         _ => known,
     };
     if known { Ok(()) } else { Err(NotAdmitted::UnknownKey) }

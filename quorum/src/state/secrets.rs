@@ -4,12 +4,14 @@
 //! each server opens its own when a deposit executes.
 
 use super::{Event, Lookup, State, layout};
-use crate::bytes::{Blob, Hash, PublicKey};
+use crate::bytes::{Blob, Element, Hash, PublicKey};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, Timestamp};
 use crate::limits;
+use crate::oprf;
 use crate::record::{Change, Invalid, Name};
-use crate::request::{Deposit, Done, Reader, Refusal, RequestId};
+use crate::refresh::SCALARS_FROM;
+use crate::request::{Deposit, Done, Passphrase, Reader, Refusal, RequestId};
 use crate::signing::is_sound_key;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -20,12 +22,15 @@ use zeroize::Zeroizing;
 pub struct Secret {
     /// Its name.
     pub name: Name,
-    /// Names its shares: how many deposits came before it. Never used again.
+    /// Names its shares: how many deposits came before it, from [`SCALARS_FROM`] if it is behind a passphrase.
+    /// Never used again.
     pub index: u64,
     /// Who may replace and delete it, and be given it.
     pub owner: PublicKey,
-    /// Who else may be given it.
+    /// Who else may be given it; if it is behind a passphrase, who may try one: everyone if this is empty.
     pub readers: Vec<Reader>,
+    /// What it is behind, if anything.
+    pub passphrase: Option<Passphrase>,
     /// Whose request deposited it.
     pub depositor: RequestId,
     /// Digest of the ciphertext.
@@ -65,6 +70,8 @@ pub struct Release {
     pub epoch: Epoch,
     /// When.
     pub time: Timestamp,
+    /// What servers evaluate instead of handing out shares, if this was a guess.
+    pub blinded: Option<Element>,
 }
 impl Tagged for Release {
     const TAG: &'static str = "kds.release";
@@ -80,6 +87,8 @@ pub struct Releases {
     pub chain: Option<Hash>,
     /// The last ones, oldest first.
     pub last: Vec<Release>,
+    /// Guesses since the last that was shown to be right.
+    pub guessed: u32,
 }
 
 /// The commitment to a data key: its digest, bound to the cluster.
@@ -101,6 +110,15 @@ pub(super) fn may_read(state: &impl Lookup, secret: &Secret, client: &PublicKey)
                 record.entry.owner == Some(*client) && record.status == crate::record::Status::Active
             }),
         })
+}
+
+fn is_sound_passphrase(passphrase: &Passphrase) -> bool {
+    let hardness = passphrase.hardness;
+    oprf::is_sound(&passphrase.key)
+        && is_sound_key(&passphrase.opener)
+        && (1..=limits::MAX_GUESSES).contains(&passphrase.guesses)
+        && hardness.memory_kib <= limits::MAX_STRETCH_KIB
+        && hardness.passes <= limits::MAX_STRETCH_PASSES
 }
 
 impl Secret {
@@ -144,14 +162,20 @@ impl State {
         }
         // Numbered without gaps, so that pseudo-random bytes for many secrets come from one stretch of a
         // key stream (docs/decisions/0018-refresh.md), and never again.
-        let index: u64 = self.load(layout::SECRETS_EVER).unwrap_or(0);
-        self.put(layout::SECRETS_EVER.to_vec(), &(index + 1));
+        let (counter, first) = match deposit.passphrase {
+            None => (layout::SECRETS_EVER, 0),
+            Some(_) => (layout::PASSPHRASES_EVER, SCALARS_FROM),
+        };
+        let before: u64 = self.load(counter).unwrap_or(0);
+        self.put(counter.to_vec(), &(before + 1));
+        let index = first + before;
         let depositor = RequestId { client, sequence: client_sequence };
         let secret = Secret {
             name: deposit.name.clone(),
             index,
             owner: deposit.owner,
             readers: deposit.readers.clone(),
+            passphrase: deposit.passphrase.clone(),
             depositor,
             ciphertext_hash: sha256(&deposit.ciphertext),
             ciphertext_bytes: deposit.ciphertext.len() as u64,
@@ -181,6 +205,9 @@ impl State {
         if deposit.ciphertext.len() > limits::MAX_CIPHERTEXT_BYTES {
             return Err(Invalid::Ciphertext);
         }
+        if !deposit.passphrase.as_ref().is_none_or(is_sound_passphrase) {
+            return Err(Invalid::Passphrase);
+        }
         let sizes_fit = deposit.shares.iter().all(|share| share.len() <= limits::MAX_SEALED_SHARE_BYTES);
         if deposit.shares.len() != self.manifest.thresholds.n() || !sizes_fit {
             return Err(Invalid::Shares);
@@ -200,9 +227,26 @@ impl State {
         if !may_read(&self.map, &secret, &client) {
             return Err(Refusal::NotAllowed);
         }
-        let mut releases = layout::releases(&self.map, secret.index).unwrap_or_default();
+        if secret.passphrase.is_some() {
+            return Err(Refusal::OnlyByPassphrase);
+        }
+        let to = RequestId { client, sequence: client_sequence };
+        self.record_release(secret.index, to, release, ephemeral, None)?;
+        Ok(Done::Released { index: secret.index, release, epoch: self.epoch })
+    }
+
+    /// Puts a release, or a guess, on the record.
+    pub(super) fn record_release(
+        &mut self,
+        index: u64,
+        to: RequestId,
+        release: u64,
+        ephemeral: PublicKey,
+        blinded: Option<Element>,
+    ) -> Result<(), Refusal> {
+        let mut releases = layout::releases(&self.map, index).unwrap_or_default();
         let recent =
-            |release: &&Release| release.to.client == client && self.time.since_ms(release.time) < 60_000;
+            |release: &&Release| release.to.client == to.client && self.time.since_ms(release.time) < 60_000;
         if releases.last.iter().filter(recent).count() >= limits::RELEASES_PER_MINUTE {
             return Err(Refusal::TooOften);
         }
@@ -212,10 +256,10 @@ impl State {
             releases.chain = Some(sha256(&[before, digest(&self.cluster, &oldest).0].concat()));
             releases.earlier += 1;
         }
-        let to = RequestId { client, sequence: client_sequence };
-        releases.last.push(Release { release, to, ephemeral, epoch: self.epoch, time: self.time });
-        self.put(layout::releases_key(secret.index), &releases);
-        Ok(Done::Released { index: secret.index, release, epoch: self.epoch })
+        releases.last.push(Release { release, to, ephemeral, epoch: self.epoch, time: self.time, blinded });
+        releases.guessed += u32::from(blinded.is_some());
+        self.put(layout::releases_key(index), &releases);
+        Ok(())
     }
 
     pub(super) fn delete(
@@ -243,6 +287,9 @@ impl State {
 
     fn count_keys_of(&mut self, secret: &Secret, more: bool) {
         self.count_key(&secret.owner, more);
+        if let Some(passphrase) = &secret.passphrase {
+            self.count_key(&passphrase.opener, more);
+        }
         for reader in &secret.readers {
             if let Reader::Key(key) = reader {
                 self.count_key(key, more);

@@ -3,8 +3,10 @@ use crate::Blob;
 use crate::ids::ServerId;
 use crate::manifest::tests::sample;
 use crate::record::{Entry, Invalid, KeyMaterial, Name, Status};
-use crate::request::{Deposit, Done, Reader, SignedRequest};
+use crate::refresh::SCALARS_FROM;
+use crate::request::{Deposit, Done, Hardness, Passphrase, Reader, SignedRequest};
 use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
+use crate::{Element, oprf};
 use rand::{SeedableRng, rngs::StdRng};
 use std::collections::BTreeMap;
 
@@ -185,6 +187,7 @@ fn deposit(secret: &str, owner: &SigningKey, readers: Vec<Reader>) -> Deposit {
         name: name(secret),
         owner: owner.public(),
         readers,
+        passphrase: None,
         replaces: None,
         epoch: Epoch(0),
         ciphertext: Blob(vec![1; 40]),
@@ -277,6 +280,101 @@ fn releases_are_limited_and_old_ones_become_a_chain() {
     assert_eq!(releases.last.len(), crate::limits::RELEASES_KEPT);
     assert_eq!(releases.earlier as usize, total - crate::limits::RELEASES_KEPT);
     assert!(releases.chain.is_some());
+}
+
+fn behind_passphrase(secret: &str, opener: &SigningKey, readers: Vec<Reader>, guesses: u32) -> Deposit {
+    let key = oprf::public_half(&crate::scalars::whole(5));
+    let hardness = Hardness { memory_kib: 64, passes: 1, lanes: 1 };
+    let passphrase = Passphrase { salt: [1; 16], hardness, key, opener: opener.public(), guesses };
+    Deposit { passphrase: Some(passphrase), ..deposit(secret, &admin(), readers) }
+}
+fn guess(secret: &str) -> Operation {
+    let blinded = oprf::public_half(&crate::scalars::whole(7));
+    Operation::Guess { secret: name(secret), ephemeral: PublicKey([9; 32]), blinded }
+}
+
+/// Attack 55: never more guesses than the limit, whoever makes them, and whatever comes late or again.
+#[test]
+fn guesses_are_counted_before_anything_is_evaluated() {
+    let mut world = World::new();
+    let opener = key(50);
+    let deposit = behind_passphrase("s", &opener, vec![], 3);
+    let Done::Deposited { index } = world.done(&admin(), Operation::Deposit(deposit)) else { panic!() };
+    assert!(index >= SCALARS_FROM, "its shares are scalars");
+    // No key opens it, not its owner's: the shares would be those of the function's key.
+    assert_eq!(world.refused(&admin(), release("s")), Refusal::OnlyByPassphrase);
+
+    let try_one = |world: &mut World, by: u8| {
+        let Done::Guessed { index: of, left, .. } = world.done(&key(by), guess("s")) else { panic!() };
+        assert_eq!(of, index);
+        left
+    };
+    // From keys that nobody knows, one after the other.
+    assert_eq!([60, 61].map(|by| try_one(&mut world, by)), [2, 1]);
+    // The opener shows that the first was right; the second counts nevertheless.
+    let late = Operation::Unlocked { secret: name("s"), release: guesses_at(&world, index)[0] };
+    assert_eq!(world.ask(&key(60), late.clone()), None);
+    assert_eq!(world.done(&opener, late.clone()), Done::Unlocked);
+    assert_eq!([62, 63].map(|by| try_one(&mut world, by)), [1, 0]);
+    // No guess is left: nobody is admitted, and known keys are told why.
+    assert_eq!(world.ask(&key(64), guess("s")), None);
+    assert_eq!(world.refused(&admin(), guess("s")), Refusal::NoGuessesLeft);
+    // The same proof again, held back by somebody, gives nothing: three came after it.
+    assert_eq!(world.done(&opener, late), Done::Unlocked);
+    assert_eq!(world.refused(&admin(), guess("s")), Refusal::NoGuessesLeft);
+    // A guess that was never made is no proof.
+    let never = Operation::Unlocked { secret: name("s"), release: 1 };
+    assert_eq!(world.refused(&opener, never), Refusal::NotAllowed);
+    // What servers evaluate is what was ordered.
+    let record = layout::releases(world.state.map(), index).unwrap();
+    assert!(record.last.iter().all(|release| release.blinded.is_some()));
+    assert_eq!((record.last.len(), record.guessed), (4, 3));
+    // Replaced by its owner, it begins anew; deleted, nothing of it is left.
+    let again = behind_passphrase("s", &key(51), vec![], 2);
+    let again = Deposit { replaces: Some(index), ..again };
+    assert_eq!(world.done(&admin(), Operation::Deposit(again)), Done::Deposited { index: index + 1 });
+    assert_eq!(world.ask(&opener, Operation::Unlocked { secret: name("s"), release: 1 }), None);
+    world.done(&key(65), guess("s"));
+}
+
+fn guesses_at(world: &World, index: u64) -> Vec<u64> {
+    let releases = layout::releases(world.state.map(), index).unwrap();
+    releases.last.iter().map(|release| release.release).collect()
+}
+
+#[test]
+fn who_may_guess_is_up_to_the_depositor_and_what_is_up_to_the_group() {
+    let mut world = World::new();
+    let (desk, stranger) = (key(2), key(3));
+    let readers = vec![Reader::Key(desk.public())];
+    let guarded = behind_passphrase("s", &key(50), readers, 3);
+    world.done(&admin(), Operation::Deposit(guarded.clone()));
+    assert_eq!(world.ask(&stranger, guess("s")), None);
+    world.done(&desk, guess("s"));
+    let Operation::Guess { secret, ephemeral, .. } = guess("s") else { panic!() };
+    for nothing in [Element([0; 32]), Element([0xff; 32])] {
+        let bad = Operation::Guess { secret: secret.clone(), ephemeral, blinded: nothing };
+        assert_eq!(world.refused(&desk, bad), Refusal::Invalid(Invalid::Element));
+    }
+    world.done(&admin(), Operation::Deposit(deposit("plain", &admin(), vec![])));
+    assert_eq!(world.refused(&admin(), guess("plain")), Refusal::NoPassphrase);
+    assert_eq!(world.ask(&stranger, guess("plain")), None);
+    let change = |change: &dyn Fn(&mut Passphrase)| {
+        let mut deposit = Deposit { name: name("bad"), ..guarded.clone() };
+        change(deposit.passphrase.as_mut().unwrap());
+        Operation::Deposit(deposit)
+    };
+    let bad: [&dyn Fn(&mut Passphrase); 6] = [
+        &|p| p.guesses = 0,
+        &|p| p.guesses = crate::limits::MAX_GUESSES + 1,
+        &|p| p.key = Element([0; 32]),
+        &|p| p.opener = PublicKey([0; 32]),
+        &|p| p.hardness.memory_kib = u32::MAX,
+        &|p| p.hardness.passes = u32::MAX,
+    ];
+    for bad in bad {
+        assert_eq!(world.refused(&admin(), change(bad)), Refusal::Invalid(Invalid::Passphrase));
+    }
 }
 
 #[test]

@@ -84,6 +84,7 @@ impl Simulation {
             name: Name::new(format!("secret-{which}")).unwrap(),
             owner: depositor.public(),
             readers: vec![],
+            passphrase: None,
             replaces: None,
             epoch,
             ciphertext: Blob(vec![which as u8; 40]),
