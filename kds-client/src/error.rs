@@ -106,6 +106,19 @@ pub enum ClientError {
     /// Secret.
     #[error("{0}")]
     Secret(String),
+    /// k servers evaluated the guess, provably, and it is not the passphrase.
+    #[error(
+        "this is not the passphrase; {}",
+        match .left {
+            0 => "no guesses are left: nobody can open this secret any more".into(),
+            1 => "1 more guess is left".into(),
+            left => format!("{left} more guesses are left"),
+        }
+    )]
+    WrongPassphrase {
+        /// Guesses that are left.
+        left: u32,
+    },
     /// The client's own side.
     #[error("{0}")]
     Local(String),
@@ -125,9 +138,15 @@ impl ClientError {
                 | Refusal::SecretTaken { .. }
                 | Refusal::EpochPassed { .. } => ExitStatus::Conflict,
                 Refusal::NoSuchName | Refusal::NoSuchSecret => ExitStatus::NotFound,
-                Refusal::NotAllowed | Refusal::Invalid(_) | Refusal::TooOften => ExitStatus::Refused,
+                Refusal::NotAllowed
+                | Refusal::Invalid(_)
+                | Refusal::TooOften
+                | Refusal::NoPassphrase
+                | Refusal::OnlyByPassphrase
+                | Refusal::NoGuessesLeft => ExitStatus::Refused,
             },
             Self::RefusedByServers { status, .. } => *status,
+            Self::WrongPassphrase { .. } => ExitStatus::Refused,
             Self::NumberReused => ExitStatus::Conflict,
             Self::Secret(_) => ExitStatus::Unverified,
             Self::Local(_) => ExitStatus::Other,

@@ -4,12 +4,15 @@
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
+use quorum::limits::{MAX_STRETCH_KIB, MAX_STRETCH_PASSES};
+use quorum::request::Hardness;
 use quorum::signing::SigningKey;
 use quorum::{Blob, PublicKey};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::path::Path;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// What a private file holds.
@@ -101,14 +104,23 @@ pub struct Passphrase(Zeroizing<String>);
 impl Passphrase {
     /// From KDS_PASSPHRASE, if it is set and not empty.
     pub fn from_environment() -> Option<Self> {
-        std::env::var("KDS_PASSPHRASE")
-            .ok()
-            .filter(|text| !text.is_empty())
-            .map(|text| Self(Zeroizing::new(text)))
+        Self::from_variable("KDS_PASSPHRASE")
     }
     /// Asks on the terminal.
     pub fn ask(prompt: &str) -> std::io::Result<Self> {
         rpassword::prompt_password(prompt).map(|text| Self(Zeroizing::new(text)))
+    }
+    /// From a variable of the environment, if it is set and not empty.
+    pub fn from_variable(name: &str) -> Option<Self> {
+        std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| Self(Zeroizing::new(text)))
+    }
+    /// Whether it is the same as another one.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
     /// From text, for tests.
     pub fn new(text: &str) -> Self {
@@ -122,20 +134,28 @@ impl std::fmt::Debug for Passphrase {
 }
 
 /// Argon2id with RFC 9106's second recommended choice (64 MiB, 3 passes), one lane.
-const ARGON2: (u32, u32, u32) = (64 * 1024, 3, 1);
-/// What a file may ask of the machine that opens it.
-const MAX_MEMORY_KIB: u32 = 1024 * 1024;
-const MAX_PASSES: u32 = 64;
+pub(crate) const HARDNESS: Hardness = Hardness { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
 
-fn derive(passphrase: &Passphrase, sealed: &Sealed) -> Option<Zeroizing<[u8; 32]>> {
-    if sealed.memory_kib > MAX_MEMORY_KIB || sealed.passes > MAX_PASSES {
+/// Stretches a passphrase; none if that would take more than anyone may ask of this machine.
+pub(crate) fn stretch(
+    passphrase: &Passphrase,
+    salt: &[u8],
+    hardness: Hardness,
+) -> Option<Zeroizing<[u8; 32]>> {
+    let Hardness { memory_kib, passes, lanes } = hardness;
+    if memory_kib > MAX_STRETCH_KIB || passes > MAX_STRETCH_PASSES {
         return None;
     }
-    let params = Params::new(sealed.memory_kib, sealed.passes, sealed.lanes, Some(32)).ok()?;
+    let params = Params::new(memory_kib, passes, lanes, Some(32)).ok()?;
     let mut key = Zeroizing::new([0; 32]);
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    argon2.hash_password_into(passphrase.0.as_bytes(), &sealed.salt, &mut *key).ok()?;
+    argon2.hash_password_into(passphrase.0.as_bytes(), salt, &mut *key).ok()?;
     Some(key)
+}
+
+fn derive(passphrase: &Passphrase, sealed: &Sealed) -> Option<Zeroizing<[u8; 32]>> {
+    let Sealed { memory_kib, passes, lanes, .. } = *sealed;
+    stretch(passphrase, &sealed.salt, Hardness { memory_kib, passes, lanes })
 }
 
 fn context(kind: SecretKind, public: Option<&PublicKey>) -> Vec<u8> {
@@ -157,7 +177,7 @@ pub fn write(
             let (mut salt, mut nonce) = ([0; 16], [0; 12]);
             rand::rng().fill_bytes(&mut salt);
             rand::rng().fill_bytes(&mut nonce);
-            let (memory_kib, passes, lanes) = ARGON2;
+            let Hardness { memory_kib, passes, lanes } = HARDNESS;
             let mut sealed = Sealed {
                 memory_kib,
                 passes,

@@ -4,6 +4,7 @@ use crate::api::ProblemKind;
 use crate::client::Client;
 use crate::error::{ClientError, LinkError, Misbehaviour};
 use crate::link::segment;
+use crate::passphrase::{Lock, Locked};
 use crate::write::Written;
 use quorum::answer::{PageAnswer, SecretAnswer, ShareAnswer, ShareQuestion, Verifier};
 use quorum::bytes::{Blob, PublicKey};
@@ -24,7 +25,7 @@ use zeroize::Zeroizing;
 /// How often a deposit is sealed again because its epoch passed meanwhile.
 const RESEALS: usize = 5;
 /// How often a release is asked for again because its epoch passed meanwhile.
-const RERELEASES: usize = 3;
+pub(crate) const RERELEASES: usize = 3;
 /// How long a depositor waits for the last servers of a starting cluster to announce their keys.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a reader waits for further shares to find out whose were wrong.
@@ -51,6 +52,9 @@ pub struct Recovered {
     pub answered: Vec<ServerId>,
     /// Servers whose shares do not fit, or whose answers were nonsense.
     pub wrong: Vec<Misbehaviour>,
+    /// The guess was right, and why the servers could not be told so: it counts as a wrong one until the
+    /// next that is right.
+    pub uncounted: Option<ClientError>,
 }
 
 impl std::fmt::Debug for Recovered {
@@ -72,31 +76,51 @@ impl Client {
         replace: bool,
         trust: bool,
     ) -> Result<Deposited, ClientError> {
+        let deposited = self.deposit(key, name, material, readers, None, replace).await?;
+        if trust {
+            return Ok(deposited);
+        }
+        let back = self.get_secret(key, name).await?;
+        self.same(&back, material)?;
+        Ok(Deposited { proved: true, ..deposited })
+    }
+
+    /// What comes back of a deposit must be what was deposited.
+    pub(crate) fn same(&self, back: &Recovered, material: &[u8]) -> Result<(), ClientError> {
+        match *back.material == material {
+            true => Ok(()),
+            false => Err(ClientError::Secret("what came back is not what was deposited".into())),
+        }
+    }
+
+    /// Seals and deposits, again if the epoch passes meanwhile.
+    pub(crate) async fn deposit(
+        &self,
+        key: &SigningKey,
+        name: &Name,
+        material: &[u8],
+        readers: &[Reader],
+        lock: Option<&Lock>,
+        replace: bool,
+    ) -> Result<Deposited, ClientError> {
         let replaces = match replace {
             true => self.secret(name).await?.map(|(secret, _)| secret.index),
             false => None,
         };
         let mut attempt = 0;
-        let (written, index) = loop {
-            let (sequence, deposit) = self.seal_deposit(key, name, material, readers, replaces).await?;
+        loop {
+            let (sequence, deposit) = self.seal_deposit(key, name, material, readers, lock, replaces).await?;
             let request = self.sign(key, sequence, Operation::Deposit(deposit));
             match self.submit_signed(&request).await {
                 Ok(written) => match written.done {
-                    Done::Deposited { index } => break (written, index),
+                    Done::Deposited { index } => return Ok(Deposited { index, written, proved: false }),
                     _ => return Err(ClientError::Secret("the receipt is of another operation".into())),
                 },
                 // The epoch ended between sealing and execution: seal to the new keys.
                 Err(ClientError::Refused(Refusal::EpochPassed { .. })) if attempt < RESEALS => attempt += 1,
                 Err(error) => return Err(error),
             }
-        };
-        if !trust {
-            let back = self.get_secret(key, name).await?;
-            if *back.material != material {
-                return Err(ClientError::Secret("what came back is not what was deposited".into()));
-            }
         }
-        Ok(Deposited { index, written, proved: !trust })
     }
 
     async fn seal_deposit(
@@ -105,19 +129,28 @@ impl Client {
         name: &Name,
         material: &[u8],
         readers: &[Reader],
+        lock: Option<&Lock>,
         replaces: Option<u64>,
     ) -> Result<(u64, Deposit), ClientError> {
         let cluster = self.inner.manifest.cluster_id();
         let thresholds = self.inner.manifest.thresholds;
         let (epoch, sealing) = self.sealing_keys().await?;
         let mut rng = rand::rng();
-        let mut data_key = Zeroizing::new([0; 32]);
-        rng.fill_bytes(&mut *data_key);
+        let (data_key, shares, passphrase) = match lock.map(|lock| lock.turn(self)) {
+            Some(Locked { data_key, shares, passphrase }) => (data_key, shares, Some(passphrase)),
+            None => {
+                let mut data_key = Zeroizing::new([0; 32]);
+                rng.fill_bytes(&mut *data_key);
+                let shares = deal(&data_key, thresholds.k(), thresholds.n(), &mut rng);
+                (data_key, shares, None)
+            }
+        };
         let failed = |e: quorum::sealing::SealError| ClientError::Secret(e.to_string());
         let mut deposit = Deposit {
             name: name.clone(),
             owner: key.public(),
             readers: readers.to_vec(),
+            passphrase,
             replaces,
             epoch,
             ciphertext: encrypt_material(&cluster, name, &data_key, material).map_err(failed)?,
@@ -125,7 +158,6 @@ impl Client {
             shares: vec![],
         };
         let sequence = rng.next_u64();
-        let shares = deal(&data_key, thresholds.k(), thresholds.n(), &mut rng);
         for (server, share) in self.inner.manifest.grid().servers().zip(&shares) {
             let sealed = match sealing.get(server.index()).copied().flatten() {
                 // A server without a key has announced none: it recovers a share in a later epoch.
@@ -228,7 +260,7 @@ impl Client {
         let material = decrypt_material(&cluster, name, &data_key, &ciphertext).map_err(|_| {
             ClientError::Secret("the ciphertext does not open: its depositor dealt it wrong".into())
         })?;
-        Ok(Some(Recovered { material, secret, answered, wrong }))
+        Ok(Some(Recovered { material, secret, answered, wrong, uncounted: None }))
     }
 
     /// Metadata of the secret with this index. It is certified, since its release is; a server that
@@ -236,9 +268,9 @@ impl Client {
     async fn secret_at(&self, name: &Name, index: u64) -> Result<Option<(Secret, Releases)>, ClientError> {
         let deadline = self.deadline().min(Instant::now() + Duration::from_secs(3));
         loop {
-            let found = self.secret(name).await?.filter(|(secret, _)| secret.index >= index);
+            let found = self.secret(name).await?.filter(|(secret, _)| secret.index == index);
             if found.is_some() || Instant::now() >= deadline {
-                return Ok(found.filter(|(secret, _)| secret.index == index));
+                return Ok(found);
             }
             sleep(Duration::from_millis(30)).await;
         }
@@ -250,23 +282,75 @@ impl Client {
     }
 }
 
-/// Collecting shares of one release.
-struct Gathering<'a> {
-    client: &'a Client,
-    secret: &'a Secret,
-    release: u64,
-    epoch: Epoch,
-    ephemeral: &'a OpeningKey,
+/// Collecting shares, or results, of one release.
+pub(crate) struct Gathering<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) secret: &'a Secret,
+    pub(crate) release: u64,
+    pub(crate) epoch: Epoch,
+    pub(crate) ephemeral: &'a OpeningKey,
+}
+
+/// What servers answer to a release, one after the other.
+pub(crate) struct Answers<'a> {
+    gathering: &'a Gathering<'a>,
+    tasks: JoinSet<(ServerId, Result<ShareAnswer, LinkError>)>,
+    deadline: Instant,
+    /// Servers that say that the epoch has passed.
+    gone_on: usize,
+    silent: Vec<ServerId>,
+    pub(crate) wrong: Vec<Misbehaviour>,
+}
+
+impl Answers<'_> {
+    /// The next answer: what is sealed to the reader, and the ciphertext if it came along. An inner none
+    /// is an answer that holds nothing of use; an outer one the end.
+    pub(crate) async fn next(&mut self) -> Option<Option<(ServerId, Blob, Option<Blob>)>> {
+        self.next_until(self.deadline).await
+    }
+    async fn next_until(&mut self, until: Instant) -> Option<Option<(ServerId, Blob, Option<Blob>)>> {
+        let next = tokio::time::timeout_at(until.min(self.deadline), self.tasks.join_next()).await;
+        let Ok(Some(Ok((server, answer)))) = next else { return None };
+        if matches!(&answer, Err(LinkError::Problem(problem)) if problem.kind == ProblemKind::EpochPassed.uri())
+        {
+            self.gone_on += 1;
+            return Some(None);
+        }
+        if let Err(LinkError::Silent(_)) = &answer {
+            self.silent.push(server);
+            return Some(None);
+        }
+        let checked = answer.map_err(|e| e.to_string());
+        Some(match checked.and_then(|answer| self.gathering.check(server, answer)) {
+            Ok((Some(sealed), text)) => Some((server, sealed, text)),
+            Ok((None, _)) => {
+                self.silent.push(server);
+                None
+            }
+            Err(why) => {
+                self.blame(server, why);
+                None
+            }
+        })
+    }
+    /// Whether more servers than can lie say that the epoch has passed: one of them is right.
+    pub(crate) fn epoch_passed(&self, faulty: usize) -> bool {
+        self.gone_on > faulty
+    }
+    pub(crate) fn blame(&mut self, server: ServerId, why: impl Into<String>) {
+        self.wrong.push(Misbehaviour { server, why: why.into() });
+    }
+    pub(crate) fn too_few(self, needed: String, answered: Vec<ServerId>) -> ClientError {
+        ClientError::Unavailable { needed, answered, silent: self.silent, rejected: self.wrong }
+    }
 }
 
 type Gathered = (Zeroizing<[u8; 32]>, Blob, Vec<ServerId>, Vec<Misbehaviour>);
 
 impl Gathering<'_> {
-    /// None if so many servers are in the next epoch that k shares of this one will not come.
-    async fn run(&self) -> Result<Option<Gathered>, ClientError> {
-        let manifest = &self.client.inner.manifest;
-        let (k, f) = (manifest.thresholds.k(), manifest.thresholds.f());
-        let deadline = self.client.deadline();
+    /// Asks every server for what the release allows.
+    pub(crate) fn ask_all(&self) -> Answers<'_> {
+        let f = self.client.inner.manifest.thresholds.f();
         let mut tasks = JoinSet::new();
         for (i, server) in self.client.shuffled().into_iter().enumerate() {
             let link = self.client.inner.links[server.index()].clone();
@@ -288,35 +372,34 @@ impl Gathering<'_> {
                 }
             });
         }
-        let (mut shares, mut silent, mut wrong) = (Vec::new(), Vec::new(), Vec::<Misbehaviour>::new());
-        let mut ciphertext = None;
-        let (mut data_key, mut blame_until) = (None, None);
-        let mut gone_on = 0;
-        loop {
-            let until = blame_until.map_or(deadline, |until: Instant| until.min(deadline));
-            let next = tokio::time::timeout_at(until, tasks.join_next()).await;
-            let Ok(Some(Ok((server, answer)))) = next else { break };
-            if matches!(&answer, Err(LinkError::Problem(problem)) if problem.kind == ProblemKind::EpochPassed.uri())
-            {
-                // Said by more servers than can lie: one of them is right.
-                gone_on += 1;
-                if gone_on > f && data_key.is_none() {
-                    return Ok(None);
-                }
-                continue;
+        let deadline = self.client.deadline();
+        Answers { gathering: self, tasks, deadline, gone_on: 0, silent: Vec::new(), wrong: Vec::new() }
+    }
+
+    pub(crate) fn context(&self, server: ServerId) -> HandOutContext {
+        HandOutContext { epoch: self.epoch, server, index: self.secret.index, release: self.release }
+    }
+
+    /// None if so many servers are in the next epoch that k shares of this one will not come.
+    async fn run(&self) -> Result<Option<Gathered>, ClientError> {
+        let manifest = &self.client.inner.manifest;
+        let (cluster, k, f) = (manifest.cluster_id(), manifest.thresholds.k(), manifest.thresholds.f());
+        let mut answers = self.ask_all();
+        let (mut shares, mut ciphertext) = (Vec::new(), None);
+        let mut data_key: Option<Reconstructed> = None;
+        let mut until = answers.deadline;
+        while let Some(next) = answers.next_until(until).await {
+            if data_key.is_none() && answers.epoch_passed(f) {
+                return Ok(None);
             }
-            match answer.map_err(|e| e.to_string()).and_then(|answer| self.check(server, answer)) {
-                Ok((share, text)) => {
-                    ciphertext = ciphertext.or(text);
-                    match share {
-                        Some(share) => shares.push(share),
-                        None => silent.push(server),
-                    }
+            if let Some((server, sealed, text)) = next {
+                ciphertext = ciphertext.or(text);
+                match self.context(server).open(&cluster, self.ephemeral, &sealed) {
+                    Ok(share) => shares.push(ServerShare { server, share }),
+                    Err(_) => answers.blame(server, "its share does not open"),
                 }
-                Err(why) => wrong.push(Misbehaviour { server, why }),
             }
-            let cluster = manifest.cluster_id();
-            let settled = data_key.as_ref().is_some_and(|found: &Reconstructed| !found.undecided);
+            let settled = data_key.as_ref().is_some_and(|found| !found.undecided);
             if !settled && shares.len() >= k {
                 match reconstruct(&cluster, &self.secret.commitment, k, f, &shares, &mut rand::rng()) {
                     Ok(found) => data_key = Some(found),
@@ -328,60 +411,40 @@ impl Gathering<'_> {
                     break;
                 }
                 // Somebody lies: a few more shares tell who, if they come soon.
-                blame_until.get_or_insert_with(|| Instant::now() + BLAME_PATIENCE);
+                until = until.min(Instant::now() + BLAME_PATIENCE);
             }
         }
-        if let (Some(found), Some(text)) = (&data_key, &ciphertext) {
-            let blamed = found.wrong.iter().map(|server| Misbehaviour {
-                server: *server,
-                why: "its share does not fit the key that was committed to".into(),
-            });
-            wrong.extend(blamed);
-            let answered = shares.iter().map(|share| share.server);
-            let answered = answered.filter(|server| !found.wrong.contains(server)).collect();
-            return Ok(Some((found.data_key.clone(), Blob::clone(text), answered, wrong)));
-        }
         let answered: Vec<_> = shares.iter().map(|share| share.server).collect();
-        if answered.len() >= k {
-            let why = match data_key {
-                None => "the shares that came do not give the key that was committed to",
-                Some(_) => "no server gave the ciphertext",
-            };
-            return Err(ClientError::Secret(why.into()));
+        match (data_key, ciphertext) {
+            (Some(found), Some(text)) => {
+                for server in &found.wrong {
+                    answers.blame(*server, "its share does not fit the key that was committed to");
+                }
+                let answered = answered.into_iter().filter(|server| !found.wrong.contains(server)).collect();
+                Ok(Some((found.data_key, text, answered, answers.wrong)))
+            }
+            (None, _) if answered.len() >= k => {
+                let why = "the shares that came do not give the key that was committed to";
+                Err(ClientError::Secret(why.into()))
+            }
+            (Some(_), None) => Err(ClientError::Secret("no server gave the ciphertext".into())),
+            (None, _) => Err(answers.too_few(format!("{k} shares"), answered)),
         }
-        let needed = format!("{k} shares");
-        Err(ClientError::Unavailable { needed, answered, silent, rejected: wrong })
     }
 
-    /// Is it about this release, does its share open, is its ciphertext the one deposited?
-    fn check(
-        &self,
-        server: ServerId,
-        answer: ShareAnswer,
-    ) -> Result<(Option<ServerShare>, Option<Blob>), String> {
+    /// Is it about this release, is its ciphertext the one deposited?
+    fn check(&self, server: ServerId, answer: ShareAnswer) -> Result<(Option<Blob>, Option<Blob>), String> {
         if answer.server != server
             || answer.index != self.secret.index
             || answer.release.release != self.release
         {
             return Err("its share is of something else".into());
         }
-        let ciphertext = match answer.ciphertext {
+        match answer.ciphertext {
             Some(text) if sha256(&text) != self.secret.ciphertext_hash => {
-                return Err("its ciphertext is not the one that was deposited".into());
+                Err("its ciphertext is not the one that was deposited".into())
             }
-            text => text,
-        };
-        let cluster = self.client.inner.manifest.cluster_id();
-        let context =
-            HandOutContext { epoch: self.epoch, server, index: self.secret.index, release: self.release };
-        let share = match answer.share {
-            None => None,
-            Some(sealed) => {
-                let share = context.open(&cluster, self.ephemeral, &sealed);
-                let share = share.map_err(|_| "its share does not open".to_owned())?;
-                Some(ServerShare { server, share })
-            }
-        };
-        Ok((share, ciphertext))
+            text => Ok((answer.share, text)),
+        }
     }
 }

@@ -6,6 +6,7 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use kds_client::keystore::{self, SecretKind};
 use quorum::codec::{decode, encode};
 use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::refresh::SCALARS_FROM;
 use quorum::shares::{ShareOp, ShareSet};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Row as _};
@@ -88,7 +89,7 @@ pub async fn read_out(folder: &Path, cluster: &ClusterId, id: ServerId) -> anyho
 
 impl Loot {
     fn note(&mut self, state: &ShareSet) {
-        for index in 0..64 {
+        for index in (0..64).chain(SCALARS_FROM..SCALARS_FROM + 8) {
             if let Some(share) = state.share(index) {
                 self.shares.insert((index, state.epoch()), *share.expose());
             }

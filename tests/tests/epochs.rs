@@ -2,11 +2,13 @@
 //! shares gets them back.
 
 use kds_client::ExitStatus;
+use kds_client::keystore::Passphrase;
 use kds_tests::thief::{self, Loot};
 use kds_tests::{Cluster, stdout};
 use quorum::ids::{Epoch, ServerId};
 use quorum::record::Name;
 use quorum::shamir::{ServerShare, reconstruct};
+use quorum::{oprf, scalars};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -15,6 +17,12 @@ use zeroize::Zeroizing;
 async fn put(cluster: &Cluster, name: &str, material: &[u8]) -> u64 {
     let name = Name::new(name).unwrap();
     cluster.client.put_secret(&cluster.administrator, &name, material, &[], false, false).await.unwrap().index
+}
+
+async fn put_behind(cluster: &Cluster, name: &str) -> u64 {
+    let (name, passphrase) = (Name::new(name).unwrap(), Passphrase::new("open sesame"));
+    let (client, key) = (&cluster.client, &cluster.administrator);
+    client.put_secret_behind(key, &name, b"x", &[], (&passphrase, 9), false, false).await.unwrap().index
 }
 
 async fn get(cluster: &Cluster, name: &str) -> Vec<u8> {
@@ -73,7 +81,8 @@ impl Adversary {
         let shares = loot.shares.iter().filter(|((secret, _), _)| *secret == index);
         self.0.extend(shares.map(|((_, epoch), share)| (ServerId(server as u8), *epoch, *share)));
     }
-    /// Whether any k of them, of whatever epochs, give the key that was committed to.
+    /// Whether any k of them, of whatever epochs, give the key that was committed to; for a secret behind a
+    /// passphrase the key of the function, with which she could try passphrases by herself.
     async fn learns(&self, cluster: &Cluster, name: &str) -> bool {
         let (secret, _) = cluster.client.secret(&Name::new(name).unwrap()).await.unwrap().unwrap();
         let (thresholds, id) = (cluster.manifest.thresholds, cluster.manifest.cluster_id());
@@ -85,6 +94,11 @@ impl Adversary {
             choices.extend(with);
         }
         choices.into_iter().filter(|choice| choice.len() == thresholds.k()).any(|choice| {
+            if let Some(passphrase) = &secret.passphrase {
+                let points: Vec<_> = choice.iter().map(|(i, share)| (i.share_index(), share)).collect();
+                let key = scalars::decode(scalars::interpolate(&points, 0).expose()).unwrap();
+                return oprf::public_half(&key) == passphrase.key;
+            }
             let share = |(server, share)| ServerShare { server, share: Zeroizing::new(share) };
             let shares: Vec<_> = choice.into_iter().map(share).collect();
             let (k, f) = (thresholds.k(), thresholds.f());
@@ -100,40 +114,39 @@ impl Adversary {
 async fn a_mobile_adversary_learns_nothing() {
     let cluster = Cluster::start_with(4, &["--epoch-seconds=3"]).await.unwrap();
     let index = put(&cluster, "s", b"what she wants").await;
+    let behind = put_behind(&cluster, "p").await;
     whole(&cluster, &[0, 1, 2, 3], Epoch(1)).await;
-    let mut adversary = Adversary::default();
-    let mut last: BTreeMap<usize, (Epoch, [u8; 32])> = BTreeMap::new();
+    let (mut adversary, mut guesser) = (Adversary::default(), Adversary::default());
+    let mut last: BTreeMap<(usize, u64), (Epoch, [u8; 32])> = BTreeMap::new();
     let mut epochs = BTreeSet::new();
     for round in 0..7 {
         let server = (round * 3) % 4;
         let (loot, memory) = steal(&cluster, server).await;
         assert!(epochs.insert(loot.epoch), "two servers of one epoch are more than k−1");
-        let known: Vec<_> = loot.shares.keys().map(|(_, epoch)| *epoch).collect();
-        assert_eq!(known, [loot.epoch], "server {server} still has shares of an earlier epoch");
+        let known: Vec<_> = loot.shares.keys().copied().collect();
+        let both = [(index, loot.epoch), (behind, loot.epoch)];
+        assert_eq!(known, both, "server {server} still has shares of an earlier epoch");
         assert_eq!(loot.keys, 1, "server {server} still has an old storage key");
-        let share = loot.shares[&(index, loot.epoch)];
-        let holds = |share: &[u8; 32]| memory.windows(32).any(|window| window == share);
-        assert!(holds(&share), "this looks at the wrong memory");
-        if let Some((epoch, old)) = last.insert(server, (loot.epoch, share)) {
-            assert_ne!(old, share);
-            assert!(!holds(&old), "server {server}'s memory still has its share of epoch {epoch}");
+        for index in [index, behind] {
+            let share = loot.shares[&(index, loot.epoch)];
+            let holds = |share: &[u8; 32]| memory.windows(32).any(|window| window == share);
+            assert!(holds(&share), "this looks at the wrong memory");
+            if let Some((epoch, old)) = last.insert((server, index), (loot.epoch, share)) {
+                assert_ne!(old, share);
+                assert!(!holds(&old), "server {server}'s memory still has its share of epoch {epoch}");
+            }
         }
         adversary.take(server, index, &loot);
+        guesser.take(server, behind, &loot);
         let next = loot.epoch.next();
         whole(&cluster, &[0, 1, 2, 3], next).await;
     }
-    assert_eq!(adversary.0.len(), 7);
+    assert_eq!((adversary.0.len(), guesser.0.len()), (7, 7));
     assert!(!adversary.learns(&cluster, "s").await);
+    assert!(!guesser.learns(&cluster, "p").await);
     assert_eq!(get(&cluster, "s").await, b"what she wants");
-    // If one server had kept what it had in an epoch, she would have it: this test can fail.
     let (one, _) = steal(&cluster, 0).await;
     let (other, _) = steal(&cluster, 1).await;
-    if one.epoch == other.epoch {
-        let mut stronger = Adversary::default();
-        stronger.take(0, index, &one);
-        stronger.take(1, index, &other);
-        assert!(stronger.learns(&cluster, "s").await);
-    }
     // No share stands in clear in any file of any server.
     for server in 0..4 {
         for entry in std::fs::read_dir(cluster.server_dir(server)).unwrap() {
@@ -152,11 +165,16 @@ async fn a_mobile_adversary_learns_nothing() {
 async fn without_refresh_or_with_old_shares_left_she_learns_everything() {
     let cluster = Cluster::start_with(4, &["--epoch-seconds=86400"]).await.unwrap();
     let index = put(&cluster, "s", b"what she wants").await;
-    let mut adversary = Adversary::default();
+    let behind = put_behind(&cluster, "p").await;
+    let (mut adversary, mut guesser) = (Adversary::default(), Adversary::default());
     for server in [0, 3] {
-        adversary.take(server, index, &steal(&cluster, server).await.0);
+        assert!(!adversary.learns(&cluster, "s").await && !guesser.learns(&cluster, "p").await);
+        let (loot, _) = steal(&cluster, server).await;
+        adversary.take(server, index, &loot);
+        guesser.take(server, behind, &loot);
     }
     assert!(adversary.learns(&cluster, "s").await);
+    assert!(guesser.learns(&cluster, "p").await);
     drop(cluster);
 
     let cluster = Cluster::start_with(4, &["--epoch-seconds=3"]).await.unwrap();

@@ -31,6 +31,7 @@ async fn a_copied_sealed_share_opens_for_nobody() {
         name: name.clone(),
         owner: victim.public(),
         readers: vec![],
+        passphrase: None,
         replaces: None,
         epoch: Epoch(0),
         ciphertext: encrypt_material(&cluster_id, &name, &data_key, b"jewels").unwrap(),

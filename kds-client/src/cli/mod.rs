@@ -9,10 +9,11 @@ mod status;
 mod write;
 
 use clap::{Parser, Subcommand};
-use kds_client::keystore::{self, Passphrase, SecretKind};
+use kds_client::keystore::{self, KeystoreError, Passphrase, SecretKind};
 use kds_client::{Client, ClientError, ExitStatus, Options, manifest_file};
 use quorum::record::Name;
 use quorum::signing::SigningKey;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +39,10 @@ pub struct Cli {
     /// Your signing key [default: admin.key beside the manifest]
     #[arg(long, global = true, env = "KDS_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Ask for the passphrase of the key file (otherwise KDS_PASSPHRASE, if it is encrypted)
-    #[arg(long, global = true)]
-    passphrase: bool,
+    /// Ask for the passphrase of your key file, even where KDS_PASSPHRASE is set. (Before the command: a
+    /// command's own --passphrase is another one.)
+    #[arg(long = "passphrase")]
+    key_passphrase: bool,
     /// Print one JSON document on standard output
     #[arg(long, global = true)]
     json: bool,
@@ -128,11 +130,19 @@ pub(crate) struct Session {
 
 impl Session {
     fn key(&self) -> Result<SigningKey, Failure> {
-        let passphrase = match self.ask_passphrase {
-            true => Some(Passphrase::ask("Passphrase of the key: ").map_err(Failure::other)?),
-            false => Passphrase::from_environment(),
+        let ask = || Passphrase::ask("Passphrase of the key: ").map_err(Failure::other);
+        let read = |passphrase: Option<Passphrase>| {
+            keystore::read_signing_key(&self.key_path, SecretKind::SigningKey, passphrase.as_ref())
         };
-        let key = keystore::read_signing_key(&self.key_path, SecretKind::SigningKey, passphrase.as_ref());
+        let key = match self.ask_passphrase {
+            true => read(Some(ask()?)),
+            false => match read(Passphrase::from_environment()) {
+                Err(KeystoreError::NeedsPassphrase { .. }) if std::io::stdin().is_terminal() => {
+                    read(Some(ask()?))
+                }
+                key => key,
+            },
+        };
         key.map_err(|error| {
             Failure::other(format!(
                 "{error}\n  name your key with --key or KDS_KEY; `kds-client keygen` makes one"
@@ -144,7 +154,7 @@ impl Session {
 /// Runs one command.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Keygen(args) = &cli.command {
-        return write::keygen(args, cli.passphrase, cli.json);
+        return write::keygen(args, cli.key_passphrase, cli.json);
     }
     let manifest = manifest_file::read(&cli.manifest).map_err(Failure::other)?;
     if let Command::Verify(args) = &cli.command {
@@ -158,7 +168,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
             Options { timeout: cli.timeout, evidence: Some(evidence), ..Options::default() },
         )?,
         key_path,
-        ask_passphrase: cli.passphrase,
+        ask_passphrase: cli.key_passphrase,
         json: cli.json,
     };
     match cli.command {

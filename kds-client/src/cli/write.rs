@@ -155,10 +155,13 @@ pub(super) struct KeygenArgs {
     /// File for the private key; its public half goes to FILE.pub
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Ask for a passphrase to encrypt it under (otherwise KDS_PASSPHRASE, if that is set)
+    #[arg(long = "passphrase")]
+    encrypt: bool,
 }
 
 pub(super) fn keygen(args: &KeygenArgs, ask: bool, as_json: bool) -> Result<(), Failure> {
-    let passphrase = match ask {
+    let passphrase = match ask || args.encrypt {
         true => Some(Passphrase::ask("New passphrase: ").map_err(Failure::other)?),
         false => Passphrase::from_environment(),
     };

@@ -123,6 +123,7 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
         | Refusal::VersionConflict { .. }
         | Refusal::SecretTaken { .. }
         | Refusal::Revoked => ProblemKind::Conflict,
+        Refusal::NoPassphrase | Refusal::OnlyByPassphrase | Refusal::NoGuessesLeft => ProblemKind::NotAllowed,
         Refusal::EpochPassed { .. } => ProblemKind::EpochPassed,
         Refusal::NoSuchName | Refusal::NoSuchSecret => ProblemKind::NotFound,
         Refusal::NotAllowed => ProblemKind::NotAllowed,
@@ -135,7 +136,8 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
 fn not_admitted(why: NotAdmitted) -> ApiError {
     let kind = match why {
         NotAdmitted::Expired { .. } | NotAdmitted::ExpiryTooFar { .. } => ProblemKind::Expiry,
-        NotAdmitted::UnknownKey => ProblemKind::NotAllowed,
+        NotAdmitted::Guess(Refusal::NoSuchSecret) => ProblemKind::NotFound,
+        NotAdmitted::UnknownKey | NotAdmitted::Guess(_) => ProblemKind::NotAllowed,
     };
     ApiError::new(kind, why.to_string())
 }

@@ -2,13 +2,15 @@
 
 use super::problem::ApiError;
 use super::records::ListParams;
-use super::{AppState, Body, NamePath, Params, json};
+use super::{App, AppState, Body, NamePath, Params, json};
 use axum::extract::State;
 use axum::response::Response;
 use kds_client::api::ProblemKind;
 use quorum::answer::{Proved, SecretAnswer, ShareAnswer, ShareQuestion};
+use quorum::oprf;
 use quorum::sealing::HandOutContext;
-use quorum::state::{Releases, Secret, layout};
+use quorum::state::{Release, Releases, Secret, layout};
+use quorum::{Blob, SecretBytes};
 use std::sync::Arc;
 
 pub(super) async fn list(
@@ -52,7 +54,11 @@ pub(super) async fn share(
         ));
     }
     // Checked again at hand-out: she may have been removed since.
-    if !secret.may_be_read_by(&published.snapshot, &release.to.client) {
+    let allowed = match release.blinded {
+        None => secret.may_be_read_by(&published.snapshot, &release.to.client),
+        Some(_) => secret.may_be_guessed_by(&published.snapshot, &release.to.client),
+    };
+    if !allowed {
         return Err(ApiError::new(ProblemKind::NotAllowed, "this key is no longer a reader of the secret"));
     }
     if app.shared.shares.epoch() < release.epoch {
@@ -67,13 +73,34 @@ pub(super) async fn share(
     };
     let share = app.shared.shares.share(secret.index, release.epoch);
     let sealed = share
-        .map(|share| context.seal(&app.shared.cluster, &release.ephemeral, share.expose(), &mut rand::rng()))
+        .map(|share| seal(&app, &context, &secret, &release, &share))
         .transpose()
-        .map_err(|error| ApiError::new(ProblemKind::Invalid, error.to_string()))?;
+        .map_err(|why| ApiError::new(ProblemKind::Invalid, why))?;
     let ciphertext = match question.with_ciphertext {
         true => layout::ciphertext(&published.snapshot, secret.index),
         false => None,
     };
     let server = app.shared.id;
     Ok(json(&ShareAnswer { server, release, index: secret.index, share: sealed, ciphertext }))
+}
+
+/// What a server gives for a release: its share; or, of a secret behind a passphrase, what its share makes of
+/// the element that was ordered. Such a share never leaves.
+fn seal(
+    app: &App,
+    context: &HandOutContext,
+    secret: &Secret,
+    release: &Release,
+    share: &SecretBytes,
+) -> Result<Blob, String> {
+    let (cluster, to, mut rng) = (&app.shared.cluster, &release.ephemeral, rand::rng());
+    let sealed = match (&secret.passphrase, &release.blinded) {
+        (None, None) => context.seal(cluster, to, share.expose(), &mut rng),
+        (Some(_), Some(blinded)) => {
+            let result = oprf::evaluate(share.expose(), blinded, &mut rng).map_err(|e| e.to_string())?;
+            context.seal_evaluation(cluster, to, &result, &mut rng)
+        }
+        _ => return Err("the release is of another kind than the secret".into()),
+    };
+    sealed.map_err(|error| error.to_string())
 }
