@@ -8,12 +8,15 @@ use quorum::limits::DEALINGS_KEPT_MS;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
 use quorum::record::Name;
-use quorum::refresh::AttemptId;
-use quorum::request::{Deposit, Done, Operation, Outcome, Refusal, Request, RequestId, SignedRequest, Step};
+use quorum::refresh::{AttemptId, Field};
+use quorum::request::{
+    Deposit, Done, Hardness, Operation, Outcome, Passphrase, Refusal, Request, RequestId, SignedRequest, Step,
+};
 use quorum::sealing::{OpeningKey, ShareContext};
 use quorum::shamir::{ServerShare, deal, reconstruct};
 use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey};
 use quorum::state::{data_key_commitment, layout};
+use quorum::{oprf, scalars};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
 use std::collections::BTreeMap;
@@ -22,6 +25,17 @@ use zeroize::Zeroizing;
 
 /// Epochs that must follow each other once everything is healed.
 const EPOCHS_AFTER_HEALING: u64 = 4;
+
+/// Every third secret.
+fn behind_passphrase(which: usize) -> bool {
+    which % 3 == 2
+}
+fn passphrase(key: &[u8; 32]) -> Passphrase {
+    let key = oprf::public_half(&scalars::decode(key).unwrap());
+    let hardness = Hardness { memory_kib: 64, passes: 1, lanes: 1 };
+    let opener = SigningKey::from_seed(&[201; 32]).public();
+    Passphrase { salt: [0; 16], hardness, key, opener, guesses: 10 }
+}
 
 #[derive(Default)]
 pub struct Secrets {
@@ -33,6 +47,7 @@ pub struct Secrets {
 }
 
 struct Deposited {
+    /// Of a secret behind a passphrase: the key of the function.
     data_key: [u8; 32],
     index: Option<u64>,
 }
@@ -40,8 +55,8 @@ struct Deposited {
 impl Simulation {
     pub(crate) fn schedule_deposits(&mut self) {
         for i in 0..self.faults.secrets {
-            let mut data_key = [0; 32];
-            self.rng.fill_bytes(&mut data_key);
+            // A scalar, so that it can be shared in either way.
+            let data_key = scalars::draw(&mut self.rng).to_bytes();
             self.secrets.deposits.push(Deposited { data_key, index: None });
             let at = self.rng.random_range(500..9_000);
             self.schedule(at, Event::Deposit(i));
@@ -84,14 +99,18 @@ impl Simulation {
             name: Name::new(format!("secret-{which}")).unwrap(),
             owner: depositor.public(),
             readers: vec![],
-            passphrase: None,
+            passphrase: behind_passphrase(which).then(|| passphrase(&data_key)),
             replaces: None,
             epoch,
             ciphertext: Blob(vec![which as u8; 40]),
             commitment: data_key_commitment(&self.cluster, &data_key),
             shares: vec![],
         };
-        for (i, share) in deal(&data_key, k, n, &mut rng).iter().enumerate() {
+        let shares = match behind_passphrase(which) {
+            false => deal(&data_key, k, n, &mut rng),
+            true => scalars::deal(&scalars::decode(&data_key).unwrap(), k, n, &mut rng),
+        };
+        for (i, share) in shares.iter().enumerate() {
             let context = ShareContext::of(&deposit, ServerId(i as u8), depositor.public(), number);
             let sealed = keys[i].map(|key| context.seal(&self.cluster, &key.key, share, &mut rng).unwrap());
             deposit.shares.push(sealed.unwrap_or_default());
@@ -233,6 +252,29 @@ impl Simulation {
         self.send_out(id, messages.collect());
     }
 
+    /// Some k shares give the key; all do, unless liars had a server recover wrong ones.
+    fn function_is_kept(&self, index: u64, key: &[u8; 32], shares: &[ServerShare]) {
+        let point = |share: &ServerShare| (share.server.share_index(), *share.share);
+        let points: Vec<_> = shares.iter().map(point).collect();
+        let k = self.manifest.thresholds.k();
+        let gives = |chosen: &[usize]| {
+            let chosen: Vec<_> = chosen.iter().map(|i| (points[*i].0, &points[*i].1)).collect();
+            scalars::interpolate(&chosen, 0).expose() == key
+        };
+        let mut subset: Vec<usize> = (0..k).collect();
+        let mut right = vec![gives(&subset)];
+        // The next k-subset, in lexicographic order.
+        while let Some(at) = (0..k).rev().find(|&i| subset[i] < points.len() - k + i) {
+            subset[at] += 1;
+            (at + 1..k).for_each(|i| subset[i] = subset[i - 1] + 1);
+            right.push(gives(&subset));
+        }
+        let (any, all) = (right.contains(&true), !right.contains(&false));
+        assert!(any, "seed {}: the key of secret {index} is lost", self.seed);
+        let excused = self.liars.len() >= self.manifest.thresholds.f() && !self.liars.is_empty();
+        assert!(all || excused, "seed {}: wrong shares of secret {index}", self.seed);
+    }
+
     /// Epochs go on, every server that takes part has its shares, and any k of them give every secret.
     pub(crate) fn secrets_are_kept(&self) -> bool {
         if self.faults.secrets == 0 {
@@ -282,6 +324,10 @@ impl Simulation {
             // One that lacks shares waits for a recovery; with liars about it may have to do without.
             if shares.len() < thresholds.k() || (!all_there && self.liars.is_empty()) {
                 return false;
+            }
+            if Field::of(index) == Field::Scalars {
+                self.function_is_kept(index, &deposited.data_key, &shares);
+                continue;
             }
             let commitment = data_key_commitment(&self.cluster, &deposited.data_key);
             let (k, f) = (thresholds.k(), thresholds.f());
