@@ -23,8 +23,6 @@ pub enum SecretKind {
     SigningKey,
     /// A server's identity key.
     IdentityKey,
-    /// A server's voting key.
-    VotingKey,
     /// What a server's storage keys are wrapped under.
     StorageKey,
     /// A server's TLS key (PEM).
@@ -113,6 +111,10 @@ impl Passphrase {
     /// From a variable of the environment, if it is set and not empty.
     pub fn from_variable(name: &str) -> Option<Self> {
         std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| Self(Zeroizing::new(text)))
+    }
+    /// The text, for a process that is to open the same files.
+    pub fn expose(&self) -> &str {
+        &self.0
     }
     /// Whether it is the same as another one.
     pub fn is(&self, other: &Self) -> bool {

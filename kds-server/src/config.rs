@@ -4,9 +4,8 @@ use anyhow::{Context as _, ensure};
 use kds_certs::TlsIdentity;
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
-use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::ids::{ClusterId, ServerId};
 use quorum::manifest::Manifest;
-use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -35,6 +34,9 @@ pub struct Config {
     /// ten; 0 sets no limit.
     #[serde(default = "requests_per_second")]
     pub requests_per_second: u32,
+    /// Socket of the signer that has the identity key; without one the server starts a signer by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<PathBuf>,
 }
 
 /// What one address may ask for where nothing else is configured: a busy service asks for tens of
@@ -54,10 +56,8 @@ pub struct Loaded {
     pub cluster: ClusterId,
     /// Where the private files are.
     pub folder: PathBuf,
-    /// The voting key, certified.
-    pub voter: Voter,
-    /// Certifies the keys of each epoch.
-    pub identity: SigningKey,
+    /// Opens the files, where they are encrypted.
+    pub passphrase: Option<Passphrase>,
     /// What is secret on the disk is encrypted under these.
     pub storage_keys: Arc<StorageKeys>,
     /// For TLS.
@@ -68,7 +68,8 @@ pub struct Loaded {
 
 /// Names of the private files.
 pub const IDENTITY_KEY: &str = "identity.key";
-const VOTING_KEY: &str = "voting.key";
+/// What the signer remembers.
+pub const SIGNER_STATE: &str = "signer.state";
 const STORAGE_KEY: &str = "storage.key";
 /// The TLS key.
 pub const TLS_KEY: &str = "tls.key";
@@ -80,7 +81,7 @@ pub const LOST_DATABASE: &str = "lost-database";
 pub const DATABASE: &str = "kds.db";
 
 /// Reads everything a server needs; says what to do where it cannot.
-pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Loaded> {
+pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loaded> {
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read {}\n  `kds-server init` writes one for every server", path.display())
     })?;
@@ -93,16 +94,8 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     let id = config.server;
     let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
 
-    let identity =
-        keystore::read_signing_key(&folder.join(IDENTITY_KEY), SecretKind::IdentityKey, passphrase)?;
-    ensure!(
-        identity.public() == entry.identity,
-        "{} is not the key that the manifest names for server {id}\n  \
-         was the folder copied from another cluster or server?",
-        folder.join(IDENTITY_KEY).display()
-    );
     let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
-    let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase)?;
+    let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase.as_ref())?;
     let tls = TlsIdentity::from_pem(&certificate, &key)?;
     ensure!(
         tls.certificate() == &*entry.certificate,
@@ -110,31 +103,19 @@ pub fn load(path: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Load
     );
 
     let lost_database = lost_database(&folder)?;
-    let voting = own_seed(&folder.join(VOTING_KEY), SecretKind::VotingKey, passphrase)?;
-    let voting = SigningKey::from_seed(&voting);
-    let statement = KeyStatement {
-        server: id,
-        purpose: KeyPurpose::Voting,
-        epoch: Epoch(0),
-        serial: 0,
-        key: voting.public(),
-    };
-    let certificate = KeyCertificate::issue(&cluster, &identity, statement);
-    let voter =
-        Voter::new(cluster, voting, certificate).context("the voting key and its certificate do not fit")?;
-    let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase)?;
+    let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase.as_ref())?;
     let storage_keys = Arc::new(StorageKeys::open(&folder, &wrapping)?);
-    Ok(Loaded { manifest, cluster, folder, voter, identity, storage_keys, tls, lost_database, config })
+    Ok(Loaded { manifest, cluster, folder, passphrase, storage_keys, tls, lost_database, config })
 }
 
-/// Whether this server has voted before and its database is gone: it has a voting key and no
+/// Whether this server has voted before and its database is gone: it has a storage key and no
 /// database. (The file is made before the key is, so that a first start that breaks off is not taken
 /// for that.)
 fn lost_database(folder: &Path) -> anyhow::Result<bool> {
     let (database, marker) = (folder.join(DATABASE), folder.join(LOST_DATABASE));
     if !database.exists() {
         // The marker stays until the new database says so itself: a crash between must not hide it.
-        let new = if folder.join(VOTING_KEY).exists() { &marker } else { &database };
+        let new = if folder.join(STORAGE_KEY).exists() { &marker } else { &database };
         let made = File::create(new).and_then(|file| file.sync_all());
         made.with_context(|| format!("cannot write {}", new.display()))?;
     }

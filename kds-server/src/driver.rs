@@ -77,6 +77,11 @@ pub async fn run(
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
         shared.epoch.send_if_modified(|epoch| std::mem::replace(epoch, status.epoch) != status.epoch);
+        if !shared.voting.load().contains(&status.voting) {
+            let before = shared.voting.load_full();
+            let kept = before.iter().rev().take(2).rev().copied();
+            shared.voting.store(Arc::new(kept.chain([status.voting]).collect()));
+        }
         shared.replica_status.store(Arc::new(status));
     }
 }

@@ -10,6 +10,7 @@ mod http;
 mod peers;
 mod server;
 mod share_store;
+mod signer;
 mod storage;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,7 @@ enum Command {
     Init(commands::init::Args),
     Run(commands::run::Args),
     Guard(commands::guard::Args),
+    Signer(commands::signer::Args),
     Dev(commands::dev::Args),
     Demo(commands::demo::Args),
 }
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Init(args) => commands::init::main(&args),
         Command::Run(args) => commands::run::main(&args, cli.log_json),
         Command::Guard(args) => commands::guard::main(&args),
+        Command::Signer(args) => commands::signer::main(&args),
         Command::Dev(args) => commands::dev::main(&args),
         Command::Demo(args) => commands::demo::main(&args),
     };

@@ -11,12 +11,12 @@ use anyhow::Context as _;
 use kds_certs::TlsIdentity;
 use quorum::Hash;
 use quorum::codec::{decode, encode, encode_secret, sha256};
-use quorum::ids::ServerId;
+use quorum::ids::{Epoch, ServerId};
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::manifest::Manifest;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{Input, Target};
-use quorum::signing::{KeyCertificate, Keyring};
+use quorum::signing::Keyring;
 use rustls::pki_types::ServerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,11 +94,10 @@ impl Peers {
 pub fn dial_all(
     manifest: &Arc<Manifest>,
     tls: &TlsIdentity,
-    own_keys: KeyCertificate,
     inputs: &mpsc::Sender<Input>,
     shared: &Arc<Shared>,
 ) -> anyhow::Result<Peers> {
-    let own = own_keys.statement.server;
+    let own = shared.id;
     let mut queues = BTreeMap::new();
     for entry in manifest.servers.iter().filter(|entry| entry.id != own) {
         let config = kds_certs::peer_client(manifest, tls, entry.id)?;
@@ -110,7 +109,6 @@ pub fn dial_all(
             peer: entry.id,
             address: entry.peer.clone(),
             connector,
-            hello: Arc::new(Zeroizing::new(encode(&PeerMessage::Keys(own_keys)))),
             inputs: inputs.clone(),
             shared: Arc::clone(shared),
             queued_bytes: bytes,
@@ -132,7 +130,6 @@ struct Dialler {
     peer: ServerId,
     address: String,
     connector: TlsConnector,
-    hello: Frame,
     inputs: mpsc::Sender<Input>,
     shared: Arc<Shared>,
     queued_bytes: Arc<AtomicUsize>,
@@ -211,7 +208,10 @@ impl Dialler {
         let mut epoch = self.shared.epoch.subscribe();
         let (mut reader, writer) = tokio::io::split(stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
-        write_frame(&mut writer, &self.hello).await?;
+        // What is on its way may be signed with the last key; a new one is announced before it is used.
+        for key in self.shared.voting.load_full().iter() {
+            write_frame(&mut writer, &encode(&PeerMessage::Keys(*key))).await?;
+        }
         timeout(WRITE_TIMEOUT, writer.flush()).await??;
         let mut together = Vec::with_capacity(FRAMES_TOGETHER);
         let mut nothing = [0; 1];
@@ -316,6 +316,7 @@ async fn receive(
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
+        keyring.set_floor(Epoch(shared.epoch.borrow().0.saturating_sub(1)));
         if shared.replica_status.load().needs_no(&message) {
             continue;
         }
@@ -335,6 +336,9 @@ async fn receive(
                 if hears.inputs.send(Input::Message(peer, message)).await.is_err() {
                     return Ok(());
                 }
+            }
+            Err(error) if error.is_late() => {
+                tracing::debug!(%peer, %error, "a message of an epoch that is over")
             }
             Err(error) => {
                 metrics::counter!("kds_peer_messages_refused_total", "peer" => peer.to_string()).increment(1);

@@ -2,6 +2,7 @@
 
 use crate::config::{DATABASE, LOST_DATABASE, Loaded};
 use crate::share_store::{self, ShareStore, Shares};
+use crate::signer::SignerLink;
 use crate::storage::Storage;
 use crate::{committer, driver, epoch_keys, http, peers};
 use anyhow::Context as _;
@@ -10,6 +11,7 @@ use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
 use quorum::request::RequestId;
+use quorum::signing::KeyCertificate;
 use rand::Rng as _;
 use std::collections::HashMap;
 use std::fs::File;
@@ -53,6 +55,8 @@ pub struct Shared {
     pub waiters: Waiters,
     /// How the replica is doing.
     pub replica_status: ArcSwap<ReplicaStatus>,
+    /// The last keys that it voted with.
+    pub voting: ArcSwap<Vec<KeyCertificate>>,
     /// When this process was started.
     pub started: Timestamp,
     /// Links that are up.
@@ -125,17 +129,7 @@ impl Waiters {
 
 /// Runs a server until `stop` completes, then shuts it down in order.
 pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Loaded {
-        config,
-        manifest,
-        cluster,
-        folder,
-        voter,
-        identity: signer,
-        storage_keys,
-        tls,
-        lost_database,
-    } = loaded;
+    let Loaded { config, manifest, cluster, folder, passphrase, storage_keys, tls, lost_database } = loaded;
     let id = config.server;
     let _lock = lock(&folder)?;
     warn_of_expiry(&tls)?;
@@ -157,7 +151,12 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         storage.commit(&[&Write::Amnesia(true)]).await?;
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
-    let voting = *voter.certificate();
+    let signer = match &config.signer {
+        Some(socket) => SignerLink::to(folder.join(socket)),
+        None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
+    };
+    drop(passphrase);
+    let voter = epoch_keys::boot(&signer, cluster, stored.certificate.clone()).await?;
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
     let identity = Identity { manifest: Arc::clone(&manifest), voter, boot, log_tail };
@@ -171,6 +170,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         published: watch::Sender::new(None),
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
+        voting: ArcSwap::from_pointee(vec![status.voting]),
         started: driver::now(),
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),
@@ -181,7 +181,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     });
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
-    let links = peers::dial_all(&manifest, &tls, voting, &inputs, &shared)?;
+    let links = peers::dial_all(&manifest, &tls, &inputs, &shared)?;
     let (operations, operations_received) = mpsc::unbounded_channel();
     let (questions, questions_received) = mpsc::channel(QUESTIONS);
     let (asks, asked) = mpsc::channel(QUESTIONS);

@@ -7,7 +7,7 @@
 use crate::certificate::{Certificate, Completion, CompletionError, QuorumError};
 use crate::codec::{encode, sha256};
 use crate::evidence::{Evidence, EvidenceError, EvidenceFile, contradict};
-use crate::ids::{Sequence, ServerId, Timestamp};
+use crate::ids::{Epoch, Sequence, ServerId, Timestamp};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::manifest::Manifest;
 use crate::map::{Found, Hasher, Proof, ProofError, RangeProof, RangeProofError, Snapshot};
@@ -293,9 +293,11 @@ impl Verifier {
         }
         Ok(())
     }
-    /// Takes note of what is complete.
+    /// Takes note of what is complete. What is said under keys of epochs that are over may be said by a thief,
+    /// and counts for nothing.
     pub fn completion(&mut self, completion: &Completion) -> Result<(), AnswerError> {
-        if completion.sequence > self.complete {
+        let current = self.newest().map_or(Epoch(0), |newest| newest.statement.epoch);
+        if completion.oldest_key().next() >= current && completion.sequence > self.complete {
             completion.verify(&mut self.keyring)?;
             self.complete = completion.sequence;
         }

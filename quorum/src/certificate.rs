@@ -29,6 +29,12 @@ pub struct Checkpoint {
 }
 impl Tagged for Checkpoint {
     const TAG: &'static str = "kds.checkpoint";
+
+    /// Keys that were stolen in q servers' earlier epochs, one server's after the other's, must not make a
+    /// certificate.
+    fn epoch(&self) -> Option<Epoch> {
+        Some(self.epoch)
+    }
 }
 
 /// A statement with the votes of q different servers, and the certificates of the keys that they
@@ -89,11 +95,9 @@ impl<T: Tagged> QuorumProof<T> {
         if signers.len() < thresholds.q() {
             return Err(QuorumError::TooFew { got: signers.len(), needed: thresholds.q() });
         }
-        for key in &self.keys {
-            keyring.add(*key)?;
-        }
+        let carried = keyring.carried(&self.keys)?;
         for vote in &self.votes {
-            keyring.verify(vote.server, &self.statement, &vote.signature)?;
+            keyring.verify_with(&carried, vote.server, &self.statement, &vote.signature)?;
         }
         Ok(())
     }
@@ -212,13 +216,16 @@ impl Completion {
             return Err(CompletionError::NotCovered);
         }
         // Bounded by the loop above: no server twice, none unknown.
-        for key in self.keys.iter().take(self.held.len()) {
-            keyring.add(*key)?;
-        }
+        let carried = keyring.carried(&self.keys[..self.keys.len().min(self.held.len())])?;
         for held in &self.held {
-            keyring.verify(held.server, &held.body, &held.signature)?;
+            keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
         }
         Ok(())
+    }
+
+    /// The oldest epoch whose keys it relies on.
+    pub fn oldest_key(&self) -> Epoch {
+        self.keys.iter().map(|key| key.statement.epoch).min().unwrap_or_default()
     }
 }
 
@@ -242,6 +249,10 @@ impl CompletionTracker {
             self.held.insert(held.server(), held);
         }
         newer
+    }
+    /// Forgets statements under keys of earlier epochs: whoever says nothing since then holds nothing new.
+    pub fn forget_before(&mut self, epoch: Epoch) {
+        self.held.retain(|_, held| held.key().statement.epoch >= epoch);
     }
     /// The highest sequence number that is complete, with the statements that show it.
     pub fn completion(&self) -> Option<Completion> {

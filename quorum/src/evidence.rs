@@ -111,18 +111,16 @@ impl Evidence {
                 if first.server != second.server {
                     return Err(EvidenceError::TwoServers);
                 }
-                for key in keys.iter().take(2) {
-                    keyring.add(*key)?;
-                }
+                let carried = keyring.carried(&keys[..keys.len().min(2)])?;
                 for vote in [first, second] {
-                    keyring.verify(vote.server, &vote.body, &vote.signature)?;
+                    keyring.verify_with(&carried, vote.server, &vote.body, &vote.signature)?;
                 }
                 Ok(vec![first.server])
             }
             Self::Dissent { certificate, vote, key } => {
                 certificate.verify(keyring)?;
-                keyring.add(*key)?;
-                keyring.verify(vote.server, &vote.body, &vote.signature)?;
+                let carried = keyring.carried(&[*key])?;
+                keyring.verify_with(&carried, vote.server, &vote.body, &vote.signature)?;
                 Ok(vec![vote.server])
             }
         }

@@ -37,6 +37,7 @@ pub mod scalars;
 pub mod sealing;
 pub mod shamir;
 pub mod shares;
+pub mod signer;
 pub mod signing;
 pub mod state;
 pub mod thresholds;

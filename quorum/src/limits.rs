@@ -89,7 +89,7 @@ pub const MAX_PARTS: usize = 64;
 /// it waits for parts before it asks another server, in milliseconds.
 pub const TRANSFER_PATIENCE_MS: u64 = 1_000;
 /// Voting keys of one server that are accepted at a time: the current one and its predecessor.
-pub const KEYS_PER_SERVER: usize = 2;
+pub const KEYS_PER_SERVER: usize = 4;
 
 /// How far a first proposal's time may lie from a backup's clock (design §3's δ), in milliseconds.
 pub const CLOCK_BOUND_MS: u64 = 1_000;

@@ -28,7 +28,7 @@
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
-use crate::ids::{ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW};
 use crate::map::{PartItem, WantedPart};
 use crate::recovery::{AskMasked, Masked};
@@ -227,8 +227,8 @@ impl NewView {
             if !known || !servers.insert(change.server) || change.body.view != self.view {
                 return Err(MessageError::BadNewView);
             }
-            keyring.add(*key)?;
-            keyring.verify(change.server, &change.body, &change.signature)?;
+            let carried = keyring.carried(&[*key])?;
+            keyring.verify_with(&carried, change.server, &change.body, &change.signature)?;
             change.body.check(keyring)?;
         }
         Ok(())
@@ -283,8 +283,8 @@ impl Witness {
                 if keyring.manifest().server(signed.server).is_none() {
                     return Err(KeyError::UnknownServer(signed.server).into());
                 }
-                keyring.add(*key)?;
-                keyring.verify(signed.server, &signed.body, &signed.signature)?;
+                // It may be long ago.
+                keyring.verify_past(signed, key)?;
             }
             Ok(())
         }
@@ -486,6 +486,17 @@ pub enum MessageError {
     BadNewView,
 }
 
+impl MessageError {
+    /// Whether an honest server may have sent it, some epochs ago or behind.
+    pub fn is_late(&self) -> bool {
+        let late = |key: &KeyError| matches!(key, KeyError::OtherEpoch(_));
+        match self {
+            Self::Key(key) | Self::Quorum(QuorumError::Key(key)) => late(key),
+            _ => false,
+        }
+    }
+}
+
 impl PeerMessage {
     /// Whether a crash of its sender could make it untrue: such a message leaves only when what it
     /// promises is durable. The others say what was proved by others, ask, or, like a checkpoint vote,
@@ -558,7 +569,13 @@ impl PeerMessage {
             Self::Commit(signed) => CheckedMessage::Commit(authored(signed, from, keyring)?),
             Self::Checkpoint(signed) => CheckedMessage::Checkpoint(authored(signed, from, keyring)?),
             Self::Held(signed) => CheckedMessage::Held(authored(signed, from, keyring)?),
-            Self::Status(signed) => CheckedMessage::Status(authored(signed, from, keyring)?),
+            Self::Status(signed) => {
+                // Whoever slept through epochs asks for help under the key that it fell asleep with.
+                if signed.server != from {
+                    return Err(MessageError::NotTheAuthor(signed.server));
+                }
+                CheckedMessage::Status(keyring.check_of_any_epoch(signed)?)
+            }
             Self::Suspect(signed) => CheckedMessage::Suspect(authored(signed, from, keyring)?),
             Self::ViewChange(signed) => {
                 let change = authored(signed, from, keyring)?;
@@ -570,9 +587,11 @@ impl PeerMessage {
                 if signed.server != primary {
                     return Err(MessageError::BadNewView);
                 }
-                keyring.add(key)?;
-                let new_view = keyring.check(*signed)?;
-                new_view.body().check(keyring)?;
+                // A view may have begun many epochs ago: the replica asks for more than this then.
+                let mut past = keyring.clone();
+                past.set_floor(Epoch(0));
+                let new_view = past.check_with(key, *signed)?;
+                new_view.body().check(&mut past)?;
                 CheckedMessage::NewView(new_view)
             }
             Self::Fetch(digest) => CheckedMessage::Fetch(digest),

@@ -155,6 +155,8 @@ pub enum Step {
         attempt: AttemptId,
         /// See [`Seeds::root`](crate::refresh::Seeds::root).
         root: Hash,
+        /// Its voting key of that epoch.
+        voting: KeyCertificate,
         /// Its sealing key of that epoch.
         sealing: KeyCertificate,
     },

@@ -104,7 +104,7 @@ pub struct KeyStatement {
     pub server: ServerId,
     /// What it may be used for.
     pub purpose: KeyPurpose,
-    /// The epoch that the key was made in.
+    /// The epoch that the key is for.
     pub epoch: Epoch,
     /// Rises with every key of this server and purpose.
     pub serial: u64,
@@ -154,26 +154,40 @@ pub enum KeyError {
     /// No known voting key of the server made the signature.
     #[error("server {0}'s signature does not verify")]
     BadSignature(ServerId),
+    /// The signature verifies under a key of an epoch that the statement does not belong to.
+    #[error("server {0}'s signature is under a key of another epoch")]
+    OtherEpoch(ServerId),
 }
 
+/// A certified voting key, ready to verify with.
 #[derive(Clone)]
-struct VotingKey {
+pub struct VotingKey {
     certificate: KeyCertificate,
     key: VerifyingKey,
 }
 
 /// The certified voting keys of the cluster's servers, ready to verify with.
+///
+/// Voting keys are renewed with every epoch, and a thief may have those of epochs that are over. A
+/// statement that names its epoch counts under a key of that epoch only. Any other counts under keys
+/// from the *floor* on, which whoever follows the log sets to the epoch before the current one: what is on
+/// its way when an epoch begins was signed in the last one.
 #[derive(Clone)]
 pub struct Keyring {
     cluster: ClusterId,
     manifest: Arc<Manifest>,
     keys: BTreeMap<ServerId, Vec<VotingKey>>,
+    floor: Epoch,
 }
 
 impl Keyring {
     /// Knows the manifest and no voting key yet.
     pub fn new(manifest: Arc<Manifest>) -> Self {
-        Self { cluster: manifest.cluster_id(), manifest, keys: BTreeMap::new() }
+        Self { cluster: manifest.cluster_id(), manifest, keys: BTreeMap::new(), floor: Epoch(0) }
+    }
+    /// Keys of earlier epochs than this do not count any more.
+    pub fn set_floor(&mut self, floor: Epoch) {
+        self.floor = floor;
     }
     /// The cluster that all signatures are bound to.
     pub fn cluster(&self) -> &ClusterId {
@@ -186,9 +200,15 @@ impl Keyring {
     /// Adds a voting key after checking its certificate; says whether it is new. The newest
     /// [`KEYS_PER_SERVER`] of a server stay, so that a liar's many keys cost nothing.
     pub fn add(&mut self, certificate: KeyCertificate) -> Result<bool, KeyError> {
+        let new = !self.knows(&certificate);
+        self.checked(certificate).map(|_| new)
+    }
+    /// A voting key whose certificate holds; remembers it.
+    fn checked(&mut self, certificate: KeyCertificate) -> Result<VotingKey, KeyError> {
         let statement = certificate.statement;
-        if self.knows(&certificate) {
-            return Ok(false);
+        let known = self.keys.get(&statement.server).into_iter().flatten();
+        if let Some(known) = known.into_iter().find(|key| key.certificate == certificate) {
+            return Ok(known.clone());
         }
         if statement.purpose != KeyPurpose::Voting {
             return Err(KeyError::NotCertified(statement.server));
@@ -197,12 +217,17 @@ impl Keyring {
         let key = VerifyingKey::from_bytes(&statement.key.0)
             .map_err(|_| KeyError::NotCertified(statement.server))?;
         let keys = self.keys.entry(statement.server).or_default();
-        keys.push(VotingKey { certificate, key });
+        let checked = VotingKey { certificate, key };
+        keys.push(checked.clone());
         keys.sort_by_key(|key| {
             std::cmp::Reverse((key.certificate.statement.epoch, key.certificate.statement.serial))
         });
         keys.truncate(KEYS_PER_SERVER);
-        Ok(true)
+        Ok(checked)
+    }
+    /// The keys that a proof carries, checked. They may be older than those that are remembered.
+    pub fn carried(&mut self, certificates: &[KeyCertificate]) -> Result<Vec<VotingKey>, KeyError> {
+        certificates.iter().map(|certificate| self.checked(*certificate)).collect()
     }
     /// Whether this very certificate has been checked before.
     pub fn knows(&self, certificate: &KeyCertificate) -> bool {
@@ -217,11 +242,63 @@ impl Keyring {
         value: &T,
         signature: &SignatureBytes,
     ) -> Result<KeyCertificate, KeyError> {
-        let keys = self.keys.get(&server).ok_or(KeyError::NoKey(server))?;
-        keys.iter()
-            .find(|key| verify_with(&self.cluster, &key.key, value, signature).is_ok())
+        self.verify_with(&[], server, value, signature)
+    }
+    /// The same, with keys that came along.
+    pub fn verify_with<T: Tagged>(
+        &self,
+        carried: &[VotingKey],
+        server: ServerId,
+        value: &T,
+        signature: &SignatureBytes,
+    ) -> Result<KeyCertificate, KeyError> {
+        let key = self.made_by(carried, server, value, signature)?;
+        let of = key.statement.epoch;
+        let counts = match value.epoch() {
+            Some(epoch) => of == epoch,
+            None => of >= self.floor,
+        };
+        if counts { Ok(key) } else { Err(KeyError::OtherEpoch(server)) }
+    }
+    /// The key that made a signature, of whatever epoch.
+    fn made_by<T: Tagged>(
+        &self,
+        carried: &[VotingKey],
+        server: ServerId,
+        value: &T,
+        signature: &SignatureBytes,
+    ) -> Result<KeyCertificate, KeyError> {
+        let of_server = |key: &&VotingKey| key.certificate.statement.server == server;
+        let known = self.keys.get(&server).into_iter().flatten();
+        let mut keys = carried.iter().filter(of_server).chain(known).peekable();
+        keys.peek().ok_or(KeyError::NoKey(server))?;
+        keys.find(|key| verify_with(&self.cluster, &key.key, value, signature).is_ok())
             .map(|key| key.certificate)
             .ok_or(KeyError::BadSignature(server))
+    }
+    /// The same, with the key that came along.
+    pub fn check_with<T: Tagged>(
+        &mut self,
+        key: KeyCertificate,
+        signed: Signed<T>,
+    ) -> Result<Verified<T>, KeyError> {
+        let carried = self.carried(&[key])?;
+        let key = self.verify_with(&carried, signed.server, &signed.body, &signed.signature)?;
+        Ok(Verified { signed, key })
+    }
+    /// Checks a message that promises nothing, from a server that may have missed epochs.
+    pub fn check_of_any_epoch<T: Tagged>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
+        let key = self.made_by(&[], signed.server, &signed.body, &signed.signature)?;
+        Ok(Verified { signed, key })
+    }
+    /// Checks what a server said once, under the key that comes along.
+    pub fn verify_past<T: Tagged>(
+        &mut self,
+        signed: &Signed<T>,
+        key: &KeyCertificate,
+    ) -> Result<(), KeyError> {
+        let carried = self.carried(&[*key])?;
+        self.made_by(&carried, signed.server, &signed.body, &signed.signature).map(drop)
     }
     /// Turns a signed message into one that the replica accepts.
     pub fn check<T: Tagged>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
@@ -323,6 +400,10 @@ impl Voter {
         let statement =
             KeyStatement { server, purpose: KeyPurpose::Voting, epoch, serial, key: key.public() };
         Self { cluster, certificate: KeyCertificate::issue(&cluster, identity, statement), key }
+    }
+    /// The epoch that its key is certified for.
+    pub fn epoch(&self) -> Epoch {
+        self.certificate.statement.epoch
     }
     /// The server that votes.
     pub fn server(&self) -> ServerId {

@@ -221,7 +221,7 @@ async fn lost_shares_come_back_and_so_does_everything_after_a_total_outage() {
     assert!(log.contains("all missing shares are recovered"), "{log}");
 
     cluster.kill(2);
-    let keep = ["config.toml", "identity.key", "voting.key", "storage.key", "tls.key", "tls.pem"];
+    let keep = ["config.toml", "identity.key", "signer.state", "storage.key", "tls.key", "tls.pem"];
     for entry in std::fs::read_dir(cluster.server_dir(2)).unwrap() {
         let path = entry.unwrap().path();
         if !keep.iter().any(|name| path.ends_with(name)) && path.is_file() {

@@ -417,31 +417,19 @@ async fn answers_are_as_described() {
 #[tokio::test(flavor = "multi_thread")]
 async fn evidence_is_kept_and_can_be_checked_by_others() {
     use kds_client::keystore::{self, SecretKind};
-    use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, Voter};
+    use quorum::signing::Voter;
     let mut cluster = Cluster::start(4).await.unwrap();
     cluster.register("alice", 1).await.unwrap();
     cluster.level().await.unwrap();
     cluster.kill(3);
     // Three of four conspire: they sign another state.
-    let voters: Vec<_> = (0..3)
+    let identities: Vec<_> = (0..3)
         .map(|server| {
-            let folder = cluster.server_dir(server);
-            let identity =
-                keystore::read_signing_key(&folder.join("identity.key"), SecretKind::IdentityKey, None);
-            let voting =
-                keystore::read_signing_key(&folder.join("voting.key"), SecretKind::VotingKey, None).unwrap();
-            let statement = KeyStatement {
-                server: ServerId(server as u8),
-                purpose: KeyPurpose::Voting,
-                epoch: quorum::Epoch(0),
-                serial: 0,
-                key: voting.public(),
-            };
-            let id = cluster.manifest.cluster_id();
-            let certificate = KeyCertificate::issue(&id, &identity.unwrap(), statement);
-            Voter::new(id, voting, certificate).unwrap()
+            let path = cluster.server_dir(server).join("identity.key");
+            keystore::read_signing_key(&path, SecretKind::IdentityKey, None).unwrap()
         })
         .collect();
+    let cluster_id = cluster.manifest.cluster_id();
     let lie: Arc<Lie> = Arc::new(move |path, _, document| {
         if path != "/v1/records/lookup" || !document["certificate"].is_object() {
             return;
@@ -449,7 +437,12 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
         let mut certificate: quorum::certificate::Certificate =
             serde_json::from_value(document["certificate"].clone()).unwrap();
         certificate.statement.root = quorum::Hash([9; 32]);
-        let votes = voters.iter().map(|voter| voter.sign(certificate.statement).vote());
+        let epoch = certificate.statement.epoch;
+        let votes = identities.iter().enumerate().map(|(server, identity)| {
+            let id = ServerId(server as u8);
+            let voter = Voter::generate(cluster_id, identity, id, epoch, 0, &mut rand::rng());
+            voter.sign(certificate.statement).vote()
+        });
         (certificate.votes, certificate.keys) = votes.unzip();
         document["certificate"] = serde_json::to_value(&certificate).unwrap();
     });

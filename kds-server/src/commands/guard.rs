@@ -86,20 +86,34 @@ impl Guard {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut child = self.start()?;
         let (mut wait, mut began) = (RESTART_FIRST, Instant::now());
+        let mut last_turn: Option<Instant> = None;
         loop {
-            let turn = Duration::from_millis(self.turn.next_in(kds_client::now().0));
+            let mut turn = Duration::from_millis(self.turn.next_in(kds_client::now().0));
+            let period = Duration::from_millis(self.turn.period_ms);
+            if turn < period / 2 && last_turn.is_some_and(|last| last.elapsed() < period / 2) {
+                // The timer fired a moment early, or the clock was set: that turn was taken.
+                turn += period;
+            }
             tokio::select! {
                 _ = terminate.recv() => return stop(&mut child).await,
                 _ = interrupt.recv() => return stop(&mut child).await,
                 ended = child.wait() => {
                     eprintln!("guard: server {} ended by itself ({}); starting it again", self.server, ended?);
                     wait = if began.elapsed() > RESTART_MOST { RESTART_FIRST } else { (wait * 2).min(RESTART_MOST) };
-                    sleep(wait).await;
+                    tokio::select! {
+                        _ = terminate.recv() => return Ok(()),
+                        _ = interrupt.recv() => return Ok(()),
+                        () = sleep(wait) => {}
+                    }
                     (child, began) = (self.start()?, Instant::now());
                 }
                 () = sleep(turn) => match self.others_are_well().await {
-                    Err(why) => eprintln!("guard: server {} keeps running, since {why:#}", self.server),
+                    Err(why) => {
+                        last_turn = Some(Instant::now());
+                        eprintln!("guard: server {} keeps running, since {why:#}", self.server);
+                    }
                     Ok(()) => {
+                        last_turn = Some(Instant::now());
                         eprintln!("guard: server {} is restarted, as it is its turn", self.server);
                         stop(&mut child).await?;
                         (child, began) = (self.start()?, Instant::now());

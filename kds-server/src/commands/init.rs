@@ -130,6 +130,7 @@ impl NewCluster<'_> {
                 listen_peers: *peers,
                 database: "sqlite".into(),
                 requests_per_second: crate::config::requests_per_second(),
+                signer: None,
             };
             keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
             servers.push(ServerEntry {

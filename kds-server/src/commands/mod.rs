@@ -7,3 +7,4 @@ pub mod init;
 pub mod plan;
 pub mod processes;
 pub mod run;
+pub mod signer;

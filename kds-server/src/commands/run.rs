@@ -34,7 +34,7 @@ pub fn main(args: &Args, log_json: bool) -> anyhow::Result<()> {
         true => Some(Passphrase::ask("Passphrase of the key files: ")?),
         false => Passphrase::from_environment(),
     };
-    let loaded = config::load(&args.config, passphrase.as_ref())?;
+    let loaded = config::load(&args.config, passphrase)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;

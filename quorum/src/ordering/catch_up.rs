@@ -8,7 +8,7 @@ use super::Replica;
 use super::effects::{Target, Write};
 use super::log::LogEntry;
 use crate::certificate::QuorumProof;
-use crate::ids::{Sequence, ServerId, Timestamp};
+use crate::ids::{Sequence, ServerId, Timestamp, View};
 use crate::limits::{CATCH_UP_BATCHES, CATCH_UP_BYTES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
 use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
 use crate::signing::Verified;
@@ -30,13 +30,16 @@ pub(super) struct Progress {
     rotation: u64,
     /// When and where each server was last helped.
     helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
+    /// The view that each server said it takes part in, under a key of this epoch or the last one.
+    pub(super) views: BTreeMap<ServerId, View>,
 }
 
 impl Progress {
     /// What decides its future, for model checkers.
     pub(super) fn fingerprint(&self) -> impl serde::Serialize {
         let helped: Vec<_> = self.helped.iter().map(|(server, when)| (*server, *when)).collect();
-        (self.last_tick, self.certified, self.rotation, helped)
+        let views: Vec<_> = self.views.iter().map(|(server, view)| (*server, *view)).collect();
+        (self.last_tick, self.certified, self.rotation, helped, views)
     }
 }
 
@@ -70,8 +73,9 @@ impl Replica {
             }
         }
         if self.may_vote() {
-            for own in self.own_checkpoints.values().take(REPEATED_SLOTS) {
-                self.pending.send_all(&own.vote, PeerMessage::Checkpoint);
+            for vote in self.own_checkpoints.values().take(REPEATED_SLOTS).filter_map(|own| own.vote.as_ref())
+            {
+                self.pending.send_all(vote, PeerMessage::Checkpoint);
             }
         }
         self.tell_status();
@@ -131,9 +135,15 @@ impl Replica {
 
     /// Somebody says how far it is: help, if this replica is further.
     pub(super) fn on_status(&mut self, now: Timestamp, status: &Verified<Status>) {
+        let current = status.key().statement.epoch.next() >= self.state.epoch();
         let (peer, status) = (status.server(), *status.body());
+        if status.active && current {
+            self.progress.views.insert(peer, status.view);
+        }
         let behind = status.view < self.view || (status.view == self.view && !status.active);
         if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {
+            // Together with f other servers' word it is enough if the view began long ago.
+            self.send_status(peer);
             self.send_new_view(Target::One(peer), &new_view);
         }
         if status.wants_state {

@@ -49,9 +49,9 @@ impl Replica {
         let quorum = self.quorum();
         let certificate = self.own_checkpoints.iter().rev().find_map(|(sequence, own)| {
             let book = self.checkpoints.get(sequence)?;
-            book.proof(own.vote.body(), quorum).or_else(|| {
+            book.proof(&own.checkpoint, quorum).or_else(|| {
                 // q servers may agree on something else: then this replica is the one that is wrong.
-                let mut others = book.dissenters(own.vote.body());
+                let mut others = book.dissenters(&own.checkpoint);
                 others.find_map(|server| book.proof(book.of(server)?.body(), quorum))
             })
         });
@@ -65,7 +65,7 @@ impl Replica {
         let statement = certificate.statement;
         let sequence = statement.sequence;
         let own = self.own_checkpoints.get(&sequence).expect("callers look up the own checkpoint");
-        if *own.vote.body() != statement {
+        if own.checkpoint != statement {
             self.diverged = true;
             self.pending.accuse(Accusation::Diverged { sequence });
             return;

@@ -4,7 +4,7 @@ use super::effects::Write;
 use super::{OwnCheckpoint, Replica};
 use crate::bytes::{Blob, SecretBytes};
 use crate::limits::{FLUSH_BATCHES, WINDOW};
-use crate::message::{CheckedBatch, PeerMessage};
+use crate::message::CheckedBatch;
 use crate::refresh::Field;
 use crate::request::Operation;
 use crate::sealing::{OpeningKey, ShareContext};
@@ -56,11 +56,9 @@ impl Replica {
             self.replied_before = replied;
             return;
         }
-        let vote = self.voter.sign(executed.checkpoint);
-        self.promise(&vote, PeerMessage::Checkpoint);
-        self.boundary_vote(&vote);
-        let _ = self.checkpoints.entry(sequence).or_default().add(vote.clone());
-        let own = OwnCheckpoint { vote, snapshot: executed.snapshot, replied };
+        let checkpoint = executed.checkpoint;
+        let vote = self.vote_for(checkpoint);
+        let own = OwnCheckpoint { checkpoint, vote, snapshot: executed.snapshot, replied };
         self.own_checkpoints.insert(sequence, own);
         if self.own_checkpoints.len() as u64 > WINDOW
             && let Some((_, oldest)) = self.own_checkpoints.pop_first()

@@ -52,7 +52,7 @@ use crate::manifest::Manifest;
 use crate::map::Snapshot;
 use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
-use crate::signing::{Signed, Verified, Voter};
+use crate::signing::{KeyCertificate, Signed, Verified, Voter};
 use crate::state::State;
 use effects::Pending;
 use log::LogEntry;
@@ -69,7 +69,7 @@ use view_change::Changing;
 pub struct Identity {
     /// The cluster's manifest.
     pub manifest: Arc<Manifest>,
-    /// The certified key that it votes with.
+    /// The key that it votes with at first, certified for the epoch of its last certificate.
     pub voter: Voter,
     /// A random number, another one at each start.
     pub boot: u64,
@@ -97,7 +97,9 @@ pub enum Input {
 /// A vote with what it is about, from execution until its certificate is there.
 #[derive(Clone)]
 struct OwnCheckpoint {
-    vote: Verified<Checkpoint>,
+    checkpoint: Checkpoint,
+    /// None as long as this server has no voting key of the epoch.
+    vote: Option<Verified<Checkpoint>>,
     snapshot: Snapshot,
     replied: Vec<RequestId>,
 }
@@ -194,6 +196,8 @@ pub struct ReplicaStatus {
     pub transfer: Option<TransferProgress>,
     /// The epoch that it needs keys and randomness for.
     pub wants_keys: Option<Epoch>,
+    /// The key that it votes with.
+    pub voting: KeyCertificate,
 }
 
 impl ReplicaStatus {
@@ -348,6 +352,7 @@ impl Replica {
             part: self.part(),
             transfer: self.transfer_progress(),
             wants_keys: self.wants_keys(),
+            voting: *self.voter.certificate(),
         }
     }
     /// The last certificate.

@@ -15,6 +15,7 @@
 use super::Replica;
 use super::effects::{Accusation, Target, VaultKey, Write};
 use crate::bytes::{Hash, SecretBlob, SecretBytes};
+use crate::certificate::Checkpoint;
 use crate::codec::{decode, encode_secret};
 use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
@@ -23,7 +24,7 @@ use crate::refresh::{AttemptId, Dealing, Seeds};
 use crate::request::{Operation, SignedRequest, Step};
 use crate::sealing::OpeningKey;
 use crate::shares::{Helping, Renewal, ShareOp};
-use crate::signing::KeyCertificate;
+use crate::signing::{KeyCertificate, Verified, Voter};
 use crate::state::{Attempt, Epochs, layout};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct EpochKeys {
     pub opening: SecretBytes,
     /// What the server's identity says about that key.
     pub sealing: KeyCertificate,
+    /// The key that it votes with.
+    pub voter: Voter,
     /// What contributions are drawn from; used for nothing else.
     pub entropy: SecretBytes,
 }
@@ -51,6 +54,8 @@ struct Opening {
 #[derive(Clone, Default)]
 pub(super) struct Renewing {
     openings: BTreeMap<Epoch, Opening>,
+    /// Keys to vote with, in the current epoch and the next one.
+    voters: BTreeMap<Epoch, Voter>,
     entropy: Option<(Epoch, SecretBytes)>,
     /// What dealers handed to this server, checked against their commitments; in the vault as soon as
     /// they are complete.
@@ -141,7 +146,7 @@ impl Replica {
     /// The epoch that this server needs keys and randomness for, if any.
     pub(super) fn wants_keys(&self) -> Option<Epoch> {
         let current = self.state.epoch();
-        if !self.renewing.openings.contains_key(&current) {
+        if !self.renewing.openings.contains_key(&current) || self.voter.epoch() != current {
             return Some(current);
         }
         let next = self.epochs().attempt?.id.epoch;
@@ -149,12 +154,44 @@ impl Replica {
         (!drawn && self.may_vote()).then_some(next)
     }
 
+    /// Votes with the key of the current epoch, if there is one, and casts the votes that waited for it.
+    pub(super) fn take_up_voter(&mut self) {
+        let current = self.state.epoch();
+        self.renewing.voters = self.renewing.voters.split_off(&current);
+        let Some(voter) = self.renewing.voters.remove(&current) else { return };
+        // Before anything that is signed with it.
+        self.pending.send(Target::All, PeerMessage::Keys(*voter.certificate()));
+        self.voter = voter;
+        let waiting = self.own_checkpoints.values().filter(|own| own.vote.is_none());
+        let waiting: Vec<_> = waiting.map(|own| own.checkpoint).collect();
+        for checkpoint in waiting {
+            let vote = self.vote_for(checkpoint);
+            if let Some(own) = self.own_checkpoints.get_mut(&checkpoint.sequence) {
+                own.vote = vote;
+            }
+        }
+    }
+
+    /// Votes for a state that this replica has executed; not with a key of another epoch, which nobody
+    /// would count.
+    pub(super) fn vote_for(&mut self, checkpoint: Checkpoint) -> Option<Verified<Checkpoint>> {
+        if self.voter.epoch() != checkpoint.epoch {
+            return None;
+        }
+        let vote = self.voter.sign(checkpoint);
+        self.promise(&vote, PeerMessage::Checkpoint);
+        self.boundary_vote(&vote);
+        let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
+        Some(vote)
+    }
+
     pub(super) fn on_keys(&mut self, keys: EpochKeys) {
-        let EpochKeys { epoch, opening, sealing, entropy } = keys;
+        let EpochKeys { epoch, opening, sealing, voter, entropy } = keys;
         let known = self.renewing.openings.contains_key(&epoch);
         if self.wants_keys() != Some(epoch) {
             return;
         }
+        self.renewing.voters.insert(epoch, voter);
         if !known {
             // One that is known may be in the log already, and shares sealed to it.
             let value = seal_vault(&(&opening, &sealing));
@@ -163,6 +200,8 @@ impl Replica {
             self.renewing.openings.insert(epoch, Opening { key, sealing });
         }
         self.renewing.entropy = Some((epoch, entropy));
+        self.take_up_voter();
+        self.certify();
     }
 
     /// The keeper of the shares says how they are.
@@ -276,7 +315,8 @@ impl Replica {
         let drawn = self.renewing.entropy.as_ref().filter(|(epoch, _)| *epoch == attempt.id.epoch);
         let opening = self.renewing.openings.get(&attempt.id.epoch);
         let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
-        let sealing = opening.sealing;
+        let Some(voter) = self.renewing.voters.get(&attempt.id.epoch) else { return };
+        let (voting, sealing) = (*voter.certificate(), opening.sealing);
         let root = match &self.renewing.own {
             Some((of, _, root)) if *of == attempt.id => *root,
             _ => {
@@ -286,7 +326,7 @@ impl Replica {
                 root
             }
         };
-        self.step(now, "deal", 0, Step::Deal { server: id, attempt: attempt.id, root, sealing });
+        self.step(now, "deal", 0, Step::Deal { server: id, attempt: attempt.id, root, voting, sealing });
     }
 
     /// Asks for a step to be ordered, once what it promises is durable; again if nothing comes of it.
@@ -315,6 +355,9 @@ impl Replica {
     /// deal, after it lost them.
     fn announce_keys(&mut self, now: Timestamp) {
         let Some(opening) = self.renewing.openings.get(&self.state.epoch()) else { return };
+        if self.voter.epoch() != self.state.epoch() {
+            return;
+        }
         let (voting, sealing) = (*self.voter.certificate(), opening.sealing);
         let known = layout::server_keys(self.state.map(), self.id);
         // Agreed time 0 is before the first batch: whatever is announced then is announced too early.
@@ -450,6 +493,8 @@ impl Replica {
             self.renewing.openings.remove(&epoch);
             self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value: None });
         }
+        self.take_up_voter();
+        self.completion.forget_before(Epoch(current.0.saturating_sub(1)));
         self.put_in_place();
     }
 

@@ -221,7 +221,7 @@ impl Replica {
         self.changing.active = new_view.is_some();
         if let Some((signed, key)) = new_view {
             let mut keyring = Keyring::new(Arc::clone(&self.manifest));
-            let checked = keyring.add(key).and_then(|_| keyring.check(signed));
+            let checked = keyring.check_with(key, signed);
             self.install(checked.map_err(|_| Damage::View(view))?);
         }
         Ok(())
@@ -322,7 +322,7 @@ impl Replica {
             return Err(Damage::NotCertified(sequence));
         }
         if let Some(own) = self.own_checkpoints.get(&sequence) {
-            if *own.vote.body() != statement {
+            if own.checkpoint != statement {
                 return Err(Damage::NotCertified(sequence));
             }
         } else {
@@ -344,9 +344,11 @@ impl Replica {
     }
 
     fn vote_again(&mut self, checkpoint: Checkpoint, snapshot: crate::map::Snapshot) {
-        let vote = self.voter.sign(checkpoint);
-        let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
-        let own = super::OwnCheckpoint { vote, snapshot, replied: Vec::new() };
+        let vote = (self.voter.epoch() == checkpoint.epoch).then(|| self.voter.sign(checkpoint));
+        if let Some(vote) = &vote {
+            let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
+        }
+        let own = super::OwnCheckpoint { checkpoint, vote, snapshot, replied: Vec::new() };
         self.own_checkpoints.entry(checkpoint.sequence).or_insert(own);
     }
 }

@@ -411,9 +411,24 @@ impl Replica {
     /// A checked new-view message, from the primary or passed on by somebody else.
     pub(super) fn on_new_view(&mut self, now: Timestamp, new_view: Verified<NewView>) {
         let view = new_view.body().view;
+        if !self.is_vouched_for(&new_view) {
+            return;
+        }
         if view > self.view || (view == self.view && !self.changing.active) {
             self.enter(now, new_view);
         }
+    }
+
+    /// Whether a new-view message can be believed. Its signatures may be of epochs that are over, whose keys
+    /// thieves may have: then f+1 servers, of which one is correct, must say under their present keys that
+    /// they are in that view or a later one.
+    fn is_vouched_for(&self, new_view: &Verified<NewView>) -> bool {
+        let floor = self.state.epoch().0.saturating_sub(1);
+        let keys = new_view.body().view_changes.iter().map(|(_, key)| key).chain([new_view.key()]);
+        let fresh = keys.into_iter().all(|key| key.statement.epoch.0 >= floor);
+        let view = new_view.body().view;
+        let vouching = self.progress.views.values().filter(|known| **known >= view).count();
+        fresh || vouching > self.manifest.thresholds.f()
     }
 
     /// Takes part in a view from now on.

@@ -78,6 +78,8 @@ pub struct Attempt {
 pub struct Deal {
     /// See [`Seeds::root`](crate::refresh::Seeds::root).
     pub root: Hash,
+    /// Its voting key of the next epoch.
+    pub voting: KeyCertificate,
     /// Its sealing key of the next epoch.
     pub sealing: KeyCertificate,
 }
@@ -86,9 +88,9 @@ pub struct Deal {
 /// ends where it begins. The server is the one whose announced voting key signs.
 pub(super) fn takes_step(state: &impl Lookup, manifest: &Manifest, request: &Request, step: &Step) -> bool {
     let server = step.server();
-    let signs =
-        layout::server_keys(state, server).is_some_and(|keys| keys.voting.statement.key == request.client);
-    signs && layout::epochs(state).is_some_and(|epochs| epochs.check(manifest, step).is_ok())
+    let keys = layout::server_keys(state, server).filter(|keys| keys.voting.statement.key == request.client);
+    let (Some(keys), Some(epochs)) = (keys, layout::epochs(state)) else { return false };
+    keys.voting.statement.epoch == epochs.current && epochs.check(manifest, step).is_ok()
 }
 
 impl Epochs {
@@ -101,13 +103,17 @@ impl Epochs {
     fn check(&self, manifest: &Manifest, step: &Step) -> Result<(), Refusal> {
         let taken = Err(Refusal::TooOften);
         match step {
-            Step::Deal { server, attempt, sealing, .. } => {
+            Step::Deal { server, attempt, voting, sealing, .. } => {
                 let known = self.attempt(*attempt)?;
-                let statement = sealing.statement;
-                let fits = statement.server == *server
-                    && statement.purpose == KeyPurpose::Sealing
-                    && statement.epoch == attempt.epoch;
-                if !fits || sealing.verify(&manifest.cluster_id(), manifest).is_err() {
+                let cluster = manifest.cluster_id();
+                let holds = |key: &KeyCertificate, purpose| {
+                    let statement = &key.statement;
+                    statement.server == *server
+                        && statement.purpose == purpose
+                        && statement.epoch == attempt.epoch
+                        && key.verify(&cluster, manifest).is_ok()
+                };
+                if !holds(voting, KeyPurpose::Voting) || !holds(sealing, KeyPurpose::Sealing) {
                     return Err(Refusal::Invalid(Invalid::Certificate));
                 }
                 // A dealer's first commitment counts; after D is fixed none does.
@@ -184,15 +190,15 @@ impl State {
         events: &mut Vec<Event>,
     ) -> Result<Done, Refusal> {
         let keys = layout::server_keys(&self.map, step.server()).ok_or(Refusal::NotAllowed)?;
-        if keys.voting.statement.key != client {
+        if keys.voting.statement.key != client || keys.voting.statement.epoch != self.epoch {
             return Err(Refusal::NotAllowed);
         }
         let mut epochs = layout::epochs(&self.map).unwrap_or_default();
         epochs.check(&self.manifest, step)?;
         let thresholds = self.manifest.thresholds;
         match (step, &mut epochs.attempt) {
-            (Step::Deal { server, root, sealing, .. }, Some(attempt)) => {
-                attempt.deals.insert(*server, Deal { root: *root, sealing: *sealing });
+            (Step::Deal { server, root, voting, sealing, .. }, Some(attempt)) => {
+                attempt.deals.insert(*server, Deal { root: *root, voting: *voting, sealing: *sealing });
             }
             (Step::Ack { server, dealers, .. }, Some(attempt)) => {
                 attempt.acks.insert(*server, dealers.clone());
@@ -237,7 +243,8 @@ impl State {
         for (server, deal) in &attempt.deals {
             let at = layout::server_key(*server);
             if let Some(keys) = layout::server_keys(&self.map, *server) {
-                self.put(at, &super::ServerKeys { sealing: deal.sealing, ..keys });
+                let Deal { voting, sealing, .. } = *deal;
+                self.put(at, &super::ServerKeys { voting, sealing, ..keys });
             }
         }
         // The keys that open them are erased now.

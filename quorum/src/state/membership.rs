@@ -60,7 +60,7 @@ impl State {
         sealing: &KeyCertificate,
     ) -> Result<Done, Refusal> {
         certified(&self.manifest, &client, voting, sealing).ok_or(Refusal::Invalid(Invalid::Certificate))?;
-        if sealing.statement.epoch != self.epoch {
+        if sealing.statement.epoch != self.epoch || voting.statement.epoch != self.epoch {
             return Err(Refusal::EpochPassed { current: self.epoch });
         }
         let server = voting.statement.server;

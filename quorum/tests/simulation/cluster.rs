@@ -19,7 +19,8 @@ use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::recovery::Keeper;
 use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
-use quorum::signing::{Keyring, SigningKey, Voter};
+use quorum::signer::{Counter, Signer};
+use quorum::signing::{KeyCertificate, Keyring, SigningKey, Voter};
 use quorum::state::layout;
 use quorum::thresholds::Thresholds;
 use rand::rngs::StdRng;
@@ -162,8 +163,8 @@ pub struct Simulation {
     pub(crate) liars: BTreeMap<ServerId, Liar>,
     conspiracy: Conspiracy,
     forgetful: Vec<ServerId>,
-    /// What checking a message led to: the same for everyone who gets it.
-    checked: BTreeMap<(ServerId, Hash), Option<CheckedMessage>>,
+    /// What checking a message led to: the same for everyone who gets it in the same epoch.
+    checked: BTreeMap<(ServerId, Hash, Epoch), Option<CheckedMessage>>,
     /// State transfers that were completed, and servers that got over having forgotten.
     pub transfers: usize,
     pub recoveries: usize,
@@ -180,6 +181,11 @@ pub struct Simulation {
     left: BTreeMap<ServerId, View>,
     pub readers: Option<Readers>,
     pub(crate) secrets: Secrets,
+    pub(crate) signers: BTreeMap<ServerId, Signer>,
+    /// Voting keys that were drawn for each node lately.
+    pub(crate) drawn: BTreeMap<ServerId, Vec<Voter>>,
+    /// The last ones that each node voted with.
+    pub(crate) in_use: BTreeMap<ServerId, Vec<KeyCertificate>>,
 }
 
 pub(crate) const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -230,6 +236,10 @@ impl Simulation {
             let id = ServerId(i as u8);
             Voter::generate(cluster, &identities[i], id, Epoch(0), 0, &mut StdRng::seed_from_u64(i as u64))
         });
+        let signers = grid.servers().map(|id| {
+            let identity = identities[id.index()].clone();
+            (id, Signer::new(Arc::clone(&manifest), id, identity, Counter::default()))
+        });
         let clients = (0..faults.requests).map(|i| {
             let name = Name::new(format!("name-{i}")).unwrap();
             let keys = vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![i as u8 | 1; 32]) }];
@@ -276,6 +286,9 @@ impl Simulation {
             left: BTreeMap::new(),
             readers: None,
             secrets: Secrets::default(),
+            signers: signers.collect(),
+            drawn: BTreeMap::new(),
+            in_use: BTreeMap::new(),
             manifest,
             rng: StdRng::seed_from_u64(rng.random()),
         };
@@ -427,9 +440,10 @@ impl Simulation {
     }
 
     fn start(&mut self, id: ServerId) {
+        let stored = self.servers[id.index()].disk.stored();
         let identity = Identity {
             manifest: Arc::clone(&self.manifest),
-            voter: self.voters[self.identity(id).index()].clone(),
+            voter: self.boot_voter(id, stored.certificate.as_ref()),
             boot: self.rng.random(),
             log_tail: self.faults.log_tail,
         };
@@ -437,14 +451,12 @@ impl Simulation {
         let server = &mut self.servers[id.index()];
         server.keeper = Keeper::new(own, self.manifest.thresholds);
         server.operations = 0;
-        server.replica = Some(Replica::start(identity, server.disk.stored()));
+        server.replica = Some(Replica::start(identity, stored));
         server.keyrings = (0..self.voters.len())
-            .map(|from| {
-                let mut keyring = Keyring::new(Arc::clone(&self.manifest));
-                keyring.add(*self.voters[from].certificate()).unwrap();
-                (ServerId(from as u8), keyring)
-            })
+            .map(|from| (ServerId(from as u8), Keyring::new(Arc::clone(&self.manifest))))
             .collect();
+        let voting = server.replica.as_ref().expect("it was started just now").status().voting;
+        self.in_use.entry(id).or_default().push(voting);
         self.after_step(id);
         for peer in self.manifest.grid().servers().filter(|peer| *peer != own) {
             self.step(id, Input::Connected(peer));
@@ -461,6 +473,11 @@ impl Simulation {
             let before = replica.status();
             replica.handle(now, input);
             let status = replica.status();
+            let in_use = self.in_use.entry(id).or_default();
+            if !in_use.contains(&status.voting) {
+                in_use.push(status.voting);
+                in_use.drain(..in_use.len().saturating_sub(3));
+            }
             assert!(status.part != Part::Repairing || liar, "seed {}: server {id} diverged", self.seed);
             let bound = self.faults.log_tail + 2 * WINDOW + FLUSH_BATCHES;
             assert!(status.log_entries as u64 <= bound, "seed {}: the log of server {id} grows", self.seed);
@@ -534,7 +551,7 @@ impl Simulation {
             if !liar {
                 self.check_promise(id, &message);
                 if let PeerMessage::Forward(request) = &*message
-                    && request.request.client == self.voters[from.index()].key().public()
+                    && self.hello(from).any(|key| key.statement.key == request.request.client)
                 {
                     self.check_step(id, &request.request);
                 }
@@ -545,7 +562,9 @@ impl Simulation {
                 Target::One(to) => vec![to],
                 Target::All => self.manifest.grid().servers().filter(|to| *to != from).collect(),
             };
+            let voter = self.voter(id);
             if let Some(liar) = self.liars.get_mut(&id) {
+                liar.vote_with(voter);
                 let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
                 self.send_lies(id, lies);
             } else {
@@ -831,27 +850,39 @@ impl Simulation {
     fn check(&mut self, from: ServerId, to: ServerId, bytes: &Arc<Vec<u8>>) -> Option<CheckedMessage> {
         let digest = sha256(bytes);
         let heard = self.is_liar(to);
+        let replica = self.servers[to.index()].replica.as_ref();
+        let floor = Epoch(replica.map_or(0, |replica| replica.state().epoch().0.saturating_sub(1)));
         if let Some(replica) = self.servers[to.index()].replica.as_ref().filter(|_| !heard)
             && decode::<PeerMessage>(bytes).is_ok_and(|message| replica.status().needs_no(&message))
         {
             return None;
         }
-        if let Some(known) = self.checked.get(&(from, digest)).filter(|_| !heard) {
+        if let Some(known) = self.checked.get(&(from, digest, floor)).filter(|_| !heard) {
             return known.clone();
         }
         let message: PeerMessage = decode(bytes).expect("what was encoded decodes");
         if heard {
-            self.conspiracy.hear(&message, self.voters[from.index()].certificate());
+            self.conspiracy.hear(&message, self.voter(from).certificate());
         }
+        // Whoever dials says which keys it votes with, and again before the first vote with a new one.
+        let hello: Vec<_> = self.hello(from).collect();
         let keyring = self.servers[to.index()].keyrings.get_mut(&from).expect("there is one for each server");
+        keyring.set_floor(floor);
+        for key in hello {
+            keyring.add(key).expect("its identity certified it");
+        }
         let checked = message.check(from, keyring);
         if let Err(error) = &checked {
-            assert!(self.is_liar(from), "seed {}: server {from} is honest, but {error}", self.seed);
+            assert!(
+                error.is_late() || self.is_liar(from),
+                "seed {}: server {from} is honest, but {error}",
+                self.seed
+            );
         }
         if self.checked.len() > 4_000 {
             self.checked.clear();
         }
-        self.checked.insert((from, digest), checked.as_ref().ok().cloned());
+        self.checked.insert((from, digest, floor), checked.as_ref().ok().cloned());
         checked.ok()
     }
 

@@ -148,6 +148,11 @@ impl Liar {
         Self { rng, cluster, voter, n, quorum, habits }
     }
 
+    /// Goes with the epochs.
+    pub fn vote_with(&mut self, voter: Voter) {
+        self.voter = voter;
+    }
+
     /// Gives up every habit but being late.
     pub fn only_delay(&mut self, delay_ms: u64) {
         self.habits = Habits {

@@ -1,8 +1,9 @@
 //! Secrets in the simulated cluster: deposits, epochs that renew everything, and at the end every secret
 //! put together again.
 
-use crate::cluster::{Event, START, Simulation};
-use quorum::bytes::{Blob, Hash, SecretBytes};
+use crate::cluster::{Event, Simulation};
+use quorum::bytes::{Blob, Hash, PublicKey, SecretBytes};
+use quorum::certificate::Certificate;
 use quorum::ids::{Epoch, ServerId};
 use quorum::limits::DEALINGS_KEPT_MS;
 use quorum::message::{CheckedMessage, PeerMessage};
@@ -14,7 +15,8 @@ use quorum::request::{
 };
 use quorum::sealing::{OpeningKey, ShareContext};
 use quorum::shamir::{ServerShare, deal, reconstruct};
-use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey};
+use quorum::signer::Ask;
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
 use quorum::state::{data_key_commitment, layout};
 use quorum::{oprf, scalars};
 use rand::rngs::StdRng;
@@ -164,12 +166,58 @@ impl Simulation {
         }
     }
 
+    /// The key that a server votes with at its start: drawn for this start, for the epoch of its last
+    /// certificate, or a later one that its signer knows of.
+    pub(crate) fn boot_voter(&mut self, id: ServerId, certificate: Option<&Certificate>) -> Voter {
+        let epoch = certificate.map_or(Epoch(0), |certificate| certificate.statement.epoch);
+        self.drawn_voter(id, epoch, certificate.cloned(), vec![]).0
+    }
+
+    /// Has a server's signer certify a new voting key, and others.
+    fn drawn_voter(
+        &mut self,
+        id: ServerId,
+        epoch: Epoch,
+        evidence: Option<Certificate>,
+        more: Vec<(KeyPurpose, PublicKey)>,
+    ) -> (Voter, Vec<KeyCertificate>) {
+        let own = self.identity(id);
+        let key = SigningKey::generate(&mut self.rng);
+        let mut keys = vec![(KeyPurpose::Voting, key.public())];
+        keys.extend(more);
+        let signer = self.signers.get_mut(&own).expect("every server has one");
+        let certified = signer.certify(&Ask { keys, epoch, evidence });
+        let (_, mut certified) =
+            certified.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
+        let voter = Voter::new(self.cluster, key, certified.remove(0)).unwrap();
+        let drawn = self.drawn.entry(id).or_default();
+        drawn.push(voter.clone());
+        drawn.drain(..drawn.len().saturating_sub(40));
+        (voter, certified)
+    }
+
+    /// The key that a node votes with now.
+    pub(crate) fn voter(&self, id: ServerId) -> Voter {
+        let voting = self.in_use.get(&id).and_then(|in_use| in_use.last());
+        let mut drawn = self.drawn.get(&id).into_iter().flatten();
+        let known = drawn.find(|voter| Some(voter.certificate()) == voting);
+        known.unwrap_or(&self.voters[self.identity(id).index()]).clone()
+    }
+
+    /// The keys that a server's links begin with.
+    pub(crate) fn hello(&self, from: ServerId) -> impl Iterator<Item = KeyCertificate> + use<> {
+        let twin = ServerId(self.voters.len() as u8);
+        let nodes = [Some(from), (self.faults.twins && from == ServerId(0)).then_some(twin)];
+        let in_use = nodes.into_iter().flatten().filter_map(|node| self.in_use.get(&node)).flatten();
+        in_use.copied().collect::<Vec<_>>().into_iter()
+    }
+
     /// What a server's shell does beside its replica: draws keys, keeps shares.
     pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
-        let own = self.identity(id);
         let Some(replica) = &self.servers[id.index()].replica else { return };
-        if let Some(epoch) = replica.status().wants_keys {
-            let identity = SigningKey::from_seed(&[own.0 + 1; 32]);
+        let wanted = replica.status().wants_keys;
+        let evidence = self.servers[id.index()].published.as_ref().map(|p| p.certificate.as_ref().clone());
+        if let Some(epoch) = wanted.filter(|epoch| self.may_be_certified(id, *epoch, evidence.as_ref())) {
             let mut draw = || {
                 let mut bytes = [0; 32];
                 self.rng.fill_bytes(&mut bytes);
@@ -177,10 +225,9 @@ impl Simulation {
             };
             let (opening, entropy) = (draw(), draw());
             let key = OpeningKey::derive(opening.expose()).public();
-            let serial = self.now.since_ms(START);
-            let statement = KeyStatement { server: own, purpose: KeyPurpose::Sealing, epoch, serial, key };
-            let sealing = KeyCertificate::issue(&self.cluster, &identity, statement);
-            self.step(id, Input::Keys(EpochKeys { epoch, opening, sealing, entropy }));
+            let (voter, certified) = self.drawn_voter(id, epoch, evidence, vec![(KeyPurpose::Sealing, key)]);
+            let keys = EpochKeys { epoch: voter.epoch(), opening, sealing: certified[0], voter, entropy };
+            self.step(id, Input::Keys(keys));
         }
         let server = &mut self.servers[id.index()];
         let kept = server.keeper.tick(self.now, &server.disk.shares);
@@ -189,6 +236,14 @@ impl Simulation {
         let holding = Holding { applied: server.operations, whole, lacks_shares };
         self.kept(id, kept);
         self.step(id, Input::Holding(holding));
+    }
+
+    /// Whether a server's signer can certify keys for an epoch: not for one that nobody has shown it. The
+    /// server waits for a certificate then.
+    fn may_be_certified(&self, id: ServerId, epoch: Epoch, evidence: Option<&Certificate>) -> bool {
+        let own = self.identity(id);
+        let shown = evidence.map_or(Epoch(0), |evidence| evidence.statement.epoch);
+        epoch <= shown.max(self.signers[&own].counter().epoch).next()
     }
 
     /// Steps that no honest server takes: it acknowledges what it does not hold, is ready without anything,
@@ -201,7 +256,7 @@ impl Simulation {
         if self.faults.secrets == 0 || !self.rng.random_bool(0.3) {
             return;
         }
-        let (server, voter) = (self.identity(id), self.voters[self.identity(id).index()].clone());
+        let (server, voter) = (self.identity(id), self.voter(id));
         let step = match self.rng.random_range(0..4) {
             0 => Step::Ack { server, attempt: attempt.id, dealers: attempt.deals.keys().copied().collect() },
             1 => Step::Ready { server, attempt: attempt.id, whole: true },
@@ -214,7 +269,9 @@ impl Simulation {
                 let statement = KeyStatement { server, purpose, epoch, serial, key };
                 let sealing = KeyCertificate::issue(&self.cluster, &identity, statement);
                 let root = Hash([self.rng.random(); 32]);
-                Step::Deal { server, attempt: attempt.id, root, sealing }
+                let voting = *Voter::generate(self.cluster, &identity, server, epoch, serial, &mut self.rng)
+                    .certificate();
+                Step::Deal { server, attempt: attempt.id, root, voting, sealing }
             }
         };
         let (number, expiry) = (self.rng.random(), self.now.plus_ms(5_000));

@@ -39,6 +39,12 @@ impl World {
         }
         world
     }
+    /// A server's voting key of an epoch.
+    fn voter(&self, server: u8, epoch: Epoch) -> Voter {
+        let identity = &self.identities[usize::from(server)];
+        let mut rng = StdRng::seed_from_u64(u64::from(server) << 32 | epoch.0);
+        Voter::generate(self.cluster, identity, ServerId(server), epoch, epoch.0, &mut rng)
+    }
     fn sealing(&self, server: u8, epoch: Epoch) -> KeyCertificate {
         let key = PublicKey([server + 1 + epoch.0 as u8; 32]);
         let (server, purpose) = (ServerId(server), KeyPurpose::Sealing);
@@ -83,8 +89,9 @@ impl World {
     fn deal(&mut self, server: u8) -> bool {
         let attempt = self.attempt().id;
         let sealing = self.sealing(server, attempt.epoch);
+        let voting = *self.voter(server, attempt.epoch).certificate();
         let root = Hash([server + 10; 32]);
-        self.step(server, Step::Deal { server: ServerId(server), attempt, root, sealing })
+        self.step(server, Step::Deal { server: ServerId(server), attempt, root, voting, sealing })
     }
     fn ack(&mut self, server: u8, dealers: &[u8]) -> bool {
         let dealers = dealers.iter().copied().map(ServerId).collect();
@@ -131,6 +138,22 @@ fn an_epoch_begins_when_it_is_time_and_q_servers_are_ready() {
     assert_eq!(key(&world, 2), world.sealing(2, Epoch(1)));
     assert_eq!(key(&world, 3), world.sealing(3, Epoch(0)));
     assert_eq!(world.state.seal().0.epoch, Epoch(1));
+    // So are their voting keys. Nobody takes a step with one of an epoch that is over: a thief may have it.
+    let recover = |world: &mut World, i: u8| world.step(i, Step::Recover { server: ServerId(i) });
+    assert!(!recover(&mut world, 2) && !recover(&mut world, 3));
+    world.voters[2] = world.voter(2, Epoch(1));
+    assert!(recover(&mut world, 2));
+    // The one that did not deal announces its keys; old ones are too late.
+    let announce = |world: &mut World, voting: Epoch| {
+        world.voters[3] = world.voter(3, voting);
+        let voting = *world.voters[3].certificate();
+        let sealing = world.sealing(3, Epoch(1));
+        world.ask(3, Operation::AnnounceKeys { voting, sealing })
+    };
+    let late = Refusal::EpochPassed { current: Epoch(1) };
+    assert_eq!(announce(&mut world, Epoch(0)), Err(Some(late)));
+    assert_eq!(announce(&mut world, Epoch(1)), Ok(Done::Announced));
+    assert!(recover(&mut world, 3));
 }
 
 /// What an attempt lacked does not hold up the next one, and the old epoch stays valid all the time.
@@ -206,7 +229,8 @@ fn servers_take_their_own_steps_and_none_that_make_no_sense() {
         let sealing = world.sealing(0, attempt.epoch);
         (ServerId(0), attempt, Hash([1; 32]), sealing)
     };
-    let deal = |(server, attempt, root, sealing)| Step::Deal { server, attempt, root, sealing };
+    let voting = *world.voter(0, attempt.epoch).certificate();
+    let deal = |(server, attempt, root, sealing)| Step::Deal { server, attempt, root, voting, sealing };
     // In another's name; with a key of another epoch, of another server, of another attempt.
     let honest = good(&world);
     assert!(!world.step(1, deal(honest)));
@@ -216,6 +240,12 @@ fn servers_take_their_own_steps_and_none_that_make_no_sense() {
     assert!(!world.step(0, deal((honest.0, honest.1, honest.2, foreign))));
     let other = AttemptId { attempt: 2, ..attempt };
     assert!(!world.step(0, deal((honest.0, other, honest.2, honest.3))));
+    for voting in
+        [*world.voter(0, Epoch(0)).certificate(), *world.voter(1, attempt.epoch).certificate(), honest.3]
+    {
+        let (server, attempt, root, sealing) = honest;
+        assert!(!world.step(0, Step::Deal { server, attempt, root, voting, sealing }));
+    }
     assert!(world.step(0, deal(honest)));
     // Acks of what was not dealt, in disorder, of nothing, and ever less.
     assert!(!world.ack(1, &[0, 1]) && !world.ack(1, &[]) && world.deal(1));

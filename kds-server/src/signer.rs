@@ -1,0 +1,238 @@
+//! Talks to the signer: the process that has this server's identity key, so that this one has not.
+//!
+//! Over a Unix socket, one question and one answer at a time, each a length and postcard. Where the
+//! configuration names no socket the server starts a signer of its own, as its child: that keeps the key out
+//! of this process's memory. To keep it from this process's user too, run `kds-server signer` under another
+//! one (docs/operations.md).
+
+use crate::config::{IDENTITY_KEY, SIGNER_STATE};
+use anyhow::{Context as _, bail, ensure};
+use kds_client::keystore::{self, Passphrase, SecretKind};
+use kds_client::manifest_file;
+use quorum::ServerId;
+use quorum::codec::{decode, encode};
+use quorum::manifest::Manifest;
+use quorum::signer::{Ask, Counter, Refused, Signer};
+use quorum::signing::KeyCertificate;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+/// A question with its evidence, or an answer: certificates of up to 225 servers.
+const MAX_FRAME: usize = 256 * 1024;
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Times that a server tries to reach its signer, at its start and later, and how long it waits in between.
+const TRIES: u32 = 20;
+const RETRY: Duration = Duration::from_millis(250);
+
+type Answer = Result<Vec<KeyCertificate>, Refused>;
+
+async fn write_frame(stream: &mut UnixStream, bytes: &[u8]) -> anyhow::Result<()> {
+    stream.write_u32(bytes.len() as u32).await?;
+    Ok(stream.write_all(bytes).await?)
+}
+async fn read_frame(stream: &mut UnixStream) -> anyhow::Result<Vec<u8>> {
+    let length = stream.read_u32().await? as usize;
+    ensure!(length <= MAX_FRAME, "a frame of {length} bytes");
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// A server's side.
+pub struct SignerLink {
+    socket: PathBuf,
+    child: Option<Mutex<Child>>,
+}
+
+impl SignerLink {
+    /// To a signer that somebody else runs.
+    pub fn to(socket: PathBuf) -> Self {
+        Self { socket, child: None }
+    }
+    /// Starts one, which ends with this process.
+    pub async fn start(
+        manifest: &Path,
+        id: ServerId,
+        folder: &Path,
+        passphrase: Option<&Passphrase>,
+    ) -> anyhow::Result<Self> {
+        let socket = folder.join("signer.sock");
+        let program = std::env::current_exe().context("cannot find this program's file")?;
+        let mut command = Command::new(program);
+        command.args(["signer", "--until-closed", "--server", &id.to_string(), "--manifest"]).arg(manifest);
+        command.arg("--folder").arg(folder).arg("--socket").arg(&socket);
+        if let Some(passphrase) = passphrase {
+            command.env("KDS_PASSPHRASE", passphrase.expose());
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().context("cannot start the signer")?;
+        let mut said = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut said).await?;
+        }
+        if said.trim() != "ready" {
+            bail!("this server's signer did not start: it says why above");
+        }
+        Ok(Self { socket, child: Some(Mutex::new(child)) })
+    }
+
+    /// Has keys certified.
+    pub async fn certify(&self, ask: &Ask) -> anyhow::Result<Vec<KeyCertificate>> {
+        let mut tries = 0;
+        let answer = loop {
+            tries += 1;
+            match timeout(PATIENCE, self.ask(ask)).await.map_err(anyhow::Error::from).flatten() {
+                Ok(answer) => break answer,
+                Err(error) if tries >= TRIES => {
+                    return Err(error.context(format!(
+                        "the signer does not answer at {}\n  start it with `kds-server signer`, under a user of its own",
+                        self.socket.display()
+                    )));
+                }
+                Err(_) => sleep(RETRY).await,
+            }
+            if let Some(child) = &self.child
+                && let Some(status) = child.lock().await.try_wait()?
+            {
+                bail!("this server's signer ended ({status}): start the server again");
+            }
+        };
+        answer.context("the signer refuses")
+    }
+
+    async fn ask(&self, ask: &Ask) -> anyhow::Result<Answer> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        write_frame(&mut stream, &encode(ask)).await?;
+        Ok(decode(&read_frame(&mut stream).await?)?)
+    }
+}
+
+/// The signer's side: what it keeps, and where.
+pub struct Keeper {
+    signer: Signer,
+    state: PathBuf,
+    /// Whose processes may ask.
+    users: Vec<u32>,
+    _lock: File,
+}
+
+impl Keeper {
+    /// Reads the identity key and the counter.
+    pub async fn open(
+        manifest: &Path,
+        id: ServerId,
+        folder: &Path,
+        users: Vec<u32>,
+        passphrase: Option<&Passphrase>,
+    ) -> anyhow::Result<Self> {
+        let manifest: Arc<Manifest> = manifest_file::read(manifest)?;
+        let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
+        let path = folder.join(IDENTITY_KEY);
+        let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, passphrase)?;
+        ensure!(
+            identity.public() == entry.identity,
+            "{} is not the key that the manifest names for server {id}\n  \
+             was the folder copied from another cluster or server?",
+            path.display()
+        );
+        let lock = lock(&folder.join("signer.lock")).await?;
+        let state = folder.join(SIGNER_STATE);
+        let counter = match std::fs::read(&state) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", state.display()))?
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Serial numbers are drawn far more slowly than milliseconds pass, so none comes again.
+                Counter { serial: crate::driver::now().0, ..Counter::default() }
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", state.display())),
+        };
+        Ok(Self { signer: Signer::new(manifest, id, identity, counter), state, users, _lock: lock })
+    }
+
+    /// Answers until the listener fails.
+    pub async fn serve(mut self, listener: UnixListener) -> anyhow::Result<()> {
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let user = stream.peer_cred()?.uid();
+            if !self.users.contains(&user) {
+                tracing::warn!(user, "refused to answer a process of another user; see --allow-uid");
+                continue;
+            }
+            match timeout(PATIENCE, self.answer(&mut stream)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %format!("{error:#}"), "a question was not answered")
+                }
+                Err(_) => tracing::warn!("a question took too long"),
+            }
+        }
+    }
+
+    async fn answer(&mut self, stream: &mut UnixStream) -> anyhow::Result<()> {
+        let ask: Ask = decode(&read_frame(stream).await?)?;
+        let answer: Answer = match self.signer.certify(&ask) {
+            Ok((counter, certified)) => {
+                self.remember(&counter)?;
+                Ok(certified)
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, epoch = %ask.epoch, "refused to certify keys");
+                Err(refused)
+            }
+        };
+        write_frame(stream, &encode(&answer)).await
+    }
+
+    /// Makes the counter durable, before anything that it counts leaves.
+    fn remember(&self, counter: &Counter) -> anyhow::Result<()> {
+        let new = self.state.with_extension("new");
+        let write = || {
+            let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
+            let mut file = options.open(&new)?;
+            file.write_all(&serde_json::to_vec(counter)?)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &self.state)?;
+            File::open(self.state.parent().unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}", self.state.display()))
+    }
+}
+
+/// Listens at a path, in place of a signer that has ended.
+pub fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Err(error) = std::fs::remove_file(socket)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot replace {}", socket.display()));
+    }
+    let listener = UnixListener::bind(socket).with_context(|| {
+        format!("cannot listen at {} (a socket's path has at most 107 bytes)", socket.display())
+    })?;
+    // Who may ask is decided by who asks, not by the file's mode.
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// One signer for an identity: two would count by themselves. The one before may still be ending.
+async fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    for _ in 0..TRIES {
+        if file.try_lock().is_ok() {
+            return Ok(file);
+        }
+        sleep(RETRY).await;
+    }
+    bail!("another signer has this identity already (it holds {})", path.display())
+}
