@@ -132,6 +132,11 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let Loaded { config, manifest, cluster, folder, passphrase, storage_keys, tls, lost_database } = loaded;
     let id = config.server;
     let _lock = lock(&folder)?;
+    let signer = match &config.signer {
+        Some(socket) => SignerLink::to(folder.join(socket)),
+        None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
+    };
+    drop(passphrase);
     warn_of_expiry(&tls)?;
     let clients = listener(config.listen_clients, "clients").await?;
     let servers = listener(config.listen_peers, "servers").await?;
@@ -151,11 +156,6 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         storage.commit(&[&Write::Amnesia(true)]).await?;
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
-    let signer = match &config.signer {
-        Some(socket) => SignerLink::to(folder.join(socket)),
-        None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
-    };
-    drop(passphrase);
     let voter = epoch_keys::boot(&signer, cluster, stored.certificate.clone()).await?;
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;

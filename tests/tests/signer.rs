@@ -1,0 +1,168 @@
+//! The identity key is where its server is not: in a process of its own, under a user of its own.
+//!
+//! These tests start programs as other users, and read other processes' memory: they need root.
+
+use kds_client::keystore::{self, SecretKind};
+use kds_tests::{Cluster, program, thief};
+use quorum::ids::{Epoch, ServerId};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// Users that nobody else is.
+const SIGNERS: u32 = 51_001;
+const SERVERS: u32 = 51_002;
+const STRANGERS: u32 = 51_003;
+
+async fn epoch(cluster: &Cluster, server: u8) -> Epoch {
+    cluster.client.server_status(ServerId(server)).await.map_or(Epoch(0), |status| status.epoch)
+}
+
+/// Waits until a server is in an epoch, with all its shares.
+async fn reach(cluster: &Cluster, server: u8, from: Epoch) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = cluster.client.server_status(ServerId(server)).await;
+        let there = |s: &kds_client::api::ServerStatus| s.epoch >= from && s.shares == s.secrets;
+        if status.as_ref().is_ok_and(there) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{status:?}\n{}", cluster.log(server.into()));
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn children_of(process: u32) -> Vec<u32> {
+    let path = format!("/proc/{process}/task/{process}/children");
+    // Of its main thread; others may start processes too.
+    let mut all = std::fs::read_to_string(path).unwrap_or_default();
+    for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        all += " ";
+        all += &std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+    }
+    all.split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+fn knows(process: u32, seed: &[u8; 32]) -> bool {
+    thief::memory(process).unwrap().windows(32).any(|window| window == seed)
+}
+
+/// Without any configuration: the server's own memory never has the key, and its signer ends with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_starts_a_signer_that_ends_with_it() {
+    let mut cluster = Cluster::start_with(4, &["--epoch-seconds=2"]).await.unwrap();
+    reach(&cluster, 1, Epoch(2)).await;
+    let path = cluster.server_dir(1).join("identity.key");
+    let seed = *keystore::read_signing_key(&path, SecretKind::IdentityKey, None).unwrap().seed();
+    let server = cluster.process(1).unwrap();
+    let signer = *children_of(server).first().expect("it has a signer");
+    assert!(!knows(server, &seed), "the server's memory has the identity key");
+    assert!(knows(signer, &seed), "this looks at the wrong process");
+    cluster.kill(1);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Path::new(&format!("/proc/{signer}/exe")).exists() {
+        assert!(Instant::now() < deadline, "the signer outlives its server");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let counter = std::fs::read(cluster.server_dir(1).join("signer.state")).unwrap();
+    let counter: serde_json::Value = serde_json::from_slice(&counter).unwrap();
+    assert!(counter["serial"].as_u64() >= Some(6) && counter["epoch"].as_u64() >= Some(1), "{counter}");
+    cluster.run(1).unwrap();
+    let now = epoch(&cluster, 0).await;
+    reach(&cluster, 1, now.next()).await;
+}
+
+fn as_user(program: &Path, user: u32) -> Command {
+    let mut command = Command::new(program);
+    command.uid(user).gid(user).stdin(Stdio::null()).current_dir("/");
+    command
+}
+
+/// A child that is killed when the test ends.
+struct Running(Child);
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As operators run it: the server's user cannot read the key, and the signer answers nobody else. While the
+/// signer is away its server falls behind the epochs, and comes back by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_key_belongs_to_another_user() {
+    let mut cluster = Cluster::new(4, &["--epoch-seconds=2"]).unwrap();
+    // Others may look into the folder; the programs are copied there, since they may not look into ours.
+    let open = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let folder = cluster.dir().to_path_buf();
+    open(&folder);
+    let kds_server = folder.join("kds-server");
+    std::fs::copy(program("kds-server"), &kds_server).unwrap();
+    let (own, signers) = (cluster.server_dir(0), folder.join("signer-0"));
+    std::fs::create_dir(&signers).unwrap();
+    let identity = signers.join("identity.key");
+    std::fs::rename(own.join("identity.key"), &identity).unwrap();
+    chown(&identity, Some(SIGNERS), Some(SIGNERS)).unwrap();
+    chown(&signers, Some(SIGNERS), Some(SIGNERS)).unwrap();
+    let socket = signers.join("socket");
+    let config = std::fs::read_to_string(own.join("config.toml")).unwrap();
+    std::fs::write(own.join("config.toml"), format!("{config}signer = \"{}\"\n", socket.display())).unwrap();
+    for entry in std::fs::read_dir(&own).unwrap() {
+        chown(entry.unwrap().path(), Some(SERVERS), Some(SERVERS)).unwrap();
+    }
+    chown(&own, Some(SERVERS), Some(SERVERS)).unwrap();
+
+    let start_signer = || {
+        let mut command = as_user(&kds_server, SIGNERS);
+        command.args(["signer", "--server", "0", "--allow-uid", &SERVERS.to_string(), "--manifest"]);
+        command.arg(folder.join("manifest.toml")).arg("--folder").arg(&signers);
+        Running(command.arg("--socket").arg(&socket).stdout(Stdio::null()).spawn().unwrap())
+    };
+    let signer = start_signer();
+    let mut command = as_user(&kds_server, SERVERS);
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    let server =
+        Running(command.args(["run", "--config"]).arg(own.join("config.toml")).stderr(log).spawn().unwrap());
+    (1..4).for_each(|other| cluster.run(other).unwrap());
+    cluster.ready().await.unwrap();
+    reach(&cluster, 0, Epoch(2)).await;
+
+    // Its user cannot read the key, nor is it in its memory; another user is not answered.
+    let seed = *keystore::read_signing_key(&identity, SecretKind::IdentityKey, None).unwrap().seed();
+    let read = as_user(Path::new("/bin/cat"), SERVERS).arg(&identity).stderr(Stdio::null()).output().unwrap();
+    assert!(!read.status.success() && read.stdout.is_empty());
+    assert!(!knows(server.0.id(), &seed) && knows(signer.0.id(), &seed));
+    let thief_folder = folder.join("thief");
+    std::fs::create_dir(&thief_folder).unwrap();
+    for file in ["config.toml", "tls.key", "tls.pem"] {
+        std::fs::copy(own.join(file), thief_folder.join(file)).unwrap();
+        chown(thief_folder.join(file), Some(STRANGERS), Some(STRANGERS)).unwrap();
+    }
+    chown(&thief_folder, Some(STRANGERS), Some(STRANGERS)).unwrap();
+    let config = std::fs::read_to_string(thief_folder.join("config.toml")).unwrap();
+    let elsewhere = config.replace(&cluster.manifest.servers[0].url["https://".len()..], "127.0.0.1:0");
+    let elsewhere = elsewhere.replace(&cluster.manifest.servers[0].peer, "127.0.0.1:0");
+    std::fs::write(thief_folder.join("config.toml"), elsewhere).unwrap();
+    let mut stranger = as_user(&kds_server, STRANGERS);
+    let refused = stranger.args(["run", "--config"]).arg(thief_folder.join("config.toml")).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("the signer does not answer"), "{said}");
+
+    // The signer is away for some epochs: the others go on, and its server cannot follow.
+    drop(signer);
+    let away = epoch(&cluster, 1).await;
+    reach(&cluster, 1, Epoch(away.0 + 4)).await;
+    let _signer = start_signer();
+    let now = epoch(&cluster, 1).await;
+    reach(&cluster, 0, Epoch(now.0 + 2)).await;
+    // It takes part again: without one of the others nothing would go on otherwise.
+    cluster.kill(3);
+    let now = epoch(&cluster, 1).await;
+    reach(&cluster, 0, Epoch(now.0 + 2)).await;
+    cluster.register("alice", 1).await.unwrap();
+}
