@@ -1,21 +1,56 @@
 //! TLS of a cluster: self-signed certificates, pinned by the manifest.
 //!
 //! There is no certificate authority to trust or to steal: a client accepts for server i exactly
-//! the certificate that the manifest names for server i, and servers accept from each other
-//! exactly those of the manifest, which also tells who called. TLS 1.3, with the post-quantum
-//! hybrid X25519MLKEM768 preferred, so that traffic recorded today stays closed.
+//! the certificate that the manifest names for server i, and servers accept from each other keys of
+//! an epoch that identities of the manifest have certified, which also tells who called
+//! ([`certified_key`]). TLS 1.3, with the post-quantum hybrid X25519MLKEM768 preferred, so that
+//! traffic recorded today stays closed.
 
+/// What every verifier does with the signature of a handshake.
+macro_rules! signature_checks {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
+        }
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(
+                message,
+                certificate,
+                signature,
+                &self.provider.signature_verification_algorithms,
+            )
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
+mod links;
+
+pub use links::{LinkKey, certified_key, peer_client, peer_server};
 use quorum::manifest::Manifest;
 use quorum::{Blob, ServerId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -123,38 +158,6 @@ pub fn https_client(manifest: &Manifest, server: ServerId) -> Result<ClientConfi
     Ok(config)
 }
 
-/// For a server's peer listener: only servers of the manifest get in.
-pub fn peer_server(manifest: &Manifest, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Pins::of(manifest, None))
-        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    // Every link has its own handshake: session keys are to be renewed, not resumed (design §7).
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(config)
-}
-
-/// For a server's link to server `server`.
-pub fn peer_client(
-    manifest: &Manifest,
-    identity: &TlsIdentity,
-    server: ServerId,
-) -> Result<ClientConfig, CertsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Pins::of(manifest, Some(server)))
-        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    config.resumption = rustls::client::Resumption::disabled();
-    Ok(config)
-}
-
-/// The server of the manifest that a certificate belongs to.
-pub fn server_of(manifest: &Manifest, certificate: &[u8]) -> Option<ServerId> {
-    manifest.servers.iter().find(|entry| *entry.certificate == *certificate).map(|entry| entry.id)
-}
-
 /// Accepts the certificates of a manifest, byte for byte: of one server, or of any.
 #[derive(Debug)]
 struct Pins {
@@ -182,40 +185,6 @@ impl Pins {
     }
 }
 
-macro_rules! signature_checks {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(
-                message,
-                certificate,
-                signature,
-                &self.provider.signature_verification_algorithms,
-            )
-        }
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(
-                message,
-                certificate,
-                signature,
-                &self.provider.signature_verification_algorithms,
-            )
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.provider.signature_verification_algorithms.supported_schemes()
-        }
-    };
-}
-
 impl ServerCertVerifier for Pins {
     fn verify_server_cert(
         &self,
@@ -226,21 +195,6 @@ impl ServerCertVerifier for Pins {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.check(certificate, now).map(|()| ServerCertVerified::assertion())
-    }
-    signature_checks!();
-}
-
-impl ClientCertVerifier for Pins {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-    fn verify_client_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check(certificate, now).map(|()| ClientCertVerified::assertion())
     }
     signature_checks!();
 }

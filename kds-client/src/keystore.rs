@@ -100,9 +100,15 @@ pub enum KeystoreError {
 pub struct Passphrase(Zeroizing<String>);
 
 impl Passphrase {
-    /// From KDS_PASSPHRASE, if it is set and not empty.
+    /// From KDS_PASSPHRASE, if it is set and not empty; otherwise from systemd's credential of the name
+    /// `kds-passphrase` (systemd.exec(5), LoadCredentialEncrypted=), if the service has one.
     pub fn from_environment() -> Option<Self> {
-        Self::from_variable("KDS_PASSPHRASE")
+        Self::from_variable("KDS_PASSPHRASE").or_else(|| {
+            let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+            let bytes = Zeroizing::new(std::fs::read(Path::new(&folder).join("kds-passphrase")).ok()?);
+            let text = str::from_utf8(&bytes).ok()?.trim_end_matches(['\r', '\n']);
+            (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
+        })
     }
     /// Asks on the terminal.
     pub fn ask(prompt: &str) -> std::io::Result<Self> {

@@ -4,14 +4,17 @@
 use crate::server::Shared;
 use crate::signer::SignerLink;
 use anyhow::Context as _;
+use kds_certs::LinkKey;
 use quorum::certificate::Certificate;
-use quorum::ids::{ClusterId, Epoch};
+use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::manifest::Manifest;
 use quorum::ordering::{EpochKeys, Input};
 use quorum::sealing::OpeningKey;
 use quorum::signer::Ask;
 use quorum::signing::{KeyCertificate, KeyPurpose, SigningKey, Voter};
 use quorum::{PublicKey, SecretBytes};
 use rand::Rng as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -45,20 +48,76 @@ async fn voter(
     Ok((voter.context("the signer certified another key")?, certified))
 }
 
-/// The key that a server votes with from its start on: for the epoch of its last certificate.
+/// The keys that a server votes and speaks to others with from its start on: for the epoch of its last
+/// certificate.
 pub async fn boot(
     signer: &SignerLink,
-    cluster: ClusterId,
+    manifest: &Arc<Manifest>,
     last: Option<Certificate>,
-) -> anyhow::Result<Voter> {
+) -> anyhow::Result<(Voter, LinkTls)> {
     let epoch = last.as_ref().map_or(Epoch(0), |last| last.statement.epoch);
-    Ok(voter(signer, cluster, epoch, last, &[]).await?.0)
+    let key = LinkKey::draw()?;
+    let others = [(KeyPurpose::Tls, key.public())];
+    let (voter, certified) = voter(signer, manifest.cluster_id(), epoch, last, &others).await?;
+    let links = LinkTls::new(manifest, key, certified.first())?;
+    Ok((voter, links))
+}
+
+/// What links between servers are made with, in one epoch.
+pub struct LinkTls {
+    /// The epoch that the key is certified for.
+    pub epoch: Epoch,
+    /// For links that others make.
+    pub server: Arc<rustls::ServerConfig>,
+    /// For links to others.
+    pub clients: BTreeMap<ServerId, Arc<rustls::ClientConfig>>,
+}
+
+impl LinkTls {
+    fn new(
+        manifest: &Arc<Manifest>,
+        key: LinkKey,
+        certified: Option<&KeyCertificate>,
+    ) -> anyhow::Result<Self> {
+        let certified = certified.context("the signer did not certify the TLS key")?;
+        let identity = key.certified(certified)?;
+        let client = |id| anyhow::Ok((id, Arc::new(kds_certs::peer_client(manifest, &identity, id)?)));
+        Ok(Self {
+            epoch: certified.statement.epoch,
+            server: Arc::new(kds_certs::peer_server(manifest, &identity)?),
+            clients: manifest.grid().servers().map(client).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Renews what links are made with, if an epoch has begun since.
+async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()> {
+    let epoch = *shared.epoch.borrow();
+    if shared.links.load().epoch < epoch {
+        let key = LinkKey::draw()?;
+        let ask = Ask { keys: vec![(KeyPurpose::Tls, key.public())], epoch, evidence: evidence(shared) };
+        let certified = signer.certify(&ask).await?;
+        let links = LinkTls::new(&shared.manifest, key, certified.first())?;
+        shared.links.store(Arc::new(links));
+    }
+    Ok(())
+}
+
+/// Shows to the signer which epoch it is.
+fn evidence(shared: &Shared) -> Option<Certificate> {
+    let published = shared.published.borrow().as_ref().map(|published| Arc::clone(&published.certificate));
+    published.map(Arc::unwrap_or_clone)
 }
 
 /// Runs until the server stops.
 pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) {
     let (mut given, mut looks): (Option<Epoch>, u32) = (None, 0);
     loop {
+        if let Err(error) = renew_links(&signer, &shared).await {
+            // As below.
+            tracing::warn!(error = %format!("{error:#}"), "no TLS key for the epoch");
+            tokio::time::sleep(INTERVAL * 5).await;
+        }
         let wanted = shared.replica_status.load().wants_keys;
         looks = if wanted == given { looks + 1 } else { 0 };
         given = wanted;
@@ -86,10 +145,8 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
 async fn draw(signer: &SignerLink, shared: &Shared, epoch: Epoch) -> anyhow::Result<EpochKeys> {
     let (opening, entropy) = (random(), random());
     let key = OpeningKey::derive(opening.expose()).public();
-    let published = shared.published.borrow().as_ref().map(|published| Arc::clone(&published.certificate));
-    let evidence = published.map(Arc::unwrap_or_clone);
-    let (voter, certified) =
-        voter(signer, shared.cluster, epoch, evidence, &[(KeyPurpose::Sealing, key)]).await?;
+    let others = [(KeyPurpose::Sealing, key)];
+    let (voter, certified) = voter(signer, shared.cluster, epoch, evidence(shared), &others).await?;
     let sealing = *certified.first().context("the signer did not certify the sealing key")?;
     Ok(EpochKeys { epoch: voter.epoch(), opening, sealing, voter, entropy })
 }

@@ -1,4 +1,9 @@
-//! Links between servers: mutual TLS 1.3 pinned to the manifest, length-prefixed frames.
+//! Links between servers: mutual TLS 1.3 with keys that the manifest's identities have certified for an
+//! epoch, length-prefixed frames.
+//!
+//! A link is made anew in every epoch. What is secret is sent only to a server whose key is of this epoch or
+//! the last one: a thief's may be older, and so is that of a server that slept, which is helped to catch up
+//! first.
 //!
 //! Each server dials every other one and sends over that link; what it receives comes over the
 //! links that the others dialled. Queues are bounded: to a peer that reads nothing messages are
@@ -8,15 +13,13 @@
 use crate::server::Shared;
 use crate::share_store::ToKeeper;
 use anyhow::Context as _;
-use kds_certs::TlsIdentity;
 use quorum::Hash;
 use quorum::codec::{decode, encode, encode_secret, sha256};
 use quorum::ids::{Epoch, ServerId};
 use quorum::limits::MAX_FRAME_BYTES;
-use quorum::manifest::Manifest;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{Input, Target};
-use quorum::signing::Keyring;
+use quorum::signing::{KeyStatement, Keyring};
 use rustls::pki_types::ServerName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zeroize::Zeroizing;
 
@@ -45,11 +48,18 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Shortest time between two messages with much evidence from one peer.
 const HEAVY_INTERVAL: Duration = Duration::from_millis(100);
+/// When a link to a server whose key is old is made anew.
+const STALE_RETRY: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
 /// Zeroized when it is sent or dropped: it may hold contributions to seeds.
-type Frame = Arc<Zeroizing<Vec<u8>>>;
+#[derive(Clone)]
+struct Frame {
+    bytes: Arc<Zeroizing<Vec<u8>>>,
+    /// Only for one who is certainly the server that it is for.
+    secret: bool,
+}
 
 /// Where messages to other servers go.
 #[derive(Clone)]
@@ -66,22 +76,24 @@ struct Queue {
 impl Peers {
     /// Queues a message; drops it where the queue is full.
     pub fn send(&self, target: Target, message: &PeerMessage) {
-        let frame = Arc::new(match message {
-            PeerMessage::Dealing(_) | PeerMessage::Masked(_) => encode_secret(message),
-            _ => Zeroizing::new(encode(message)),
-        });
-        if frame.len() > MAX_FRAME_BYTES {
-            tracing::error!(bytes = frame.len(), "a message of our own exceeds the frame limit");
+        let secret = matches!(message, PeerMessage::Dealing(_) | PeerMessage::Masked(_));
+        let bytes = match secret {
+            true => encode_secret(message),
+            false => Zeroizing::new(encode(message)),
+        };
+        let frame = Frame { bytes: Arc::new(bytes), secret };
+        if frame.bytes.len() > MAX_FRAME_BYTES {
+            tracing::error!(bytes = frame.bytes.len(), "a message of our own exceeds the frame limit");
             return;
         }
         match target {
             Target::One(peer) => self.queue(peer, frame),
-            Target::All => self.queues.keys().for_each(|peer| self.queue(*peer, Arc::clone(&frame))),
+            Target::All => self.queues.keys().for_each(|peer| self.queue(*peer, frame.clone())),
         }
     }
     fn queue(&self, peer: ServerId, frame: Frame) {
         let Some(queue) = self.queues.get(&peer) else { return };
-        let bytes = frame.len();
+        let bytes = frame.bytes.len();
         let room = queue.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES;
         if !room || queue.frames.try_send(frame).is_err() {
             queue.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -91,31 +103,22 @@ impl Peers {
 }
 
 /// Starts a link to every other server.
-pub fn dial_all(
-    manifest: &Arc<Manifest>,
-    tls: &TlsIdentity,
-    inputs: &mpsc::Sender<Input>,
-    shared: &Arc<Shared>,
-) -> anyhow::Result<Peers> {
-    let own = shared.id;
+pub fn dial_all(inputs: &mpsc::Sender<Input>, shared: &Arc<Shared>) -> Peers {
     let mut queues = BTreeMap::new();
-    for entry in manifest.servers.iter().filter(|entry| entry.id != own) {
-        let config = kds_certs::peer_client(manifest, tls, entry.id)?;
-        let connector = TlsConnector::from(Arc::new(config));
+    for entry in shared.manifest.servers.iter().filter(|entry| entry.id != shared.id) {
         let (queue, frames) = mpsc::channel(QUEUE);
         let bytes = Arc::new(AtomicUsize::new(0));
         queues.insert(entry.id, Queue { frames: queue, bytes: Arc::clone(&bytes) });
         let dialler = Dialler {
             peer: entry.id,
             address: entry.peer.clone(),
-            connector,
             inputs: inputs.clone(),
             shared: Arc::clone(shared),
             queued_bytes: bytes,
         };
         tokio::spawn(dialler.run(frames));
     }
-    Ok(Peers { queues: Arc::new(queues) })
+    Peers { queues: Arc::new(queues) }
 }
 
 /// Why a link is given up.
@@ -129,7 +132,6 @@ enum Ended<S> {
 struct Dialler {
     peer: ServerId,
     address: String,
-    connector: TlsConnector,
     inputs: mpsc::Sender<Input>,
     shared: Arc<Shared>,
     queued_bytes: Arc<AtomicUsize>,
@@ -140,7 +142,7 @@ impl Dialler {
         let mut wait = RETRY_FIRST;
         loop {
             match self.connect().await {
-                Ok(stream) => {
+                Ok((stream, of)) => {
                     tracing::info!(peer = %self.peer, "link up");
                     wait = RETRY_FIRST;
                     self.shared.peers_connected.fetch_add(1, Ordering::Relaxed);
@@ -150,11 +152,11 @@ impl Dialler {
                     }
                     let _ = self.inputs.send(Input::Connected(self.peer)).await;
                     let ended = async {
-                        let mut stream = stream;
+                        let (mut stream, mut of) = (stream, of);
                         // Each epoch has a handshake of its own (design §7). The next link is up before
                         // the last one is closed, so that nothing is lost.
-                        while let Ended::Epoch(mut last) = self.forward(stream, &mut frames).await? {
-                            stream = self.connect().await?;
+                        while let Ended::Epoch(mut last) = self.forward(stream, of, &mut frames).await? {
+                            (stream, of) = self.connect().await?;
                             let _ = timeout(WRITE_TIMEOUT, last.shutdown()).await;
                         }
                         anyhow::Ok(())
@@ -185,16 +187,21 @@ impl Dialler {
         }
     }
     fn taken(&self, frame: &Frame) {
-        self.queued_bytes.fetch_sub(frame.len(), Ordering::Relaxed);
+        self.queued_bytes.fetch_sub(frame.bytes.len(), Ordering::Relaxed);
     }
 
-    async fn connect(&self) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    /// A link, and the epoch of the key that the other side has.
+    async fn connect(&self) -> anyhow::Result<(impl AsyncRead + AsyncWrite + Unpin + use<>, Epoch)> {
+        let config = self.shared.links.load().clients.get(&self.peer).cloned();
+        let connector = TlsConnector::from(config.context("no such server")?);
         let connecting = async {
             let tcp = TcpStream::connect(&self.address).await?;
             tcp.set_nodelay(true)?;
             let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
             let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
-            anyhow::Ok(self.connector.connect(name, tcp).await?)
+            let stream = connector.connect(name, tcp).await?;
+            let key = key_of(&self.shared, stream.get_ref().1).context("it shows no certificate")?;
+            anyhow::Ok((stream, key.epoch))
         };
         timeout(HANDSHAKE_TIMEOUT, connecting).await.context("the handshake takes too long")?
     }
@@ -203,9 +210,11 @@ impl Dialler {
     async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
+        of: Epoch,
         frames: &mut mpsc::Receiver<Frame>,
     ) -> anyhow::Result<Ended<S>> {
         let mut epoch = self.shared.epoch.subscribe();
+        let (stale, retry) = (is_old(of, *epoch.borrow()), Instant::now() + STALE_RETRY);
         let (mut reader, writer) = tokio::io::split(stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
         // What is on its way may be signed with the last key; a new one is announced before it is used.
@@ -223,16 +232,32 @@ impl Dialler {
                     }
                     for frame in together.drain(..) {
                         self.taken(&frame);
-                        write_frame(&mut writer, &frame).await?;
+                        if !(frame.secret && stale) {
+                            write_frame(&mut writer, &frame.bytes).await?;
+                        }
                     }
                     timeout(WRITE_TIMEOUT, writer.flush()).await.context("it reads nothing")??;
                 }
                 // The other side sends nothing on this link: any answer means that it is over.
                 _ = reader.read(&mut nothing) => anyhow::bail!("closed by the peer"),
+                // It may have a new key meanwhile.
+                () = sleep_until(retry), if stale => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
                 Ok(()) = epoch.changed() => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
             }
         }
     }
+}
+
+/// Whose key the other side of a link has shown, and of which epoch.
+fn key_of(shared: &Shared, tls: &rustls::CommonState) -> Option<KeyStatement> {
+    let certificate = tls.peer_certificates().and_then(|chain| chain.first())?;
+    let key = kds_certs::certified_key(&shared.manifest, &shared.cluster, certificate)?;
+    Some(key.statement)
+}
+
+/// Whether a key may be in the hands of somebody who read its server out some epochs ago.
+fn is_old(of: Epoch, current: Epoch) -> bool {
+    of.next() < current
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> anyhow::Result<()> {
@@ -253,9 +278,8 @@ pub struct Hears {
 }
 
 /// Accepts links from the servers of the manifest, until it is dropped.
-pub async fn listen(listener: TcpListener, config: rustls::ServerConfig, shared: Arc<Shared>, hears: Hears) {
+pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
     let manifest = Arc::clone(&shared.manifest);
-    let acceptor = TlsAcceptor::from(Arc::new(config));
     // Strangers get no further than the handshake, and those are bounded by themselves, so that
     // they take no place from a server.
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
@@ -273,7 +297,8 @@ pub async fn listen(listener: TcpListener, config: rustls::ServerConfig, shared:
                 continue;
             }
         };
-        let (acceptor, shared, hears) = (acceptor.clone(), Arc::clone(&shared), hears.clone());
+        let acceptor = TlsAcceptor::from(Arc::clone(&shared.links.load().server));
+        let (shared, hears) = (Arc::clone(&shared), hears.clone());
         let (strangers, links) = (Arc::clone(&strangers), Arc::clone(&links));
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);
@@ -288,16 +313,14 @@ pub async fn listen(listener: TcpListener, config: rustls::ServerConfig, shared:
                 }
                 Err(_) => return,
             };
-            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let Some(peer) = certificate.and_then(|c| kds_certs::server_of(&shared.manifest, c)) else {
-                return;
-            };
+            let Some(key) = key_of(&shared, stream.get_ref().1) else { return };
+            let peer = key.server;
             drop(handshake);
             let Ok(_link) = Arc::clone(&links[peer.index()]).try_acquire_owned() else {
                 tracing::warn!(%peer, "refused one more link");
                 return;
             };
-            if let Err(error) = receive(stream, peer, shared, hears).await {
+            if let Err(error) = receive(stream, peer, key.epoch, shared, hears).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }
         });
@@ -307,6 +330,7 @@ pub async fn listen(listener: TcpListener, config: rustls::ServerConfig, shared:
 async fn receive(
     stream: impl AsyncRead + Unpin,
     peer: ServerId,
+    of: Epoch,
     shared: Arc<Shared>,
     hears: Hears,
 ) -> anyhow::Result<()> {
@@ -316,7 +340,12 @@ async fn receive(
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
-        keyring.set_floor(Epoch(shared.epoch.borrow().0.saturating_sub(1)));
+        let current = *shared.epoch.borrow();
+        keyring.set_floor(Epoch(current.0.saturating_sub(1)));
+        if is_old(of, current) && concerns_secrets(&message) {
+            // Unsigned, and perhaps not from whom it seems to be.
+            continue;
+        }
         if shared.replica_status.load().needs_no(&message) {
             continue;
         }
@@ -346,6 +375,17 @@ async fn receive(
             }
         }
     }
+}
+
+/// Whether a message is about shares: those are believed for the link that they come over.
+fn concerns_secrets(message: &PeerMessage) -> bool {
+    matches!(
+        message,
+        PeerMessage::Dealing(_)
+            | PeerMessage::AskDealing(_)
+            | PeerMessage::Masked(_)
+            | PeerMessage::AskMasked(_)
+    )
 }
 
 /// Keeps messages that carry much evidence from costing much: a view change of a large cluster can hold

@@ -1,6 +1,7 @@
 //! One server: storage, replica, peers and HTTPS put together, and taken apart again.
 
 use crate::config::{DATABASE, LOST_DATABASE, Loaded};
+use crate::epoch_keys::LinkTls;
 use crate::share_store::{self, ShareStore, Shares};
 use crate::signer::SignerLink;
 use crate::storage::Storage;
@@ -57,6 +58,8 @@ pub struct Shared {
     pub replica_status: ArcSwap<ReplicaStatus>,
     /// The last keys that it voted with.
     pub voting: ArcSwap<Vec<KeyCertificate>>,
+    /// What links to other servers are made with.
+    pub links: ArcSwap<LinkTls>,
     /// When this process was started.
     pub started: Timestamp,
     /// Links that are up.
@@ -156,7 +159,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         storage.commit(&[&Write::Amnesia(true)]).await?;
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
-    let voter = epoch_keys::boot(&signer, cluster, stored.certificate.clone()).await?;
+    let (voter, link_tls) = epoch_keys::boot(&signer, &manifest, stored.certificate.clone()).await?;
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
     let identity = Identity { manifest: Arc::clone(&manifest), voter, boot, log_tail };
@@ -171,6 +174,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
         voting: ArcSwap::from_pointee(vec![status.voting]),
+        links: ArcSwap::from_pointee(link_tls),
         started: driver::now(),
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),
@@ -181,7 +185,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     });
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
-    let links = peers::dial_all(&manifest, &tls, &inputs, &shared)?;
+    let links = peers::dial_all(&inputs, &shared);
     let (operations, operations_received) = mpsc::unbounded_channel();
     let (questions, questions_received) = mpsc::channel(QUESTIONS);
     let (asks, asked) = mpsc::channel(QUESTIONS);
@@ -202,9 +206,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         Arc::clone(&shared),
     ));
     let driver = tokio::spawn(driver::run(replica, inputs_received, effects, links, Arc::clone(&shared)));
-    let peer_tls = kds_certs::peer_server(&manifest, &tls)?;
     let hears = peers::Hears { inputs: inputs.clone(), questions };
-    let listening = tokio::spawn(peers::listen(servers, peer_tls, Arc::clone(&shared), hears));
+    let listening = tokio::spawn(peers::listen(servers, Arc::clone(&shared), hears));
     let drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;

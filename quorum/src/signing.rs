@@ -94,6 +94,8 @@ pub enum KeyPurpose {
     Voting,
     /// Opens shares that clients deposit (HPKE).
     Sealing,
+    /// Proves the server to others on their links; the digest of the key, which is not of this kind.
+    Tls,
 }
 
 /// What an identity key says about another key of its server.

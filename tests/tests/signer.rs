@@ -2,15 +2,25 @@
 //!
 //! These tests start programs as other users, and read other processes' memory: they need root.
 
+use kds_certs::LinkKey;
 use kds_client::keystore::{self, SecretKind};
 use kds_tests::{Cluster, program, thief};
+use quorum::codec::decode;
 use quorum::ids::{Epoch, ServerId};
+use quorum::message::PeerMessage;
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 
 /// Users that nobody else is.
 const SIGNERS: u32 = 51_001;
@@ -165,4 +175,57 @@ async fn the_identity_key_belongs_to_another_user() {
     let now = epoch(&cluster, 1).await;
     reach(&cluster, 0, Epoch(now.0 + 2)).await;
     cluster.register("alice", 1).await.unwrap();
+}
+
+/// What servers say to one who has a link key of server 1: how many messages, and how many contributions
+/// to seeds among them.
+async fn overheard(cluster: &Cluster, of: impl Fn(Epoch) -> Epoch, seconds: u64) -> (usize, usize) {
+    let path = cluster.server_dir(1).join("identity.key");
+    let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, None).unwrap();
+    let listener = TcpListener::bind(&cluster.manifest.servers[1].peer).await.unwrap();
+    let (messages, dealings) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut links = JoinSet::new();
+    while let Ok(Ok((tcp, _))) = timeout(until - Instant::now().min(until), listener.accept()).await {
+        let key = LinkKey::draw().unwrap();
+        let statement = KeyStatement {
+            server: ServerId(1),
+            purpose: KeyPurpose::Tls,
+            epoch: of(epoch(cluster, 0).await),
+            serial: u64::MAX,
+            key: key.public(),
+        };
+        let certified = KeyCertificate::issue(&cluster.manifest.cluster_id(), &identity, statement);
+        let tls = kds_certs::peer_server(&cluster.manifest, &key.certified(&certified).unwrap()).unwrap();
+        let (messages, dealings) = (Arc::clone(&messages), Arc::clone(&dealings));
+        links.spawn(async move {
+            let Ok(mut stream) = TlsAcceptor::from(Arc::new(tls)).accept(tcp).await else { return };
+            while let Ok(length) = stream.read_u32().await {
+                let mut frame = vec![0; length as usize];
+                if stream.read_exact(&mut frame).await.is_err() {
+                    return;
+                }
+                let message: PeerMessage = decode(&frame).unwrap();
+                messages.fetch_add(1, Ordering::SeqCst);
+                dealings.fetch_add(usize::from(matches!(message, PeerMessage::Dealing(_))), Ordering::SeqCst);
+            }
+        });
+    }
+    links.shutdown().await;
+    (messages.load(Ordering::SeqCst), dealings.load(Ordering::SeqCst))
+}
+
+/// A thief of a link key takes the place of its server, on the network too. As soon as the key is two epochs
+/// old he is told nothing that is secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_link_key_hears_no_secrets() {
+    let mut cluster = Cluster::start_with(4, &["--epoch-seconds=2"]).await.unwrap();
+    reach(&cluster, 0, Epoch(3)).await;
+    cluster.kill(1);
+    let (messages, dealings) = overheard(&cluster, |current| current, 8).await;
+    assert!(messages > 0 && dealings > 0, "this test listens at the wrong place: {messages}, {dealings}");
+    let old = |current: Epoch| Epoch(current.0.saturating_sub(3));
+    let (messages, dealings) = overheard(&cluster, old, 8).await;
+    assert!(messages > 0, "whoever slept must be helped to catch up");
+    assert_eq!(dealings, 0);
 }

@@ -1,0 +1,227 @@
+//! TLS between servers: keys of one epoch, certified by the identity (design §7).
+//!
+//! A server draws a TLS key for every epoch and every start. Its self-signed certificate carries what the
+//! server's identity says about that key ([`KeyPurpose::Tls`]), in an extension of its own. Whoever
+//! connects checks that against the manifest, and learns whose the key is and of which epoch: a thief's
+//! keys are old soon, and nothing secret is sent to the holder of an old one. They open a link nevertheless,
+//! since a server that slept through epochs has no other, and can only be helped over a link.
+
+use crate::{CertsError, TlsIdentity, provider};
+use quorum::codec::{decode, encode, sha256};
+use quorum::manifest::Manifest;
+use quorum::signing::{KeyCertificate, KeyPurpose};
+use quorum::{ClusterId, PublicKey, ServerId};
+use rcgen::PublicKeyData as _;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+use std::sync::Arc;
+use x509_parser::der_parser::Oid;
+
+/// The extension: an arc under 2.25, where anyone may draw a number.
+const EXTENSION: &[u64] = &[2, 25, 7_315_882_190_354_762_611];
+
+/// A TLS key that is to be certified.
+pub struct LinkKey(rcgen::KeyPair);
+
+impl LinkKey {
+    /// Draws one.
+    ///
+    /// # Errors
+    /// If the random numbers of the system cannot be had.
+    pub fn draw() -> Result<Self, CertsError> {
+        Ok(Self(rcgen::KeyPair::generate()?))
+    }
+    /// What the identity certifies: the digest of the public key.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(sha256(&self.0.subject_public_key_info()).0)
+    }
+    /// With what the identity says about it.
+    ///
+    /// # Errors
+    /// If no certificate can be made of it.
+    pub fn certified(self, key: &KeyCertificate) -> Result<TlsIdentity, CertsError> {
+        let mut params = rcgen::CertificateParams::default();
+        let name = format!("kds server {}, epoch {}", key.statement.server, key.statement.epoch);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let extension = rcgen::CustomExtension::from_oid_content(EXTENSION, encode(key));
+        params.custom_extensions.push(extension);
+        let certificate = params.self_signed(&self.0)?.der().clone();
+        let key = PrivateKeyDer::try_from(self.0.serialize_der())
+            .map_err(|why| CertsError::Pem { what: "private key", why: why.into() })?;
+        Ok(TlsIdentity { certificate, key })
+    }
+}
+
+/// What a link's certificate says: whose key it is, and of which epoch. None unless the identity that the
+/// manifest names has certified it.
+pub fn certified_key(manifest: &Manifest, cluster: &ClusterId, certificate: &[u8]) -> Option<KeyCertificate> {
+    let (rest, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let wanted = Oid::from(EXTENSION).ok()?;
+    let extension = parsed.get_extension_unique(&wanted).ok()??;
+    let key: KeyCertificate = decode(extension.value).ok()?;
+    let fits = rest.is_empty()
+        && key.statement.purpose == KeyPurpose::Tls
+        && key.statement.key == PublicKey(sha256(parsed.public_key().raw).0)
+        && key.verify(cluster, manifest).is_ok();
+    fits.then_some(key)
+}
+
+/// For a server's listener: only servers of the manifest get in.
+///
+/// # Errors
+/// If the key cannot be used.
+pub fn peer_server(manifest: &Arc<Manifest>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Certified::of(manifest, None))
+        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
+    // Every link has its own handshake: session keys are to be renewed, not resumed (design §7).
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// For a server's link to server `server`.
+///
+/// # Errors
+/// If the key cannot be used.
+pub fn peer_client(
+    manifest: &Arc<Manifest>,
+    identity: &TlsIdentity,
+    server: ServerId,
+) -> Result<ClientConfig, CertsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Certified::of(manifest, Some(server)))
+        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// Accepts keys that identities of the manifest have certified: of one server, or of any.
+#[derive(Debug)]
+struct Certified {
+    manifest: Arc<Manifest>,
+    cluster: ClusterId,
+    only: Option<ServerId>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Certified {
+    fn of(manifest: &Arc<Manifest>, only: Option<ServerId>) -> Arc<Self> {
+        let (manifest, cluster) = (Arc::clone(manifest), manifest.cluster_id());
+        Arc::new(Self { manifest, cluster, only, provider: provider() })
+    }
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let key = certified_key(&self.manifest, &self.cluster, certificate);
+        match key.filter(|key| self.only.is_none_or(|only| only == key.statement.server)) {
+            Some(_) => Ok(()),
+            None => Err(CertificateError::ApplicationVerificationFailure.into()),
+        }
+    }
+}
+
+impl ServerCertVerifier for Certified {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(certificate).map(|()| ServerCertVerified::assertion())
+    }
+    signature_checks!();
+}
+
+impl ClientCertVerifier for Certified {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(certificate).map(|()| ClientCertVerified::assertion())
+    }
+    signature_checks!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorum::grid::Grid;
+    use quorum::ids::Epoch;
+    use quorum::manifest::{MANIFEST_FORMAT, ServerEntry};
+    use quorum::signing::{KeyStatement, SigningKey};
+    use quorum::{Blob, Thresholds};
+
+    fn manifest() -> (Manifest, Vec<SigningKey>) {
+        let identities: Vec<_> = (0..4).map(|i| SigningKey::from_seed(&[i + 1; 32])).collect();
+        let thresholds = Thresholds::plan(4, None, None).unwrap();
+        let grid = Grid::new(thresholds);
+        let servers = grid.servers().map(|id| ServerEntry {
+            id,
+            row: grid.row_of(id) as u16,
+            column: grid.column_of(id) as u16,
+            url: format!("https://s{id}"),
+            peer: format!("s{id}"),
+            identity: identities[id.index()].public(),
+            certificate: Blob(vec![]),
+        });
+        let manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            epoch_seconds: 30,
+            administrators_needed: 1,
+            administrators: vec![SigningKey::from_seed(&[200; 32]).public()],
+            thresholds,
+            servers: servers.collect(),
+        };
+        (manifest, identities)
+    }
+
+    #[test]
+    fn a_link_key_is_its_servers_and_of_its_epoch() {
+        let (manifest, identities) = manifest();
+        let cluster = manifest.cluster_id();
+        let certified = |by: usize, purpose, of: Option<PublicKey>, server: u8| {
+            let drawn = LinkKey::draw().unwrap();
+            let key = of.unwrap_or_else(|| drawn.public());
+            let (server, epoch) = (ServerId(server), Epoch(7));
+            let statement = KeyStatement { server, purpose, epoch, serial: 1, key };
+            let key = KeyCertificate::issue(&cluster, &identities[by], statement);
+            drawn.certified(&key).unwrap()
+        };
+        let good = certified(2, KeyPurpose::Tls, None, 2);
+        let known = certified_key(&manifest, &cluster, good.certificate()).unwrap();
+        assert_eq!((known.statement.server, known.statement.epoch), (ServerId(2), Epoch(7)));
+        let manifest = Arc::new(manifest);
+        assert!(peer_server(&manifest, &good).is_ok() && peer_client(&manifest, &good, ServerId(1)).is_ok());
+        assert!(Certified::of(&manifest, None).check(&good.certificate).is_ok());
+        assert!(Certified::of(&manifest, Some(ServerId(2))).check(&good.certificate).is_ok());
+        assert!(Certified::of(&manifest, Some(ServerId(1))).check(&good.certificate).is_err());
+        // By another identity; for another purpose; of another key: a thief shows the certificate of a key
+        // that he does not have.
+        let stolen = certified(2, KeyPurpose::Tls, Some(known.statement.key), 2);
+        for bad in [certified(1, KeyPurpose::Tls, None, 2), certified(2, KeyPurpose::Voting, None, 2), stolen]
+        {
+            assert!(certified_key(&manifest, &cluster, bad.certificate()).is_none());
+        }
+        // One without the extension, garbage, and something that follows.
+        let plain = crate::generate("a", &["localhost".to_owned()], 2026).unwrap();
+        let longer = [good.certificate(), &[0]].concat();
+        for bad in [&plain.certificate[..], b"garbage", &longer] {
+            assert!(certified_key(&manifest, &cluster, bad).is_none());
+        }
+    }
+}
