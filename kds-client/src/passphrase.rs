@@ -98,7 +98,12 @@ impl Client {
         if trust {
             return Ok(deposited);
         }
-        let back = self.get_secret_behind(Some(key), name, passphrase).await?;
+        // As it was deposited just now: some servers may not have it yet.
+        let index = deposited.index;
+        let Some((secret, _)) = self.secret_at(name, index).await? else {
+            return Err(ClientError::NotFound { what: format!("the secret {name}") });
+        };
+        let back = self.open(key, secret, passphrase).await?;
         self.same(&back, material)?;
         Ok(Deposited { proved: true, ..deposited })
     }
@@ -117,26 +122,30 @@ impl Client {
         let mut fresh = Zeroizing::new([0; 32]);
         rand::rng().fill_bytes(&mut *fresh);
         let fresh = SigningKey::from_seed(&fresh);
-        let key = key.unwrap_or(&fresh);
-        let mut known: Option<(u64, Zeroizing<[u8; 32]>)> = None;
+        let Some((secret, _)) = self.secret(name).await? else {
+            return Err(ClientError::NotFound { what: format!("the secret {name}") });
+        };
+        self.open(key.unwrap_or(&fresh), secret, passphrase).await
+    }
+
+    /// Guesses, and again if the epoch passes meanwhile.
+    async fn open(
+        &self,
+        key: &SigningKey,
+        secret: Secret,
+        passphrase: &Passphrase,
+    ) -> Result<Recovered, ClientError> {
+        let terms = secret.passphrase.as_ref().ok_or(ClientError::Refused(Refusal::NoPassphrase))?;
+        let stretched = stretched(passphrase, terms.salt, terms.hardness).await?;
         for _ in 0..RERELEASES {
-            let Some((secret, _)) = self.secret(name).await? else {
-                return Err(ClientError::NotFound { what: format!("the secret {name}") });
-            };
-            let terms = secret.passphrase.as_ref().ok_or(ClientError::Refused(Refusal::NoPassphrase))?;
-            let stretched = match known.take() {
-                Some((index, stretched)) if index == secret.index => stretched,
-                _ => stretched(passphrase, terms.salt, terms.hardness).await?,
-            };
-            if let Some(recovered) = self.guess(key, &secret, terms, &*stretched).await? {
+            if let Some(recovered) = self.guess(key, &secret, terms, &stretched).await? {
                 return Ok(recovered);
             }
-            known = Some((secret.index, stretched));
         }
         Err(ClientError::Secret("epochs pass faster than results can be gathered".into()))
     }
 
-    /// None if the epoch passed meanwhile, or the secret was replaced.
+    /// None if the epoch passed meanwhile.
     async fn guess(
         &self,
         key: &SigningKey,
@@ -158,7 +167,7 @@ impl Client {
             return Err(ClientError::Secret("the receipt is of another operation".into()));
         };
         if index != secret.index {
-            return Ok(None);
+            return Err(ClientError::Secret("the secret was replaced meanwhile: try again".into()));
         }
         let gathering = Gathering { client: self, secret, release, epoch, ephemeral: &ephemeral };
         let Some((combined, ciphertext, answered, mut wrong)) = gathering.evaluations(&asked, terms).await?

@@ -265,7 +265,11 @@ impl Client {
 
     /// Metadata of the secret with this index. It is certified, since its release is; a server that
     /// is behind may not have it yet.
-    async fn secret_at(&self, name: &Name, index: u64) -> Result<Option<(Secret, Releases)>, ClientError> {
+    pub(crate) async fn secret_at(
+        &self,
+        name: &Name,
+        index: u64,
+    ) -> Result<Option<(Secret, Releases)>, ClientError> {
         let deadline = self.deadline().min(Instant::now() + Duration::from_secs(3));
         loop {
             let found = self.secret(name).await?.filter(|(secret, _)| secret.index == index);

@@ -77,6 +77,7 @@ pub async fn run(
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
         shared.epoch.send_if_modified(|epoch| std::mem::replace(epoch, status.epoch) != status.epoch);
+        shared.certificate.store(replica.certificate().cloned());
         if !shared.voting.load().contains(&status.voting) {
             let before = shared.voting.load_full();
             let kept = before.iter().rev().take(2).rev().copied();

@@ -105,17 +105,20 @@ async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()>
 
 /// Shows to the signer which epoch it is.
 fn evidence(shared: &Shared) -> Option<Certificate> {
-    let published = shared.published.borrow().as_ref().map(|published| Arc::clone(&published.certificate));
-    published.map(Arc::unwrap_or_clone)
+    shared.certificate.load_full().map(Arc::unwrap_or_clone)
 }
 
 /// Runs until the server stops.
 pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) {
     let (mut given, mut looks): (Option<Epoch>, u32) = (None, 0);
+    let mut without = None;
     loop {
+        let epoch = *shared.epoch.borrow();
         if let Err(error) = renew_links(&signer, &shared).await {
-            // As below.
-            tracing::warn!(error = %format!("{error:#}"), "no TLS key for the epoch");
+            // Its signer has seen no certificate of the epoch before yet, most likely: it is asked again.
+            if without.replace(epoch) != Some(epoch) {
+                tracing::warn!(%epoch, error = %format!("{error:#}"), "no TLS key for the epoch so far");
+            }
             tokio::time::sleep(INTERVAL * 5).await;
         }
         let wanted = shared.replica_status.load().wants_keys;
@@ -130,9 +133,10 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
                         return;
                     }
                 }
-                // It has seen no certificate of the epoch before yet, most likely: it is asked again.
                 Err(error) => {
-                    tracing::warn!(%epoch, error = %format!("{error:#}"), "no keys for the epoch");
+                    if without.replace(epoch) != Some(epoch) {
+                        tracing::warn!(%epoch, error = %format!("{error:#}"), "no keys for the epoch so far");
+                    }
                     given = None;
                     tokio::time::sleep(INTERVAL * 5).await;
                 }

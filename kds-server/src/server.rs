@@ -7,7 +7,8 @@ use crate::signer::SignerLink;
 use crate::storage::Storage;
 use crate::{committer, driver, epoch_keys, http, peers};
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use quorum::certificate::Certificate;
 use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
@@ -58,6 +59,8 @@ pub struct Shared {
     pub replica_status: ArcSwap<ReplicaStatus>,
     /// The last keys that it voted with.
     pub voting: ArcSwap<Vec<KeyCertificate>>,
+    /// The replica's last certificate, whether readers are shown it or not.
+    pub certificate: ArcSwapOption<Certificate>,
     /// What links to other servers are made with.
     pub links: ArcSwap<LinkTls>,
     /// When this process was started.
@@ -175,6 +178,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         replica_status: ArcSwap::from_pointee(status),
         voting: ArcSwap::from_pointee(vec![status.voting]),
         links: ArcSwap::from_pointee(link_tls),
+        certificate: ArcSwapOption::new(replica.certificate().cloned()),
         started: driver::now(),
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),

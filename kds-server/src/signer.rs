@@ -188,7 +188,7 @@ impl Keeper {
                 Ok(certified)
             }
             Err(refused) => {
-                tracing::warn!(%refused, epoch = %ask.epoch, "refused to certify keys");
+                tracing::info!(%refused, epoch = %ask.epoch, "refused to certify keys");
                 Err(refused)
             }
         };

@@ -216,7 +216,7 @@ impl Simulation {
     pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
         let Some(replica) = &self.servers[id.index()].replica else { return };
         let wanted = replica.status().wants_keys;
-        let evidence = self.servers[id.index()].published.as_ref().map(|p| p.certificate.as_ref().clone());
+        let evidence = replica.certificate().map(|certificate| certificate.as_ref().clone());
         if let Some(epoch) = wanted.filter(|epoch| self.may_be_certified(id, *epoch, evidence.as_ref())) {
             let mut draw = || {
                 let mut bytes = [0; 32];
