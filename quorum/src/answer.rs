@@ -297,9 +297,11 @@ impl Verifier {
     /// and counts for nothing.
     pub fn completion(&mut self, completion: &Completion) -> Result<(), AnswerError> {
         let current = self.newest().map_or(Epoch(0), |newest| newest.statement.epoch);
-        if completion.oldest_key().next() >= current && completion.sequence > self.complete {
-            completion.verify(&mut self.keyring)?;
-            self.complete = completion.sequence;
+        if completion.sequence > self.complete {
+            let oldest = completion.verify(&mut self.keyring)?;
+            if oldest.next() >= current {
+                self.complete = completion.sequence;
+            }
         }
         Ok(())
     }

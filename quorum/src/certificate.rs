@@ -198,8 +198,9 @@ pub enum CompletionError {
 }
 
 impl Completion {
-    /// Checks the statements and that their servers cover c full columns and number q.
-    pub fn verify(&self, keyring: &mut Keyring) -> Result<(), CompletionError> {
+    /// Checks the statements and that their servers cover c full columns and number q. Says the oldest epoch
+    /// whose keys it relies on.
+    pub fn verify(&self, keyring: &mut Keyring) -> Result<Epoch, CompletionError> {
         let mut holders = ServerSet::default();
         for held in &self.held {
             if keyring.manifest().server(held.server).is_none() {
@@ -217,15 +218,12 @@ impl Completion {
         }
         // Bounded by the loop above: no server twice, none unknown.
         let carried = keyring.carried(&self.keys[..self.keys.len().min(self.held.len())])?;
+        let mut oldest = Epoch(u64::MAX);
         for held in &self.held {
-            keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
+            let key = keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
+            oldest = oldest.min(key.statement.epoch);
         }
-        Ok(())
-    }
-
-    /// The oldest epoch whose keys it relies on.
-    pub fn oldest_key(&self) -> Epoch {
-        self.keys.iter().map(|key| key.statement.epoch).min().unwrap_or_default()
+        Ok(oldest)
     }
 }
 
@@ -277,6 +275,7 @@ impl CompletionTracker {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::answer::Verifier;
     use crate::manifest::tests::sample;
     use crate::signing::{KeyPurpose, KeyStatement, Voter};
     use rand::{SeedableRng, rngs::StdRng};
@@ -351,6 +350,51 @@ pub(crate) mod tests {
         assert!(keyring.clone().add(sealing).is_err());
     }
 
+    /// A thief has q servers' keys, of epochs that are over: that makes no certificate, and shows nobody that
+    /// a write is complete.
+    #[test]
+    fn keys_of_other_epochs_make_no_certificate_and_no_completion() {
+        let (manifest, identities) = sample(9);
+        let (manifest, mut rng) = (Arc::new(manifest), StdRng::seed_from_u64(2));
+        let voters = |epoch: u64| -> Vec<Voter> {
+            let voter = |(i, identity)| {
+                let id = ServerId(i as u8);
+                Voter::generate(manifest.cluster_id(), identity, id, Epoch(epoch), epoch, &mut rng)
+            };
+            identities.iter().enumerate().map(voter).collect()
+        };
+        let (mut stolen, mut present) = (voters, Vec::new());
+        present.extend(stolen(7));
+        let stolen = stolen(5);
+        let at = |epoch: u64| Checkpoint { epoch: Epoch(epoch), ..checkpoint(9) };
+        let certified = |voters: &[Voter], statement: Checkpoint| {
+            let mut book = VoteBook::default();
+            voters.iter().for_each(|voter| assert!(book.add(voter.sign(statement)).unwrap()));
+            book.proof(&statement, 6).unwrap()
+        };
+        let mut keyring = Keyring::new(Arc::clone(&manifest));
+        assert_eq!(certified(&present, at(7)).verify(&mut keyring), Ok(()));
+        let forged = certified(&stolen, at(7)).verify(&mut keyring);
+        assert_eq!(forged, Err(QuorumError::Key(KeyError::OtherEpoch(ServerId(0)))));
+        // The past can be checked for ever.
+        assert_eq!(certified(&stolen, at(5)).verify(&mut keyring), Ok(()));
+
+        let completion = |voters: &[Voter]| {
+            let mut tracker = CompletionTracker::new(manifest.grid());
+            voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(Held { sequence: Sequence(8) }))));
+            tracker.completion().unwrap()
+        };
+        let mut verifier = Verifier::new(Arc::clone(&manifest));
+        verifier.certificate(&Arc::new(certified(&present, at(7)))).unwrap();
+        let mut forged = completion(&stolen);
+        verifier.completion(&forged).unwrap();
+        forged.keys.clear();
+        verifier.completion(&forged).unwrap();
+        assert_eq!(verifier.complete(), Sequence(0));
+        verifier.completion(&completion(&present)).unwrap();
+        assert_eq!(verifier.complete(), Sequence(8));
+    }
+
     #[test]
     fn a_second_opinion_of_one_server_is_evidence_not_a_vote() {
         let (_, voters) = voters(4);
@@ -373,7 +417,7 @@ pub(crate) mod tests {
         tracker.add(voters[7].sign(Held { sequence: Sequence(7) }));
         let completion = tracker.completion().unwrap();
         assert_eq!(completion.sequence, Sequence(7));
-        assert_eq!(completion.verify(&mut keyring.clone()), Ok(()));
+        assert_eq!(completion.verify(&mut keyring.clone()), Ok(Epoch(0)));
 
         let mut claims_more = completion.clone();
         claims_more.sequence = Sequence(8);

@@ -466,6 +466,32 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn keys_of_epochs_that_are_over_do_not_count() {
+        let (manifest, identities) = sample(4);
+        let (cluster, mut rng) = (manifest.cluster_id(), StdRng::seed_from_u64(1));
+        let mut keyring = Keyring::new(Arc::new(manifest));
+        let mut voter =
+            |epoch| Voter::generate(cluster, &identities[2], ServerId(2), Epoch(epoch), epoch, &mut rng);
+        let voters: Vec<_> = (3..9).map(&mut voter).collect();
+        for voter in &voters[..3] {
+            keyring.add(*voter.certificate()).unwrap();
+        }
+        keyring.set_floor(Epoch(4));
+        let note = |voter: &Voter| voter.sign(Note(1)).signed().clone();
+        assert_eq!(keyring.check(note(&voters[0])).unwrap_err(), KeyError::OtherEpoch(ServerId(2)));
+        assert!(keyring.check(note(&voters[1])).is_ok() && keyring.check(note(&voters[2])).is_ok());
+        assert!(keyring.check_of_any_epoch(note(&voters[0])).is_ok(), "whoever slept asks for help");
+        // What came along counts whatever is remembered, and what is remembered is bounded.
+        for voter in &voters[3..] {
+            keyring.add(*voter.certificate()).unwrap();
+        }
+        assert_eq!(keyring.check(note(&voters[1])).unwrap_err(), KeyError::BadSignature(ServerId(2)));
+        assert!(keyring.check_with(*voters[1].certificate(), note(&voters[1])).is_ok());
+        assert!(keyring.verify_past(&note(&voters[0]), voters[0].certificate()).is_ok());
+        assert!(keyring.verify_past(&note(&voters[0]), voters[1].certificate()).is_err());
+    }
+
+    #[test]
     fn weak_keys_are_not_sound() {
         assert!(!is_sound_key(&PublicKey([0; 32])));
         let mut identity_point = [0; 32];
