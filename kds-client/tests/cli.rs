@@ -46,3 +46,24 @@ fn keygen_makes_a_private_key_and_its_public_half_once() {
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("cannot write"));
 }
+
+/// Where a service has no environment with secrets in it, systemd hands it the passphrase as a credential.
+#[test]
+fn the_passphrase_may_be_a_credential_of_systemd() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    std::fs::write(dir.join("kds-passphrase"), "open sesame\n").unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_kds-client"))
+        .args(["keygen", "--out", "k"])
+        .current_dir(dir)
+        .env("CREDENTIALS_DIRECTORY", dir)
+        .output();
+    assert!(made.unwrap().status.success());
+    let read = |passphrase: Option<&str>| {
+        let passphrase = passphrase.map(kds_client::keystore::Passphrase::new);
+        let kind = kds_client::keystore::SecretKind::SigningKey;
+        kds_client::keystore::read_signing_key(&dir.join("k"), kind, passphrase.as_ref())
+    };
+    assert!(read(None).is_err() && read(Some("open sesame\n")).is_err());
+    assert!(read(Some("open sesame")).is_ok());
+}

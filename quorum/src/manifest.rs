@@ -51,8 +51,9 @@ impl Tagged for Manifest {
     const TAG: &'static str = "kds.manifest";
 }
 
-/// Format that this version reads and writes.
-pub const MANIFEST_FORMAT: u32 = 1;
+/// Format that this version reads and writes. It also stands for that of the state and of what servers say
+/// to each other: a cluster of another one is made anew.
+pub const MANIFEST_FORMAT: u32 = 2;
 
 /// Why a manifest cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -365,8 +365,9 @@ mod tests {
     }
 
     type Results = Vec<(ServerId, Evaluation)>;
+    type Shares = Vec<Zeroizing<[u8; 32]>>;
 
-    fn asked(n: usize, k: usize) -> (Zeroizing<Scalar>, Vec<Zeroizing<[u8; 32]>>, Blinded, Results, StdRng) {
+    fn asked(n: usize, k: usize) -> (Zeroizing<Scalar>, Shares, Blinded, Results, StdRng) {
         let mut rng = StdRng::seed_from_u64(n as u64);
         let key = scalars::draw(&mut rng);
         let shares = scalars::deal(&key, k, n, &mut rng);

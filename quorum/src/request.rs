@@ -156,9 +156,9 @@ pub enum Step {
         /// See [`Seeds::root`](crate::refresh::Seeds::root).
         root: Hash,
         /// Its voting key of that epoch.
-        voting: KeyCertificate,
+        voting: Box<KeyCertificate>,
         /// Its sealing key of that epoch.
-        sealing: KeyCertificate,
+        sealing: Box<KeyCertificate>,
     },
     /// It holds these dealers' contributions, durably.
     Ack {

@@ -100,8 +100,8 @@ mod tests {
                 ((0..k).map(point).collect(), (n - k..n).rev().map(point).collect());
             assert_eq!(interpolate(&first, 0).expose(), &secret.to_bytes());
             assert_eq!(interpolate(&last, 0).expose(), &secret.to_bytes());
-            for i in 0..n {
-                assert_eq!(interpolate(&first, i as u8 + 1).expose(), &*shares[i]);
+            for (i, share) in shares.iter().enumerate() {
+                assert_eq!(interpolate(&first, i as u8 + 1).expose(), &**share);
             }
             assert_ne!(interpolate(&first[1..], 0).expose(), &secret.to_bytes());
         }

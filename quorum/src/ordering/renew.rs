@@ -316,7 +316,7 @@ impl Replica {
         let opening = self.renewing.openings.get(&attempt.id.epoch);
         let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
         let Some(voter) = self.renewing.voters.get(&attempt.id.epoch) else { return };
-        let (voting, sealing) = (*voter.certificate(), opening.sealing);
+        let (voting, sealing) = (Box::new(*voter.certificate()), Box::new(opening.sealing));
         let root = match &self.renewing.own {
             Some((of, _, root)) if *of == attempt.id => *root,
             _ => {

@@ -198,7 +198,7 @@ impl State {
         let thresholds = self.manifest.thresholds;
         match (step, &mut epochs.attempt) {
             (Step::Deal { server, root, voting, sealing, .. }, Some(attempt)) => {
-                attempt.deals.insert(*server, Deal { root: *root, voting: *voting, sealing: *sealing });
+                attempt.deals.insert(*server, Deal { root: *root, voting: **voting, sealing: **sealing });
             }
             (Step::Ack { server, dealers, .. }, Some(attempt)) => {
                 attempt.acks.insert(*server, dealers.clone());

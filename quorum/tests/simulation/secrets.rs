@@ -271,7 +271,13 @@ impl Simulation {
                 let root = Hash([self.rng.random(); 32]);
                 let voting = *Voter::generate(self.cluster, &identity, server, epoch, serial, &mut self.rng)
                     .certificate();
-                Step::Deal { server, attempt: attempt.id, root, voting, sealing }
+                Step::Deal {
+                    server,
+                    attempt: attempt.id,
+                    root,
+                    voting: Box::new(voting),
+                    sealing: Box::new(sealing),
+                }
             }
         };
         let (number, expiry) = (self.rng.random(), self.now.plus_ms(5_000));

@@ -88,8 +88,8 @@ impl World {
     }
     fn deal(&mut self, server: u8) -> bool {
         let attempt = self.attempt().id;
-        let sealing = self.sealing(server, attempt.epoch);
-        let voting = *self.voter(server, attempt.epoch).certificate();
+        let sealing = Box::new(self.sealing(server, attempt.epoch));
+        let voting = Box::new(*self.voter(server, attempt.epoch).certificate());
         let root = Hash([server + 10; 32]);
         self.step(server, Step::Deal { server: ServerId(server), attempt, root, voting, sealing })
     }
@@ -230,7 +230,11 @@ fn servers_take_their_own_steps_and_none_that_make_no_sense() {
         (ServerId(0), attempt, Hash([1; 32]), sealing)
     };
     let voting = *world.voter(0, attempt.epoch).certificate();
-    let deal = |(server, attempt, root, sealing)| Step::Deal { server, attempt, root, voting, sealing };
+    let deal_with = |voting, (server, attempt, root, sealing)| {
+        let (voting, sealing) = (Box::new(voting), Box::new(sealing));
+        Step::Deal { server, attempt, root, voting, sealing }
+    };
+    let deal = |parts| deal_with(voting, parts);
     // In another's name; with a key of another epoch, of another server, of another attempt.
     let honest = good(&world);
     assert!(!world.step(1, deal(honest)));
@@ -243,8 +247,7 @@ fn servers_take_their_own_steps_and_none_that_make_no_sense() {
     for voting in
         [*world.voter(0, Epoch(0)).certificate(), *world.voter(1, attempt.epoch).certificate(), honest.3]
     {
-        let (server, attempt, root, sealing) = honest;
-        assert!(!world.step(0, Step::Deal { server, attempt, root, voting, sealing }));
+        assert!(!world.step(0, deal_with(voting, honest)));
     }
     assert!(world.step(0, deal(honest)));
     // Acks of what was not dealt, in disorder, of nothing, and ever less.
