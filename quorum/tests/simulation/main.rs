@@ -170,6 +170,7 @@ fn seeds_that_failed_once() {
         ("lying", 16, 3_000_009),
         ("keeping-through-everything", 4, 1_000_047),
         ("keeping-through-everything", 4, 40),
+        ("keeping-forgetting", 4, 1_005_000_058),
     ] {
         let (_, _, faults) = ALL.iter().find(|(name, ..)| *name == scenario).expect("it is in the list");
         Simulation::new(servers, seed, *faults).run();
