@@ -136,6 +136,7 @@ impl ClientError {
                 | Refusal::VersionConflict { .. }
                 | Refusal::Revoked
                 | Refusal::SecretTaken { .. }
+                | Refusal::AlreadySo
                 | Refusal::EpochPassed { .. } => ExitStatus::Conflict,
                 Refusal::NoSuchName | Refusal::NoSuchSecret => ExitStatus::NotFound,
                 Refusal::NotAllowed

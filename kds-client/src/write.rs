@@ -4,12 +4,14 @@
 use crate::api::{Problem, ProblemKind};
 use crate::client::{Client, failure};
 use crate::error::{ClientError, ExitStatus, LinkError, Misbehaviour};
-use quorum::answer::Receipt;
+use quorum::PublicKey;
+use quorum::answer::{PageAnswer, Receipt, Verifier};
 use quorum::codec::digest;
 use quorum::ids::Sequence;
 use quorum::record::{Entry, Name};
-use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::request::{Decision, Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::signing::SigningKey;
+use quorum::state::Pending;
 use rand::Rng as _;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,6 +39,30 @@ impl Client {
     /// Registers a name, as an administrator.
     pub async fn register(&self, key: &SigningKey, name: Name, entry: Entry) -> Result<Written, ClientError> {
         self.submit(key, Operation::Register { name, entry }).await
+    }
+    /// Asks for a decision of the administrators, as one of them: it is made when enough of them have.
+    pub async fn decide(&self, key: &SigningKey, decision: Decision) -> Result<Written, ClientError> {
+        self.submit(key, Operation::Decide(decision)).await
+    }
+    /// The administrators, in the order of their keys.
+    pub async fn administrators(&self) -> Result<Vec<PublicKey>, ClientError> {
+        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        self.first_good("/v1/administrators", |verifier: &mut Verifier, answer: &PageAnswer| {
+            let administrators = verifier.administrators(answer)?;
+            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
+            Ok(administrators)
+        })
+        .await
+    }
+    /// What some administrators ask for, and not yet enough of them.
+    pub async fn decisions(&self) -> Result<Vec<Pending>, ClientError> {
+        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+        self.first_good("/v1/decisions", |verifier: &mut Verifier, answer: &PageAnswer| {
+            let decisions = verifier.decisions(answer)?;
+            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
+            Ok(decisions)
+        })
+        .await
     }
     /// Replaces version `from_version` of a name.
     pub async fn rotate(

@@ -14,8 +14,8 @@ use crate::map::{Found, Hasher, Proof, ProofError, RangeProof, RangeProofError, 
 use crate::record::{Name, Record};
 use crate::request::{Reply, RequestId};
 use crate::signing::Keyring;
-use crate::state::{Release, Releases, Secret, ServerKeys, layout};
-use crate::{Blob, Hash};
+use crate::state::{Pending, Release, Releases, Secret, ServerKeys, layout};
+use crate::{Blob, Hash, PublicKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -357,6 +357,25 @@ impl Verifier {
             return Err(AnswerError::Page(RangeProofError::Omits));
         }
         Ok(keys)
+    }
+    /// The administrators.
+    pub fn administrators(&mut self, answer: &PageAnswer) -> Result<Vec<PublicKey>, AnswerError> {
+        self.certificate(&answer.certificate)?;
+        let (root, from) = (&answer.certificate.statement.root, layout::ADMINISTRATORS);
+        let range = answer.range.verify(&self.hasher, root, from, &layout::prefix_end(from))?;
+        if range.until.is_some() {
+            return Err(AnswerError::Page(RangeProofError::Omits));
+        }
+        let keys = range.entries.iter().map(|(key, _)| layout::parse_administrator(key));
+        keys.collect::<Option<_>>().ok_or(AnswerError::OtherValue)
+    }
+    /// What some administrators ask for, and not yet enough of them.
+    pub fn decisions(&mut self, answer: &PageAnswer) -> Result<Vec<Pending>, AnswerError> {
+        let end = layout::prefix_end(layout::DECISIONS);
+        match self.page(answer, layout::DECISIONS, &end)? {
+            (pending, None) => Ok(pending),
+            (_, Some(_)) => Err(AnswerError::Page(RangeProofError::Omits)),
+        }
     }
     /// A secret's metadata and releases.
     pub fn secret(

@@ -26,6 +26,12 @@ pub const MAX_CIPHERTEXT_BYTES: usize = 64 * 1024;
 pub const MAX_SEALED_SHARE_BYTES: usize = 2 * 1024;
 /// Releases of one secret that stay readable; older ones survive as a hash chain (design §6).
 pub const RELEASES_KEPT: usize = 64;
+/// Administrators, at most.
+pub const MAX_ADMINISTRATORS: usize = 64;
+/// Decisions that some administrators ask for at the same time, at most.
+pub const MAX_DECISIONS: usize = 64;
+/// How long administrators have to agree on a decision, in agreed time: a week.
+pub const DECISION_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// Guesses at a passphrase in a row, at most. Fewer than the releases that stay readable, so that a right
 /// guess can be found among them.
 pub const MAX_GUESSES: u32 = 32;

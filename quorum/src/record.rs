@@ -169,6 +169,9 @@ pub enum Invalid {
     /// No guesses or too many, or a key that is none.
     #[error("a passphrase has sound keys, between 1 and {max} guesses, and {memory} KiB and {passes} passes at most", max = limits::MAX_GUESSES, memory = limits::MAX_STRETCH_KIB, passes = limits::MAX_STRETCH_PASSES)]
     Passphrase,
+    /// Too many administrators, too few to decide anything, or a weak key.
+    #[error("there are at most {max} administrators with sound keys, and at least as many as decide together", max = limits::MAX_ADMINISTRATORS)]
+    Administrator,
     /// No element of the group, or the identity.
     #[error("what is to be evaluated is no ristretto255 element")]
     Element,

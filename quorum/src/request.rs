@@ -140,6 +140,24 @@ pub enum Operation {
         /// Number of the guess.
         release: u64,
     },
+    /// An administrator asks for a decision; it is made when enough of them have.
+    Decide(Decision),
+}
+
+/// What administrators decide together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Decision {
+    /// One more administrator.
+    AddAdministrator {
+        /// Her key.
+        key: PublicKey,
+    },
+    /// One less.
+    RemoveAdministrator {
+        /// Her key.
+        key: PublicKey,
+    },
 }
 
 /// What a server contributes to agreeing on the next epoch (design §7). Signed with its announced voting
@@ -208,6 +226,7 @@ impl Operation {
             | Self::Step(_)
             | Self::Guess { .. }
             | Self::Unlocked { .. }
+            | Self::Decide(_)
             | Self::AnnounceKeys { .. } => None,
         }
     }
@@ -352,6 +371,15 @@ pub enum Done {
     },
     /// The guesses are counted from that one.
     Unlocked,
+    /// More administrators have to ask for the same.
+    Approved {
+        /// How many have.
+        approvals: u16,
+        /// How many must.
+        needed: u16,
+    },
+    /// Enough administrators asked for it, and so it is.
+    Decided,
 }
 
 /// Why a request did nothing.
@@ -409,6 +437,9 @@ pub enum Refusal {
     /// All guesses are used up.
     #[error("no guesses are left for this secret: nobody can open it any more; its owner can replace it")]
     NoGuessesLeft,
+    /// Nothing to decide.
+    #[error("that is so already")]
+    AlreadySo,
 }
 
 /// The outcome of an executed request.

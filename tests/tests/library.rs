@@ -384,6 +384,8 @@ async fn answers_are_as_described() {
         ("/v1/records", 200, "PageAnswer"),
         ("/v1/records/bob/history", 200, "HistoryAnswer"),
         ("/v1/servers", 200, "PageAnswer"),
+        ("/v1/administrators", 200, "PageAnswer"),
+        ("/v1/decisions", 200, "PageAnswer"),
         ("/v1/completion", 200, "Completion"),
         ("/v1/secrets", 200, "PageAnswer"),
         ("/v1/secrets/s", 200, "SecretAnswer"),

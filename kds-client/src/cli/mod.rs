@@ -1,5 +1,6 @@
 //! The command line on top of the library.
 
+mod admin;
 mod bench;
 mod import;
 mod lookup;
@@ -84,6 +85,9 @@ enum Command {
     /// Deposit, recover and delete secrets
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Who the administrators are, and changes that enough of them want
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
     /// How every server is doing
     Status,
     /// Measure throughput and latency
@@ -182,6 +186,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Revoke(args) => write::revoke(&session, &args).await,
         Command::Import(args) => import::import(&session, &args).await,
         Command::Secret(command) => secret::run(&session, &command).await,
+        Command::Admin(command) => admin::run(&session, &command).await,
         Command::Status => status::status(&session).await,
         Command::Bench(args) => bench::bench(&session, &args).await,
         Command::Keygen(_) | Command::Verify(_) => Ok(()),

@@ -41,7 +41,16 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     let thresholds = Thresholds::plan(args.servers, None, None)?;
     println!("A cluster of {} servers, each its own process, in {}\n", thresholds.servers, dir.display());
     let hosts = &[IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    NewCluster { thresholds, dir, base_port: None, hosts, epoch_seconds: 30 }.write()?;
+    NewCluster {
+        thresholds,
+        dir,
+        base_port: None,
+        hosts,
+        epoch_seconds: 30,
+        administrators: vec![],
+        administrators_needed: 1,
+    }
+    .write()?;
     let manifest = manifest_file::read(&dir.join("manifest.toml"))?;
     let client = Client::new(manifest.clone(), Options::default())?;
     let administrator = keystore::read_signing_key(

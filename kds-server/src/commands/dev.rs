@@ -35,7 +35,16 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         let thresholds = Thresholds::plan(args.servers, None, None)?;
         let hosts = &[IpAddr::V4(Ipv4Addr::LOCALHOST)];
         let dir = args.dir.as_path();
-        NewCluster { thresholds, dir, base_port: args.base_port, hosts, epoch_seconds: 30 }.write()?;
+        NewCluster {
+            thresholds,
+            dir,
+            base_port: args.base_port,
+            hosts,
+            epoch_seconds: 30,
+            administrators: vec![],
+            administrators_needed: 1,
+        }
+        .write()?;
     }
     let manifest = manifest_file::read(&manifest_path)?;
     let ready = args.dir.join("ready");

@@ -4,9 +4,9 @@ use crate::config::{Config, IDENTITY_KEY, TLS_CERTIFICATE, TLS_KEY};
 use anyhow::{Context as _, bail, ensure};
 use clap::Args as ClapArgs;
 use kds_client::keystore::{self, Passphrase, SecretKind};
-use kds_client::manifest_file;
+use kds_client::{keys, manifest_file};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
-use quorum::{Blob, Thresholds};
+use quorum::{Blob, PublicKey, Thresholds};
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,12 @@ pub struct Args {
     /// Length of an epoch, in seconds of agreed time
     #[arg(long, default_value_t = 30)]
     epoch_seconds: u32,
+    /// Public key file of one more administrator, beside the one whose key is written to admin.key; repeatable
+    #[arg(long, value_name = "FILE")]
+    administrator: Vec<PathBuf>,
+    /// Administrators that must ask for the same before administrators are changed
+    #[arg(long, value_name = "M", default_value_t = 1)]
+    administrators_needed: u16,
     /// One server alone, to measure what replication costs: it tolerates nothing and keeps no secrets
     #[arg(long, hide = true, conflicts_with = "servers")]
     unreplicated: bool,
@@ -60,6 +66,8 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         base_port: args.base_port,
         hosts: &args.host,
         epoch_seconds: args.epoch_seconds,
+        administrators: args.administrator.iter().map(|path| public_key(path)).collect::<Result<_, _>>()?,
+        administrators_needed: args.administrators_needed,
     };
     let manifest = cluster.write()?;
     println!("cluster {}", manifest.cluster_id());
@@ -83,6 +91,17 @@ pub struct NewCluster<'a> {
     pub hosts: &'a [IpAddr],
     /// Seconds.
     pub epoch_seconds: u32,
+    /// Administrators beside the one whose key is written.
+    pub administrators: Vec<PublicKey>,
+    /// How many of them decide together.
+    pub administrators_needed: u16,
+}
+
+/// An administrator's key, from a file that `kds-client keygen` or `ssh-keygen -t ed25519` wrote.
+fn public_key(path: &Path) -> anyhow::Result<PublicKey> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let key = keys::parse(&bytes).and_then(|key| keys::signing_public_key(&key));
+    key.with_context(|| format!("{} is no signing key's public half", path.display()))
 }
 
 impl NewCluster<'_> {
@@ -95,6 +114,12 @@ impl NewCluster<'_> {
         for path in folders.iter().chain([&manifest_path, &administrator_path]) {
             ensure!(!path.exists(), "{} exists already; name an empty folder with --dir", path.display());
         }
+        let administrators = self.administrators.len() + 1;
+        ensure!(
+            (1..=administrators).contains(&usize::from(self.administrators_needed)),
+            "--administrators-needed {} of {administrators}: name the others with --administrator FILE",
+            self.administrators_needed
+        );
         let addresses = self.addresses(n)?;
         let passphrase = Passphrase::from_environment();
         fs::create_dir_all(self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
@@ -146,8 +171,8 @@ impl NewCluster<'_> {
         let manifest = Manifest {
             format: MANIFEST_FORMAT,
             epoch_seconds: self.epoch_seconds,
-            administrators_needed: 1,
-            administrators: vec![administrator.public()],
+            administrators_needed: self.administrators_needed,
+            administrators: [&[administrator.public()], &self.administrators[..]].concat(),
             thresholds: self.thresholds,
             servers,
         };

@@ -126,6 +126,8 @@ pub fn router(
         .route("/v1/records/{name}/history", get(records::history))
         .route("/v1/records/{name}/watch", get(watch::watch))
         .route("/v1/servers", get(records::servers))
+        .route("/v1/administrators", get(records::administrators))
+        .route("/v1/decisions", get(records::decisions))
         .route("/v1/completion", get(records::completion))
         .route("/v1/secrets", get(secrets::list))
         .route("/v1/secrets/{name}", get(secrets::metadata))

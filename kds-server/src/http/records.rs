@@ -202,6 +202,18 @@ pub(super) async fn servers(State(app): AppState) -> Result<Response, ApiError> 
     Ok(json(&page(&published, layout::SERVERS, &end, quorum::limits::MAX_SERVERS)))
 }
 
+pub(super) async fn administrators(State(app): AppState) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let end = layout::prefix_end(layout::ADMINISTRATORS);
+    Ok(json(&page(&published, layout::ADMINISTRATORS, &end, quorum::limits::MAX_ADMINISTRATORS + 1)))
+}
+
+pub(super) async fn decisions(State(app): AppState) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let end = layout::prefix_end(layout::DECISIONS);
+    Ok(json(&page(&published, layout::DECISIONS, &end, quorum::limits::MAX_DECISIONS + 1)))
+}
+
 pub(super) async fn completion(State(app): AppState) -> Result<Response, ApiError> {
     let published = app.published()?;
     match &published.completion {

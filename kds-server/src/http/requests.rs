@@ -122,6 +122,7 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
         Refusal::NameTaken { .. }
         | Refusal::VersionConflict { .. }
         | Refusal::SecretTaken { .. }
+        | Refusal::AlreadySo
         | Refusal::Revoked => ProblemKind::Conflict,
         Refusal::NoPassphrase | Refusal::OnlyByPassphrase | Refusal::NoGuessesLeft => ProblemKind::NotAllowed,
         Refusal::EpochPassed { .. } => ProblemKind::EpochPassed,

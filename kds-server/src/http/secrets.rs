@@ -47,11 +47,12 @@ pub(super) async fn share(
     let releases = layout::releases(&published.snapshot, secret.index).ok_or_else(not_yet)?;
     let release = releases.last.into_iter().find(|release| release.release == question.release);
     let release = release.ok_or_else(not_yet)?;
+    let passed = || {
+        let why = "the release was for an epoch that has passed: ask again";
+        ApiError::new(ProblemKind::EpochPassed, why)
+    };
     if release.epoch != published.certificate.statement.epoch {
-        return Err(ApiError::new(
-            ProblemKind::EpochPassed,
-            "the release was for an epoch that has passed: ask again",
-        ));
+        return Err(passed());
     }
     // Checked again at hand-out: she may have been removed since.
     let allowed = match release.blinded {
@@ -72,6 +73,10 @@ pub(super) async fn share(
         release: release.release,
     };
     let share = app.shared.shares.share(secret.index, release.epoch);
+    if share.is_none() && app.shared.shares.epoch() > release.epoch {
+        // The next epoch has begun, and its first certificate is on its way.
+        return Err(passed());
+    }
     let sealed = share
         .map(|share| seal(&app, &context, &secret, &release, &share))
         .transpose()

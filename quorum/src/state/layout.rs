@@ -5,6 +5,7 @@
 //! | `n/` name | [`Record`] | the current version |
 //! | `h/` name `00` version (8 bytes, big-endian) | [`Record`] | every earlier version |
 //! | `a/` key | `()` | an administrator |
+//! | `d/` digest | [`Pending`](super::Pending) | what some administrators ask for, and not yet enough of them |
 //! | `k/` key | `u32` | reasons why a key may ask for things: records and secrets it owns or reads |
 //! | `s/` server | [`ServerKeys`] | what a server announced |
 //! | `c/` client number | [`Reply`] | the client table |
@@ -17,7 +18,7 @@
 //! | `i` | `u64` | how many secrets behind a passphrase were ever deposited |
 
 use super::{Epochs, Releases, SealedShares, Secret, ServerKeys};
-use crate::bytes::{Blob, PublicKey};
+use crate::bytes::{Blob, Hash, PublicKey};
 use crate::codec::decode;
 use crate::ids::ServerId;
 use crate::map::{Map, Snapshot};
@@ -81,9 +82,25 @@ pub fn history_prefix(name: &Name) -> Vec<u8> {
 pub fn history_key(name: &Name, version: u64) -> Vec<u8> {
     joined(&history_prefix(name), &version.to_be_bytes())
 }
+/// Prefix of administrators.
+pub const ADMINISTRATORS: &[u8] = b"a/";
+/// Prefix of decisions that are not made yet.
+pub const DECISIONS: &[u8] = b"d/";
 /// Key of an administrator.
 pub fn administrator(key: &PublicKey) -> Vec<u8> {
-    joined(b"a/", &key.0)
+    joined(ADMINISTRATORS, &key.0)
+}
+/// The administrator that a key stands for.
+pub fn parse_administrator(key: &[u8]) -> Option<PublicKey> {
+    key.strip_prefix(ADMINISTRATORS)?.try_into().ok().map(PublicKey)
+}
+/// Whether a key is an administrator's.
+pub fn is_administrator(state: &impl Lookup, key: &PublicKey) -> bool {
+    state.value(&administrator(key)).is_some()
+}
+/// Key of a decision that is not made yet.
+pub fn decision_key(decision: &Hash) -> Vec<u8> {
+    joined(DECISIONS, &decision.0)
 }
 /// Key of the count of reasons why a key may ask for things.
 pub fn known_key(key: &PublicKey) -> Vec<u8> {

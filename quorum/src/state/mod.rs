@@ -6,6 +6,7 @@
 //! indices that can be rebuilt from it.
 
 mod clients;
+mod decisions;
 mod epochs;
 mod guesses;
 pub mod layout;
@@ -13,6 +14,7 @@ mod membership;
 mod names;
 mod secrets;
 
+pub use decisions::Pending;
 pub use epochs::{Attempt, Deal, Epochs};
 pub use layout::Lookup;
 pub use membership::ServerKeys;
@@ -260,6 +262,7 @@ impl State {
                 self.guess(to, number, secret, *ephemeral, *blinded)
             }
             Operation::Unlocked { secret, release } => self.unlocked(client, secret, *release),
+            Operation::Decide(decision) => self.decide(client, decision),
         }
     }
 
@@ -278,7 +281,7 @@ impl State {
         self.map.get(key).map(|value| decode(value).expect("the state machine wrote this entry"))
     }
     fn is_administrator(&self, client: &PublicKey) -> bool {
-        self.map.get(&layout::administrator(client)).is_some()
+        layout::is_administrator(&self.map, client)
     }
     /// Counts one more (or one less) reason why a key may ask for things.
     fn count_key(&mut self, key: &PublicKey, more: bool) {
@@ -333,7 +336,7 @@ pub fn admit(
         return Err(NotAdmitted::ExpiryTooFar { expiry, now });
     }
     let client = &request.client;
-    let known = state.value(&layout::administrator(client)).is_some()
+    let known = layout::is_administrator(state, client)
         || state.value(&layout::known_key(client)).is_some()
         || names_reader(state, request)
         || membership::announces_itself(state, manifest, now, request);

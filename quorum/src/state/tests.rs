@@ -1,10 +1,11 @@
 use super::*;
 use crate::Blob;
 use crate::ids::ServerId;
+use crate::limits::DECISION_MS;
 use crate::manifest::tests::sample;
 use crate::record::{Entry, Invalid, KeyMaterial, Name, Status};
 use crate::refresh::SCALARS_FROM;
-use crate::request::{Deposit, Done, Hardness, Passphrase, Reader, SignedRequest};
+use crate::request::{Decision, Deposit, Done, Hardness, Passphrase, Reader, SignedRequest};
 use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
 use crate::{Element, oprf};
 use rand::{SeedableRng, rngs::StdRng};
@@ -280,6 +281,56 @@ fn releases_are_limited_and_old_ones_become_a_chain() {
     assert_eq!(releases.last.len(), crate::limits::RELEASES_KEPT);
     assert_eq!(releases.earlier as usize, total - crate::limits::RELEASES_KEPT);
     assert!(releases.chain.is_some());
+}
+
+/// Two of three administrators decide, whatever one of them wants, and for how long she wants it.
+#[test]
+fn m_of_n_administrators_decide_who_they_are() {
+    let admins = [key(1), key(2), key(3)];
+    let (mut manifest, _) = sample(4);
+    manifest.administrators = admins.iter().map(SigningKey::public).collect();
+    manifest.administrators_needed = 2;
+    let cluster = manifest.cluster_id();
+    let state = State::genesis(Arc::new(manifest));
+    let mut world = World { state, cluster, now: Timestamp(1_000_000), next: 0, events: vec![] };
+    let add = |seed: u8| Operation::Decide(Decision::AddAdministrator { key: key(seed).public() });
+    let remove = |seed: u8| Operation::Decide(Decision::RemoveAdministrator { key: key(seed).public() });
+    let one_of_two = Done::Approved { approvals: 1, needed: 2 };
+
+    assert_eq!(world.ask(&key(9), add(9)), None, "a stranger");
+    assert_eq!(world.done(&admins[0], add(4)), one_of_two);
+    // Again is not twice, and something else is not the same.
+    assert_eq!(world.done(&admins[0], add(4)), one_of_two);
+    assert_eq!(world.done(&admins[1], add(5)), one_of_two);
+    assert_eq!(world.ask(&key(4), register("a", entry(1, None))), None);
+    assert_eq!(world.done(&admins[2], add(4)), Done::Decided);
+    world.done(&key(4), register("a", entry(1, None)));
+    assert_eq!(world.refused(&admins[0], add(4)), Refusal::AlreadySo);
+    assert_eq!(world.refused(&admins[0], remove(9)), Refusal::AlreadySo);
+
+    // Who is removed does not count any more, not for what she asked for before either.
+    assert_eq!(world.done(&admins[0], remove(2)), one_of_two);
+    assert_eq!(world.done(&key(4), remove(2)), Done::Decided);
+    assert_eq!(world.ask(&admins[1], add(6)), None);
+    assert_eq!(world.done(&admins[0], add(5)), one_of_two);
+    // What nobody else wants for a week is forgotten.
+    world.now = world.now.plus_ms(DECISION_MS);
+    assert_eq!(world.done(&admins[2], add(5)), one_of_two);
+    assert_eq!(world.done(&key(4), add(5)), Done::Decided);
+    // There are always enough to decide.
+    for seed in [3, 4] {
+        assert_eq!(world.done(&key(5), remove(seed)), one_of_two);
+        assert_eq!(world.done(&key(1), remove(seed)), Done::Decided);
+    }
+    assert_eq!(world.refused(&key(1), remove(5)), Refusal::Invalid(Invalid::Administrator));
+    let weak = Operation::Decide(Decision::AddAdministrator { key: PublicKey([0; 32]) });
+    assert_eq!(world.refused(&key(1), weak), Refusal::Invalid(Invalid::Administrator));
+    // No administrator fills the state with what nobody else wants.
+    for seed in 100..100 + crate::limits::MAX_DECISIONS as u8 {
+        assert_eq!(world.done(&key(1), add(seed)), one_of_two);
+    }
+    assert_eq!(world.refused(&key(1), add(99)), Refusal::TooOften);
+    assert_eq!(world.done(&key(5), add(100)), Done::Decided);
 }
 
 fn behind_passphrase(secret: &str, opener: &SigningKey, readers: Vec<Reader>, guesses: u32) -> Deposit {
