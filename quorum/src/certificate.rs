@@ -275,7 +275,8 @@ impl CompletionTracker {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::answer::Verifier;
+    use crate::answer::{AnswerError, Verifier};
+    use crate::limits::CLOCK_BOUND_MS;
     use crate::manifest::tests::sample;
     use crate::signing::{KeyPurpose, KeyStatement, Voter};
     use rand::{SeedableRng, rngs::StdRng};
@@ -393,6 +394,20 @@ pub(crate) mod tests {
         assert_eq!(verifier.complete(), Sequence(0));
         verifier.completion(&completion(&present)).unwrap();
         assert_eq!(verifier.complete(), Sequence(8));
+    }
+
+    /// A liar's old certificate is one that the client's clock refuses, to the millisecond.
+    #[test]
+    fn a_certificate_has_an_age() {
+        let (_, voters) = voters(4);
+        let certificate = certificate(&voters[..3]);
+        let at = |ms: u64| Verifier::fresh(&certificate, Timestamp(ms), 5_000);
+        assert_eq!((at(5), at(5_005)), (Ok(()), Ok(())));
+        assert_eq!(at(5_006), Err(AnswerError::TooOld { age_ms: 5_001, max_age_ms: 5_000 }));
+        let mut ahead = certificate.clone();
+        ahead.statement.time = Timestamp(100_000 + CLOCK_BOUND_MS + 5_000);
+        assert!(Verifier::fresh(&ahead, Timestamp(100_000), 5_000).is_ok());
+        assert!(Verifier::fresh(&ahead, Timestamp(99_999), 5_000).is_err());
     }
 
     #[test]

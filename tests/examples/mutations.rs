@@ -107,6 +107,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "if best.version < self.question.seen {" => "if best.version > u64::MAX - self.question.seen {";
     "believe any certificate", "deceived", "answer.rs":
         "certificate.verify(&mut self.keyring)?;\n        let before" => "let before";
+    "believe answers of any age", "unit", "answer.rs":
+        "if age_ms > max_age_ms {" => "if age_ms > u64::MAX - max_age_ms {";
     "believe any value on a true path", "reading", "answer.rs":
         "if sha256(&encode(value)) == hash =>" => "if hash != Hash([0; 32]) =>";
     "wait for ever for who is to prove a claim", "reading", "read.rs":
