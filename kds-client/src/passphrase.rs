@@ -206,7 +206,8 @@ impl Gathering<'_> {
     ) -> Result<Option<Evaluated>, ClientError> {
         let manifest = &self.client.inner.manifest;
         let (cluster, k, f) = (manifest.cluster_id(), manifest.thresholds.k(), manifest.thresholds.f());
-        let mut answers = self.ask_all();
+        // Every server: a guess is not to be lost because two of them are in the next epoch already.
+        let mut answers = self.ask_all(manifest.thresholds.n());
         let (mut results, mut ciphertext, mut combined) = (Vec::new(), None, None);
         while let Some(next) = answers.next().await {
             if answers.epoch_passed(f) {
@@ -228,6 +229,9 @@ impl Gathering<'_> {
             if combined.is_some() && ciphertext.is_some() {
                 break;
             }
+        }
+        if answers.any_epoch_passed() && combined.is_none() {
+            return Ok(None);
         }
         let answered: Vec<_> = results.iter().map(|(server, _)| *server).collect();
         match (combined, ciphertext) {

@@ -341,6 +341,10 @@ impl Answers<'_> {
     pub(crate) fn epoch_passed(&self, faulty: usize) -> bool {
         self.gone_on > faulty
     }
+    /// Whether any server says so.
+    pub(crate) fn any_epoch_passed(&self) -> bool {
+        self.gone_on > 0
+    }
     pub(crate) fn blame(&mut self, server: ServerId, why: impl Into<String>) {
         self.wrong.push(Misbehaviour { server, why: why.into() });
     }
@@ -352,17 +356,16 @@ impl Answers<'_> {
 type Gathered = (Zeroizing<[u8; 32]>, Blob, Vec<ServerId>, Vec<Misbehaviour>);
 
 impl Gathering<'_> {
-    /// Asks every server for what the release allows.
-    pub(crate) fn ask_all(&self) -> Answers<'_> {
-        let f = self.client.inner.manifest.thresholds.f();
+    /// Asks every server for what the release allows, and so many of them for the ciphertext, which is public
+    /// and large, too.
+    pub(crate) fn ask_all(&self, ciphertexts: usize) -> Answers<'_> {
         let mut tasks = JoinSet::new();
         for (i, server) in self.client.shuffled().into_iter().enumerate() {
             let link = self.client.inner.links[server.index()].clone();
-            // The ciphertext is public and large: a few servers send it along.
             let question = ShareQuestion {
                 secret: self.secret.name.clone(),
                 release: self.release,
-                with_ciphertext: i <= f,
+                with_ciphertext: i < ciphertexts,
             };
             tasks.spawn(async move {
                 // A server that is behind answers "not yet" until it has executed the release.
@@ -388,7 +391,7 @@ impl Gathering<'_> {
     async fn run(&self) -> Result<Option<Gathered>, ClientError> {
         let manifest = &self.client.inner.manifest;
         let (cluster, k, f) = (manifest.cluster_id(), manifest.thresholds.k(), manifest.thresholds.f());
-        let mut answers = self.ask_all();
+        let mut answers = self.ask_all(f + 1);
         let (mut shares, mut ciphertext) = (Vec::new(), None);
         let mut data_key: Option<Reconstructed> = None;
         let mut until = answers.deadline;
@@ -417,6 +420,10 @@ impl Gathering<'_> {
                 // Somebody lies: a few more shares tell who, if they come soon.
                 until = until.min(Instant::now() + BLAME_PATIENCE);
             }
+        }
+        if answers.any_epoch_passed() && (data_key.is_none() || ciphertext.is_none()) {
+            // What is missing was asked of servers that are in the next epoch already.
+            return Ok(None);
         }
         let answered: Vec<_> = shares.iter().map(|share| share.server).collect();
         match (data_key, ciphertext) {

@@ -283,8 +283,10 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
     // Strangers get no further than the handshake, and those are bounded by themselves, so that
     // they take no place from a server.
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let links: Arc<Vec<_>> =
-        Arc::new(manifest.servers.iter().map(|_| Arc::new(Semaphore::new(LINKS_PER_PEER))).collect());
+    let places =
+        || -> Vec<_> { manifest.servers.iter().map(|_| Arc::new(Semaphore::new(LINKS_PER_PEER))).collect() };
+    // Whoever shows an old key takes no place from the server itself.
+    let (links, late_links) = (Arc::new(places()), Arc::new(places()));
     let strangers = Arc::new(AtomicUsize::new(0));
     loop {
         let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
@@ -299,7 +301,8 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
         };
         let acceptor = TlsAcceptor::from(Arc::clone(&shared.links.load().server));
         let (shared, hears) = (Arc::clone(&shared), hears.clone());
-        let (strangers, links) = (Arc::clone(&strangers), Arc::clone(&links));
+        let (strangers, links, late_links) =
+            (Arc::clone(&strangers), Arc::clone(&links), Arc::clone(&late_links));
         tokio::spawn(async move {
             let _ = tcp.set_nodelay(true);
             let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
@@ -316,11 +319,13 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
             let Some(key) = key_of(&shared, stream.get_ref().1) else { return };
             let peer = key.server;
             drop(handshake);
-            let Ok(_link) = Arc::clone(&links[peer.index()]).try_acquire_owned() else {
+            let late = is_old(key.epoch, *shared.epoch.borrow());
+            let places = if late { &late_links } else { &links };
+            let Ok(_link) = Arc::clone(&places[peer.index()]).try_acquire_owned() else {
                 tracing::warn!(%peer, "refused one more link");
                 return;
             };
-            if let Err(error) = receive(stream, peer, key.epoch, shared, hears).await {
+            if let Err(error) = receive(stream, peer, (key.epoch, late), shared, hears).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }
         });
@@ -330,7 +335,7 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
 async fn receive(
     stream: impl AsyncRead + Unpin,
     peer: ServerId,
-    of: Epoch,
+    (of, late): (Epoch, bool),
     shared: Arc<Shared>,
     hears: Hears,
 ) -> anyhow::Result<()> {
@@ -342,7 +347,10 @@ async fn receive(
         let message: PeerMessage = decode(&frame)?;
         let current = *shared.epoch.borrow();
         keyring.set_floor(Epoch(current.0.saturating_sub(1)));
-        if is_old(of, current) && concerns_secrets(&message) {
+        if is_old(of, current) && !late {
+            anyhow::bail!("the key that it was made with is old by now");
+        }
+        if late && concerns_secrets(&message) {
             // Unsigned, and perhaps not from whom it seems to be.
             continue;
         }
