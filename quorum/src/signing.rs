@@ -1,7 +1,7 @@
 //! Signatures: one rule of validity, and keys that an identity key certifies.
 //!
 //! A server's long-term **identity** key signs nothing but [`KeyCertificate`]s for the keys that
-//! it votes and opens shares with (design §7). Votes carry only the server's id; a [`Keyring`]
+//! it votes, opens shares and makes links with, each for one epoch (design §7). Votes carry only the server's id; a [`Keyring`]
 //! knows which voting keys its identity has certified.
 //!
 //! Bytes from outside become [`Signed`] by decoding and [`Verified`] only by a check here; the

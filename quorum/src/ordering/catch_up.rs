@@ -8,7 +8,7 @@ use super::Replica;
 use super::effects::{Target, Write};
 use super::log::LogEntry;
 use crate::certificate::QuorumProof;
-use crate::ids::{Sequence, ServerId, Timestamp, View};
+use crate::ids::{Epoch, Sequence, ServerId, Timestamp, View};
 use crate::limits::{CATCH_UP_BATCHES, CATCH_UP_BYTES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
 use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
 use crate::signing::Verified;
@@ -30,15 +30,16 @@ pub(super) struct Progress {
     rotation: u64,
     /// When and where each server was last helped.
     helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
-    /// The view that each server said it takes part in, under a key of this epoch or the last one.
-    pub(super) views: BTreeMap<ServerId, View>,
+    /// The view that each server said last it takes part in, and the epoch of the key that it said so under:
+    /// what a thief says in a server's name counts no longer than the server's key does.
+    pub(super) views: BTreeMap<ServerId, (Epoch, View)>,
 }
 
 impl Progress {
     /// What decides its future, for model checkers.
     pub(super) fn fingerprint(&self) -> impl serde::Serialize {
         let helped: Vec<_> = self.helped.iter().map(|(server, when)| (*server, *when)).collect();
-        let views: Vec<_> = self.views.iter().map(|(server, view)| (*server, *view)).collect();
+        let views: Vec<_> = self.views.iter().map(|(server, said)| (*server, *said)).collect();
         (self.last_tick, self.certified, self.rotation, helped, views)
     }
 }
@@ -135,10 +136,10 @@ impl Replica {
 
     /// Somebody says how far it is: help, if this replica is further.
     pub(super) fn on_status(&mut self, now: Timestamp, status: &Verified<Status>) {
-        let current = status.key().statement.epoch.next() >= self.state.epoch();
+        let of = status.key().statement.epoch;
         let (peer, status) = (status.server(), *status.body());
-        if status.active && current {
-            self.progress.views.insert(peer, status.view);
+        if status.active {
+            self.progress.views.insert(peer, (of, status.view));
         }
         let behind = status.view < self.view || (status.view == self.view && !status.active);
         if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {

@@ -18,7 +18,7 @@ use super::effects::{Accusation, Target, Write};
 use super::{Replica, log};
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
-use crate::ids::{Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::ids::{Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
     CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_REQUESTS, SLUGGISH_FOR_MS, SLUGGISH_MS,
     SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS,
@@ -427,7 +427,8 @@ impl Replica {
         let keys = new_view.body().view_changes.iter().map(|(_, key)| key).chain([new_view.key()]);
         let fresh = keys.into_iter().all(|key| key.statement.epoch.0 >= floor);
         let view = new_view.body().view;
-        let vouching = self.progress.views.values().filter(|known| **known >= view).count();
+        let vouches = |(of, known): &&(Epoch, View)| of.0 >= floor && *known >= view;
+        let vouching = self.progress.views.values().filter(vouches).count();
         fresh || vouching > self.manifest.thresholds.f()
     }
 
