@@ -16,6 +16,7 @@ use quorum::manifest::Manifest;
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::signing::SigningKey;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub fn program(name: &str) -> PathBuf {
 /// A cluster of server processes; stopped and removed when dropped.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    _ports: Ports,
     children: Vec<Option<Child>>,
     /// Where each server's log stood at its last start.
     log_starts: Vec<usize>,
@@ -86,6 +88,7 @@ impl Cluster {
     /// Makes a cluster and starts nothing; `init` gets these arguments too.
     pub fn new(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
+        let ports = Ports::reserve(2 * servers as u16)?;
         let made = Command::new(program("kds-server"))
             .args(match servers {
                 1 => vec!["init".into(), "--unreplicated".into()],
@@ -93,6 +96,7 @@ impl Cluster {
             })
             .arg("--dir")
             .arg(folder.path())
+            .args((!arguments.contains(&"--base-port")).then(|| format!("--base-port={}", ports.first)))
             .args(arguments)
             .output()?;
         ensure!(made.status.success(), "init failed: {}", String::from_utf8_lossy(&made.stderr));
@@ -104,7 +108,7 @@ impl Cluster {
         let children = (0..servers).map(|_| None).collect();
         let log_starts = vec![0; servers];
         let wrappers = vec![vec![]; servers];
-        Ok(Self { folder, children, log_starts, wrappers, manifest, client, administrator })
+        Ok(Self { folder, _ports: ports, children, log_starts, wrappers, manifest, client, administrator })
     }
     /// Starts a server through another program from now on.
     pub fn start_through<S: Into<String>>(&mut self, server: usize, program: impl IntoIterator<Item = S>) {
@@ -147,7 +151,7 @@ impl Cluster {
     pub fn run_as(&mut self, server: usize, arguments: &[&str]) -> anyhow::Result<()> {
         let folder = self.server_dir(server);
         self.log_starts[server] = self.log(server).len();
-        let log = std::fs::File::options().create(true).append(true).open(folder.join("server.log"))?;
+        let log = File::options().create(true).append(true).open(folder.join("server.log"))?;
         let command =
             [self.wrappers[server].as_slice(), &[program("kds-server").display().to_string()]].concat();
         let child = Command::new(&command[0])
@@ -255,6 +259,30 @@ impl Cluster {
     /// Registers an age key under a name, as the administrator.
     pub async fn register(&self, name: &str, byte: u8) -> anyhow::Result<kds_client::Written> {
         Ok(self.client.register(&self.administrator, Name::new(name)?, entry(byte, None)).await?)
+    }
+}
+
+/// Ports that no other test on this machine takes meanwhile, below those of outgoing connections.
+struct Ports {
+    first: u16,
+    _lock: File,
+}
+
+impl Ports {
+    const EACH: u16 = 64;
+
+    fn reserve(count: u16) -> anyhow::Result<Self> {
+        let folder = std::env::temp_dir().join("kds-test-ports");
+        std::fs::create_dir_all(&folder)?;
+        ensure!(count <= Self::EACH, "{count} ports for one cluster");
+        for first in (10_240..32_000).step_by(usize::from(Self::EACH)) {
+            let lock = File::create(folder.join(first.to_string()))?;
+            let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if lock.try_lock().is_ok() && (first..first + count).all(free) {
+                return Ok(Self { first, _lock: lock });
+            }
+        }
+        bail!("no ports are free for a cluster")
     }
 }
 

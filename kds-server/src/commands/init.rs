@@ -7,9 +7,13 @@ use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::{keys, manifest_file};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::{Blob, PublicKey, Thresholds};
+use rand::RngExt as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+
+/// Lowest port that is chosen where none is given.
+const FIRST_PORT: u16 = 10_240;
 
 /// Write the files of a new cluster: manifest, administrator's key, a folder for each server
 #[derive(ClapArgs)]
@@ -196,12 +200,23 @@ impl NewCluster<'_> {
             return Ok((0..n).map(|i| (at(i, 0), at(i, 1))).collect());
         }
         ensure!(self.hosts.len() == 1, "give --base-port too: free ports can only be found on this machine");
-        // All are held until all are chosen, so that none comes up twice.
-        let held = (0..2 * n).map(|_| TcpListener::bind((host(0), 0))).collect::<Result<Vec<_>, _>>();
-        let held = held.with_context(|| format!("cannot listen on {}", host(0)))?;
-        let ports = held.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
-        Ok(ports.chunks(2).map(|pair| (pair[0], pair[1])).collect())
+        let ports = free_ports(host(0), 2 * n)?;
+        let at = |port: &u16| SocketAddr::new(host(0), *port);
+        Ok(ports.chunks(2).map(|pair| (at(&pair[0]), at(&pair[1]))).collect())
     }
+}
+
+/// Ports that are free, outside the range from which the system takes the ports of outgoing connections: a
+/// server that is not running for a moment would find one of those taken.
+fn free_ports(host: IpAddr, count: usize) -> anyhow::Result<Vec<u16>> {
+    TcpListener::bind((host, 0)).with_context(|| format!("cannot listen on {host}"))?;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let outgoing = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768);
+    let first = rand::rng().random_range(FIRST_PORT..outgoing.max(FIRST_PORT + 1));
+    let ports = (first..outgoing).chain(FIRST_PORT..first);
+    let free: Vec<_> = ports.filter(|port| TcpListener::bind((host, *port)).is_ok()).take(count).collect();
+    ensure!(free.len() == count, "fewer than {count} ports are free on {host}; choose with --base-port");
+    Ok(free)
 }
 
 fn private_folder(path: &Path) -> anyhow::Result<()> {
