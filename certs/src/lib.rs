@@ -1,8 +1,8 @@
 //! TLS of a cluster: self-signed certificates, pinned by the manifest.
 //!
 //! There is no certificate authority to trust or to steal: a client accepts for server i exactly
-//! the certificate that the manifest names for server i, and servers accept from each other keys of
-//! an epoch that identities of the manifest have certified, which also tells who called
+//! the certificate that the membership names for server i, and servers accept from each other keys of
+//! an epoch that identities of the cluster have certified, which also tells who called
 //! ([`certified_key`]). TLS 1.3, with the post-quantum hybrid X25519MLKEM768 preferred, so that
 //! traffic recorded today stays closed.
 
@@ -44,8 +44,7 @@ macro_rules! signature_checks {
 mod links;
 
 pub use links::{LinkKey, certified_key, peer_client, peer_server};
-use quorum::manifest::Manifest;
-use quorum::{Blob, ServerId};
+use quorum::Blob;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
@@ -147,34 +146,27 @@ pub fn https_server(identity: &TlsIdentity) -> Result<ServerConfig, CertsError> 
     Ok(config)
 }
 
-/// For a client of server `server`.
-pub fn https_client(manifest: &Manifest, server: ServerId) -> Result<ClientConfig, CertsError> {
-    let pins = Pins::of(manifest, Some(server));
+/// For a client of the server that has this certificate (DER).
+pub fn https_client(certificate: &Blob) -> Result<ClientConfig, CertsError> {
+    let pin = Arc::new(Pin { certificate: certificate.clone(), provider: provider() });
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(pins)
+        .with_custom_certificate_verifier(pin)
         .with_no_client_auth();
     Ok(config)
 }
 
-/// Accepts the certificates of a manifest, byte for byte: of one server, or of any.
+/// Accepts one certificate, byte for byte.
 #[derive(Debug)]
-struct Pins {
-    pinned: Vec<Blob>,
+struct Pin {
+    certificate: Blob,
     provider: Arc<CryptoProvider>,
 }
 
-impl Pins {
-    fn of(manifest: &Manifest, only: Option<ServerId>) -> Arc<Self> {
-        let wanted = manifest.servers.iter().filter(|entry| only.is_none_or(|only| only == entry.id));
-        Arc::new(Self {
-            pinned: wanted.map(|entry| entry.certificate.clone()).collect(),
-            provider: provider(),
-        })
-    }
+impl Pin {
     fn check(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
-        if !self.pinned.iter().any(|pinned| **pinned == **certificate) {
+        if *self.certificate != **certificate {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         let end = not_after(certificate).map_err(|_| CertificateError::BadEncoding)?;
@@ -185,7 +177,7 @@ impl Pins {
     }
 }
 
-impl ServerCertVerifier for Pins {
+impl ServerCertVerifier for Pin {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -207,13 +199,13 @@ mod tests {
     fn only_the_pinned_certificate_passes_and_only_while_it_is_valid() {
         let hosts = ["127.0.0.1".to_owned()];
         let (one, two) = (generate("a", &hosts, 2026).unwrap(), generate("a", &hosts, 2026).unwrap());
-        let pins = Pins { pinned: vec![Blob(one.certificate.clone())], provider: provider() };
+        let pin = Pin { certificate: Blob(one.certificate.clone()), provider: provider() };
         let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
         let now = at(1_790_000_000);
-        assert!(pins.check(&one.certificate.as_slice().into(), now).is_ok());
+        assert!(pin.check(&one.certificate.as_slice().into(), now).is_ok());
         // Same name, same hosts, other key.
-        assert!(pins.check(&two.certificate.as_slice().into(), now).is_err());
-        let late = pins
+        assert!(pin.check(&two.certificate.as_slice().into(), now).is_err());
+        let late = pin
             .check(&one.certificate.as_slice().into(), at(not_after(&one.certificate).unwrap() as u64 + 1));
         assert_eq!(late, Err(Error::InvalidCertificate(CertificateError::Expired)));
     }

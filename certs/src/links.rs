@@ -2,15 +2,15 @@
 //!
 //! A server draws a TLS key for every epoch and every start. Its self-signed certificate carries what the
 //! server's identity says about that key ([`KeyPurpose::Tls`]), in an extension of its own. Whoever
-//! connects checks that against the manifest, and learns whose the key is and of which epoch: a thief's
+//! connects checks that against the membership, and learns whose the key is and of which epoch: a thief's
 //! keys are old soon, and nothing secret is sent to the holder of an old one. They open a link nevertheless,
 //! since a server that slept through epochs has no other, and can only be helped over a link.
 
 use crate::{CertsError, TlsIdentity, provider};
+use quorum::Membership;
 use quorum::codec::{decode, encode, sha256};
-use quorum::manifest::Manifest;
 use quorum::signing::{KeyCertificate, KeyPurpose};
-use quorum::{ClusterId, PublicKey, ServerId};
+use quorum::{PublicKey, ServerId};
 use rcgen::PublicKeyData as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -58,9 +58,9 @@ impl LinkKey {
     }
 }
 
-/// What a link's certificate says: whose key it is, and of which epoch. None unless the identity that the
-/// manifest names has certified it.
-pub fn certified_key(manifest: &Manifest, cluster: &ClusterId, certificate: &[u8]) -> Option<KeyCertificate> {
+/// What a link's certificate says: whose key it is, and of which epoch. None unless the identity that its
+/// server has in that epoch has certified it.
+pub fn certified_key(membership: &Membership, certificate: &[u8]) -> Option<KeyCertificate> {
     let (rest, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let wanted = Oid::from(EXTENSION).ok()?;
     let extension = parsed.get_extension_unique(&wanted).ok()??;
@@ -68,18 +68,18 @@ pub fn certified_key(manifest: &Manifest, cluster: &ClusterId, certificate: &[u8
     let fits = rest.is_empty()
         && key.statement.purpose == KeyPurpose::Tls
         && key.statement.key == PublicKey(sha256(parsed.public_key().raw).0)
-        && key.verify(cluster, manifest).is_ok();
+        && key.verify(membership).is_ok();
     fits.then_some(key)
 }
 
-/// For a server's listener: only servers of the manifest get in.
+/// For a server's listener: only servers of the cluster get in.
 ///
 /// # Errors
 /// If the key cannot be used.
-pub fn peer_server(manifest: &Arc<Manifest>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
+pub fn peer_server(membership: &Arc<Membership>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Certified::of(manifest, None))
+        .with_client_cert_verifier(Certified::of(membership, None))
         .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
     // Every link has its own handshake: session keys are to be renewed, not resumed (design §7).
     config.send_tls13_tickets = 0;
@@ -92,35 +92,33 @@ pub fn peer_server(manifest: &Arc<Manifest>, identity: &TlsIdentity) -> Result<S
 /// # Errors
 /// If the key cannot be used.
 pub fn peer_client(
-    manifest: &Arc<Manifest>,
+    membership: &Arc<Membership>,
     identity: &TlsIdentity,
     server: ServerId,
 ) -> Result<ClientConfig, CertsError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Certified::of(manifest, Some(server)))
+        .with_custom_certificate_verifier(Certified::of(membership, Some(server)))
         .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
 
-/// Accepts keys that identities of the manifest have certified: of one server, or of any.
+/// Accepts keys that identities of the cluster have certified: of one server, or of any.
 #[derive(Debug)]
 struct Certified {
-    manifest: Arc<Manifest>,
-    cluster: ClusterId,
+    membership: Arc<Membership>,
     only: Option<ServerId>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Certified {
-    fn of(manifest: &Arc<Manifest>, only: Option<ServerId>) -> Arc<Self> {
-        let (manifest, cluster) = (Arc::clone(manifest), manifest.cluster_id());
-        Arc::new(Self { manifest, cluster, only, provider: provider() })
+    fn of(membership: &Arc<Membership>, only: Option<ServerId>) -> Arc<Self> {
+        Arc::new(Self { membership: Arc::clone(membership), only, provider: provider() })
     }
     fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        let key = certified_key(&self.manifest, &self.cluster, certificate);
+        let key = certified_key(&self.membership, certificate);
         match key.filter(|key| self.only.is_none_or(|only| only == key.statement.server)) {
             Some(_) => Ok(()),
             None => Err(CertificateError::ApplicationVerificationFailure.into()),
@@ -162,7 +160,7 @@ mod tests {
     use super::*;
     use quorum::grid::Grid;
     use quorum::ids::Epoch;
-    use quorum::manifest::{MANIFEST_FORMAT, ServerEntry};
+    use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
     use quorum::signing::{KeyStatement, SigningKey};
     use quorum::{Blob, Thresholds};
 
@@ -193,7 +191,8 @@ mod tests {
     #[test]
     fn a_link_key_is_its_servers_and_of_its_epoch() {
         let (manifest, identities) = manifest();
-        let cluster = manifest.cluster_id();
+        let membership = Membership::genesis(Arc::new(manifest));
+        let cluster = *membership.cluster();
         let certified = |by: usize, purpose, of: Option<PublicKey>, server: u8| {
             let drawn = LinkKey::draw().unwrap();
             let key = of.unwrap_or_else(|| drawn.public());
@@ -203,25 +202,26 @@ mod tests {
             drawn.certified(&key).unwrap()
         };
         let good = certified(2, KeyPurpose::Tls, None, 2);
-        let known = certified_key(&manifest, &cluster, good.certificate()).unwrap();
+        let known = certified_key(&membership, good.certificate()).unwrap();
         assert_eq!((known.statement.server, known.statement.epoch), (ServerId(2), Epoch(7)));
-        let manifest = Arc::new(manifest);
-        assert!(peer_server(&manifest, &good).is_ok() && peer_client(&manifest, &good, ServerId(1)).is_ok());
-        assert!(Certified::of(&manifest, None).check(&good.certificate).is_ok());
-        assert!(Certified::of(&manifest, Some(ServerId(2))).check(&good.certificate).is_ok());
-        assert!(Certified::of(&manifest, Some(ServerId(1))).check(&good.certificate).is_err());
+        assert!(
+            peer_server(&membership, &good).is_ok() && peer_client(&membership, &good, ServerId(1)).is_ok()
+        );
+        assert!(Certified::of(&membership, None).check(&good.certificate).is_ok());
+        assert!(Certified::of(&membership, Some(ServerId(2))).check(&good.certificate).is_ok());
+        assert!(Certified::of(&membership, Some(ServerId(1))).check(&good.certificate).is_err());
         // By another identity; for another purpose; of another key: a thief shows the certificate of a key
         // that he does not have.
         let stolen = certified(2, KeyPurpose::Tls, Some(known.statement.key), 2);
         for bad in [certified(1, KeyPurpose::Tls, None, 2), certified(2, KeyPurpose::Voting, None, 2), stolen]
         {
-            assert!(certified_key(&manifest, &cluster, bad.certificate()).is_none());
+            assert!(certified_key(&membership, bad.certificate()).is_none());
         }
         // One without the extension, garbage, and something that follows.
         let plain = crate::generate("a", &["localhost".to_owned()], 2026).unwrap();
         let longer = [good.certificate(), &[0]].concat();
         for bad in [&plain.certificate[..], b"garbage", &longer] {
-            assert!(certified_key(&manifest, &cluster, bad).is_none());
+            assert!(certified_key(&membership, bad).is_none());
         }
     }
 }

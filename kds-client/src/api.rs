@@ -4,10 +4,23 @@
 use quorum::answer::{PageAnswer, Receipt, RecordAnswer};
 use quorum::certificate::Certificate;
 use quorum::ids::{Epoch, Sequence, ServerId, Timestamp, View};
+use quorum::membership::ChangeProof;
 use quorum::ordering::Part;
 use quorum::record::{Name, Record};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// Header of every answer of a server that knows of changes of the membership: how many. A hint.
+pub const CHANGES_HEADER: &str = "kds-membership";
+
+/// The answer to `GET /v1/membership?from=N`: changes from number N on, in order, and not all of them if they
+/// are many.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MembershipAnswer {
+    /// Each with what shows it.
+    pub changes: Vec<Arc<ChangeProof>>,
+}
 
 /// An error as RFC 9457 describes it. `kind` is stable; scripts may rely on it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

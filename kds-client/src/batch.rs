@@ -8,7 +8,8 @@
 use crate::api::{BulkAnswer, BulkQuestion, KnownState};
 use crate::error::LinkError;
 use crate::link::Link;
-use quorum::answer::{Proved, RecordAnswer, Verifier};
+use crate::trust::Trust;
+use quorum::answer::{Proved, RecordAnswer};
 use quorum::certificate::Certificate;
 use quorum::ids::ServerId;
 use quorum::limits::MAX_LOOKUP_NAMES;
@@ -44,13 +45,13 @@ struct Queue {
 /// The questions to one server.
 pub(crate) struct Batcher {
     link: Link,
-    verifier: Arc<Mutex<Verifier>>,
+    trust: Arc<Trust>,
     queue: Mutex<Queue>,
 }
 
 impl Batcher {
-    pub(crate) fn new(link: Link, verifier: Arc<Mutex<Verifier>>) -> Self {
-        Self { link, verifier, queue: Mutex::default() }
+    pub(crate) fn new(link: Link, trust: &Arc<Trust>) -> Self {
+        Self { link, trust: Arc::clone(trust), queue: Mutex::default() }
     }
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -107,7 +108,7 @@ impl Batcher {
                 names.len() - 1
             });
         }
-        let known = self.verifier().newest().cloned();
+        let known = self.trust.verifier().newest().cloned();
         question.known = known.as_deref().map(KnownState::of);
         let asked = tokio::time::timeout(PATIENCE, self.link.post("/v1/records/lookup", &question)).await;
         let answer = asked
@@ -135,10 +136,6 @@ impl Batcher {
                 }
             }
         }
-    }
-
-    fn verifier(&self) -> MutexGuard<'_, Verifier> {
-        self.verifier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,13 +1,16 @@
 //! The client: links to every server, what it trusts, and what it has seen.
 
+use crate::api::MembershipAnswer;
 use crate::batch::Batcher;
 use crate::cache::Cache;
 use crate::error::{ClientError, LinkError, Misbehaviour};
 use crate::link::Link;
 use crate::pace::Pace;
+use crate::trust::Trust;
 use quorum::answer::{AnswerError, Verifier};
 use quorum::ids::ServerId;
 use quorum::manifest::Manifest;
+use quorum::membership::Membership;
 use quorum::record::Name;
 use rand::seq::SliceRandom as _;
 use std::collections::BTreeMap;
@@ -60,7 +63,7 @@ pub(crate) struct Inner {
     pub(crate) pace: Pace,
     pub(crate) options: Options,
     pub(crate) cache: Cache,
-    verifier: Arc<Mutex<Verifier>>,
+    trust: Arc<Trust>,
     seen: Mutex<BTreeMap<Name, u64>>,
 }
 
@@ -68,20 +71,49 @@ impl Client {
     /// Trusts the manifest. Connects when it is used.
     pub fn new(manifest: Arc<Manifest>, options: Options) -> Result<Self, ClientError> {
         manifest.validate().map_err(|e| ClientError::Local(e.to_string()))?;
-        let links = manifest.grid().servers().map(|server| Link::new(&manifest, server));
-        let links: Vec<Link> = links.collect::<Result<_, _>>().map_err(ClientError::Local)?;
-        let verifier = Arc::new(Mutex::new(Verifier::new(Arc::clone(&manifest))));
-        let batcher = |link: &Link| Arc::new(Batcher::new(link.clone(), Arc::clone(&verifier)));
+        let trust = Trust::new(&manifest).map_err(ClientError::Local)?;
+        let links: Vec<_> = manifest.grid().servers().map(|server| Link::of(&trust, server)).collect();
+        let batcher = |link: &Link| Arc::new(Batcher::new(link.clone(), &trust));
         let batchers = links.iter().map(batcher).collect();
         let pace = Pace::new(options.hedge, links.len());
         let cache = Cache::new(options.cached_names);
         let seen = Mutex::new(BTreeMap::new());
-        let inner = Inner { manifest, links, batchers, pace, options, cache, verifier, seen };
+        let inner = Inner { manifest, links, batchers, pace, options, cache, trust, seen };
         Ok(Self { inner: Arc::new(inner) })
     }
     /// The cluster's manifest.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.inner.manifest
+    }
+    /// Who the servers are: the manifest, and what was followed since.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.inner.trust.membership()
+    }
+    /// Follows the changes that f+1 servers know, of which one at least is honest. What needs them follows
+    /// them without; this is for those who want to know whether there are any.
+    ///
+    /// # Errors
+    /// If fewer servers can be reached.
+    pub async fn follow(&self) -> Result<Arc<Membership>, ClientError> {
+        let needed = self.inner.manifest.thresholds.f() + 1;
+        let (mut answered, mut silent, mut rejected) = (vec![], vec![], vec![]);
+        for server in self.preferred() {
+            let path = format!("/v1/membership?from={}", self.membership().proofs().len());
+            let asked = self.inner.links[server.index()].get::<MembershipAnswer>(&path);
+            let asked = tokio::time::timeout(self.inner.options.timeout, asked).await;
+            match asked.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
+                Ok(answer) => match self.inner.trust.take(&answer) {
+                    Ok(_) => answered.push(server),
+                    Err(why) => rejected.push(Misbehaviour { server, why: why.to_string() }),
+                },
+                Err(LinkError::Nonsense(why)) => rejected.push(Misbehaviour { server, why }),
+                Err(LinkError::Silent(_) | LinkError::Problem(_)) => silent.push(server),
+            }
+            if answered.len() == needed {
+                return Ok(self.membership());
+            }
+        }
+        Err(failure(&format!("{needed} servers"), answered, silent, rejected))
     }
     /// The connection to a server, for tools that look at one server alone.
     pub fn link(&self, server: ServerId) -> Option<&Link> {
@@ -96,13 +128,12 @@ impl Client {
 
     /// Checks something against the manifest. Evidence that turns up is kept.
     pub(crate) fn with_verifier<T>(&self, check: impl FnOnce(&mut Verifier) -> T) -> T {
-        // A panic while it was held cannot leave it half-changed in a way that accepts more.
-        let mut verifier = self.inner.verifier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut verifier = self.inner.trust.verifier();
         let result = check(&mut verifier);
         let evidence = verifier.take_evidence();
         drop(verifier);
         if let (Some(evidence), Some(folder)) = (evidence, &self.inner.options.evidence) {
-            crate::evidence_file::keep(folder, &self.inner.manifest, evidence);
+            crate::evidence_file::keep(folder, &self.membership(), evidence);
         }
         result
     }

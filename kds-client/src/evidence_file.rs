@@ -2,7 +2,7 @@
 
 use quorum::evidence::{Evidence, EvidenceFile};
 use quorum::ids::ServerId;
-use quorum::manifest::Manifest;
+use quorum::membership::Membership;
 use quorum::signing::Keyring;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ const MOST_FILES: usize = 256;
 
 /// Writes evidence to a new file in `folder`, which is made if there is none; says where. Nothing is
 /// written if the folder is full, or holds as much about the same servers and sequence number already.
-pub fn keep(folder: &Path, manifest: &Arc<Manifest>, evidence: Evidence) -> Option<PathBuf> {
-    let file = EvidenceFile::new(manifest.cluster_id().0, evidence);
-    let culprits = file.culprits(&mut Keyring::new(Arc::clone(manifest))).ok()?;
+pub fn keep(folder: &Path, membership: &Arc<Membership>, evidence: Evidence) -> Option<PathBuf> {
+    let file = EvidenceFile::new(membership, evidence);
+    let culprits = file.culprits(&mut Keyring::of(Arc::clone(membership))).ok()?;
     write(folder, &file, &culprits).ok().flatten()
 }
 

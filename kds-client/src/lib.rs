@@ -37,6 +37,7 @@ mod passphrase;
 mod secrets;
 mod signature;
 pub mod tls;
+mod trust;
 mod watch;
 mod write;
 

@@ -1,18 +1,20 @@
-//! A pooled HTTPS connection to one server, pinned to its certificate in the manifest.
+//! Pooled HTTPS connections to one server, pinned to the certificate that the membership has for it.
 
-use crate::api::Problem;
+use crate::api::{CHANGES_HEADER, Problem};
 use crate::error::LinkError;
+use crate::trust::Trust;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use quorum::manifest::Manifest;
+use quorum::manifest::{Manifest, ServerEntry};
 use quorum::{ServerId, limits};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes of an answer that a client reads: a page of large records with its proof fits.
@@ -21,20 +23,27 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server may take to show changes of the membership.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One server, as a client reaches it.
 #[derive(Clone)]
 pub struct Link {
     server: ServerId,
-    base: String,
+    trust: Arc<Trust>,
+}
+
+/// Connections to a server at the place where it is.
+#[derive(Clone)]
+pub(crate) struct Wire {
+    base: Arc<str>,
     http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
-impl Link {
-    /// A link to a server of the manifest; connects when it is used.
-    pub fn new(manifest: &Manifest, server: ServerId) -> Result<Self, String> {
-        let entry = manifest.server(server).ok_or("no such server")?;
-        let tls = kds_certs::https_client(manifest, server).map_err(|e| e.to_string())?;
+impl Wire {
+    /// Connects when it is used.
+    pub(crate) fn to(entry: &ServerEntry) -> Result<Self, String> {
+        let tls = kds_certs::https_client(&entry.certificate).map_err(|e| e.to_string())?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -48,7 +57,88 @@ impl Link {
             .pool_idle_timeout(Duration::from_secs(20))
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Ok(Self { server, base: entry.url.trim_end_matches('/').to_owned(), http })
+        Ok(Self { base: entry.url.trim_end_matches('/').into(), http })
+    }
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, LinkError> {
+        Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| LinkError::Silent(e.to_string()))
+    }
+    /// Whether this is the same place.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.base, &other.base)
+    }
+    /// The answer with its body, and how many changes of the membership the server knows.
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes, usize), Failed> {
+        let request = self.request(method, path, body)?;
+        let answer = self.http.request(request).await.map_err(|error| Failed {
+            connecting: error.is_connect(),
+            why: LinkError::Silent(describe(&error)),
+        })?;
+        let (status, changes) = (answer.status(), changes(answer.headers()));
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body =
+            body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
+        Ok((status, body.to_bytes(), changes))
+    }
+    /// A document, from a server that may leave us waiting.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
+        let asked =
+            tokio::time::timeout(FOLLOW_TIMEOUT, self.exchange(Method::GET, path, Bytes::new())).await;
+        let asked = asked.map_err(|_| LinkError::Silent("no answer in time".into()))?;
+        let (status, body, _) = asked.map_err(|failed| failed.why)?;
+        read(status, &body)
+    }
+}
+
+/// No answer.
+struct Failed {
+    /// There was no connection to begin with: the request did not leave.
+    connecting: bool,
+    why: LinkError,
+}
+impl From<LinkError> for Failed {
+    fn from(why: LinkError) -> Self {
+        Self { connecting: false, why }
+    }
+}
+
+fn changes(headers: &HeaderMap) -> usize {
+    let said = headers.get(CHANGES_HEADER).and_then(|value| value.to_str().ok());
+    said.and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, LinkError> {
+    if status.is_success() {
+        return serde_json::from_slice(body)
+            .map_err(|e| LinkError::Nonsense(format!("its answer cannot be read: {e}")));
+    }
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => Err(LinkError::Problem(Box::new(problem))),
+        Err(_) => {
+            Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document")))
+        }
+    }
+}
+
+impl Link {
+    /// A link to a server of the manifest, for tools that look at one server alone.
+    pub fn new(manifest: &Arc<Manifest>, server: ServerId) -> Result<Self, String> {
+        Ok(Self::of(&Trust::new(manifest)?, server))
+    }
+    pub(crate) fn of(trust: &Arc<Trust>, server: ServerId) -> Self {
+        Self { server, trust: Arc::clone(trust) }
+    }
+    fn wire(&self) -> Result<Wire, LinkError> {
+        self.trust.wire(self.server).ok_or_else(|| LinkError::Silent("there is no such server".into()))
     }
     /// Which server.
     pub fn server(&self) -> ServerId {
@@ -72,35 +162,20 @@ impl Link {
         body: Bytes,
     ) -> Result<T, LinkError> {
         let (status, body) = self.raw(method, path, body).await?;
-        if status.is_success() {
-            return serde_json::from_slice(&body)
-                .map_err(|e| LinkError::Nonsense(format!("its answer cannot be read: {e}")));
-        }
-        match serde_json::from_slice::<Problem>(&body) {
-            Ok(problem) => Err(LinkError::Problem(Box::new(problem))),
-            Err(_) => {
-                Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document")))
-            }
-        }
+        read(status, &body)
     }
     /// A stream of server-sent events.
     pub(crate) async fn events(&self, path: &str) -> Result<Events, LinkError> {
-        let answer = self.http.request(self.request(Method::GET, path, Bytes::new())?).await;
+        let wire = self.wire()?;
+        let answer = wire.http.request(wire.request(Method::GET, path, Bytes::new())?).await;
         let answer = answer.map_err(|e| LinkError::Silent(describe(&e)))?;
+        self.trust.follow(self.server, changes(answer.headers())).await;
         match answer.status() {
             StatusCode::OK => {
                 Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() })
             }
             status => Err(LinkError::Nonsense(format!("it answered with status {status}"))),
         }
-    }
-    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, LinkError> {
-        Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|e| LinkError::Silent(e.to_string()))
     }
     /// Sends bytes and gives back status and body; for tools and tests.
     pub async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
@@ -109,13 +184,17 @@ impl Link {
         Ok((answer.0.as_u16(), answer.1.to_vec()))
     }
     async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), LinkError> {
-        let request = self.request(method, path, body)?;
-        let answer = self.http.request(request).await.map_err(|e| LinkError::Silent(describe(&e)))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body =
-            body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
-        Ok((status, body.to_bytes()))
+        let wire = self.wire()?;
+        let mut answer = wire.exchange(method.clone(), path, body.clone()).await;
+        if answer.as_ref().is_err_and(|failed| failed.connecting)
+            && let Some(elsewhere) = self.trust.look_for(self.server, &wire).await
+        {
+            answer = elsewhere.exchange(method, path, body).await;
+        }
+        let (status, body, changes) = answer.map_err(|failed| failed.why)?;
+        // Before anybody looks at what the answer is signed with.
+        self.trust.follow(self.server, changes).await;
+        Ok((status, body))
     }
 }
 

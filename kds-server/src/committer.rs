@@ -161,7 +161,9 @@ impl Complaints {
             return;
         }
         self.last_kept = Some(Instant::now());
-        if let Some(path) = kds_client::evidence_file::keep(&shared.evidence, &shared.manifest, evidence) {
+        if let Some(path) =
+            kds_client::evidence_file::keep(&shared.evidence, &shared.membership.load(), evidence)
+        {
             tracing::warn!(file = %path.display(), "evidence of misbehaviour kept: `kds-client verify` checks it");
         }
     }

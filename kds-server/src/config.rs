@@ -71,6 +71,10 @@ pub const IDENTITY_KEY: &str = "identity.key";
 /// What the signer remembers.
 pub const SIGNER_STATE: &str = "signer.state";
 const STORAGE_KEY: &str = "storage.key";
+/// What this server was shown of the membership before its first state.
+pub const MEMBERSHIP: &str = "membership.json";
+/// What administrators are asked to decide, if this server is to take the place of another one.
+pub const REPLACEMENT: &str = "replacement.toml";
 /// The TLS key.
 pub const TLS_KEY: &str = "tls.key";
 /// The TLS certificate.
@@ -92,16 +96,11 @@ pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loade
     let manifest = manifest_file::read(&folder.join(&config.manifest))?;
     let cluster = manifest.cluster_id();
     let id = config.server;
-    let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
+    manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
 
     let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
     let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase.as_ref())?;
     let tls = TlsIdentity::from_pem(&certificate, &key)?;
-    ensure!(
-        tls.certificate() == &*entry.certificate,
-        "tls.pem is not the certificate that the manifest pins"
-    );
-
     let lost_database = lost_database(&folder)?;
     let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase.as_ref())?;
     let storage_keys = Arc::new(StorageKeys::open(&folder, &wrapping)?);

@@ -77,6 +77,9 @@ pub async fn run(
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
         shared.epoch.send_if_modified(|epoch| std::mem::replace(epoch, status.epoch) != status.epoch);
+        if !Arc::ptr_eq(&shared.membership.load(), replica.membership()) {
+            shared.membership.store(Arc::clone(replica.membership()));
+        }
         shared.certificate.store(replica.certificate().cloned());
         if !shared.voting.load().contains(&status.voting) {
             let before = shared.voting.load_full();

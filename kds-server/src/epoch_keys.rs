@@ -6,8 +6,8 @@ use crate::signer::SignerLink;
 use anyhow::Context as _;
 use kds_certs::LinkKey;
 use quorum::certificate::Certificate;
-use quorum::ids::{ClusterId, Epoch, ServerId};
-use quorum::manifest::Manifest;
+use quorum::ids::{Epoch, ServerId};
+use quorum::membership::Membership;
 use quorum::ordering::{EpochKeys, Input};
 use quorum::sealing::OpeningKey;
 use quorum::signer::Ask;
@@ -34,7 +34,7 @@ fn random() -> SecretBytes {
 /// Draws a voting key and has it certified, together with other keys.
 async fn voter(
     signer: &SignerLink,
-    cluster: ClusterId,
+    membership: &Membership,
     epoch: Epoch,
     evidence: Option<Certificate>,
     others: &[(KeyPurpose, PublicKey)],
@@ -42,24 +42,25 @@ async fn voter(
     let key = SigningKey::generate(&mut rand::rng());
     let keys = [&[(KeyPurpose::Voting, key.public())], others].concat();
     let asked = keys.len();
-    let mut certified = signer.certify(&Ask { keys, epoch, evidence }).await?;
+    let mut certified = signer.certify(Ask { keys, epoch, evidence, changes: vec![] }, membership).await?;
     anyhow::ensure!(certified.len() == asked, "the signer certified {} of {asked} keys", certified.len());
-    let voter = Voter::new(cluster, key, certified.remove(0));
+    let voter = Voter::new(*membership.cluster(), key, certified.remove(0));
     Ok((voter.context("the signer certified another key")?, certified))
 }
 
 /// The keys that a server votes and speaks to others with from its start on: for the epoch of its last
-/// certificate.
+/// certificate, or the first one of its identity.
 pub async fn boot(
     signer: &SignerLink,
-    manifest: &Arc<Manifest>,
+    id: ServerId,
+    membership: &Arc<Membership>,
     last: Option<Certificate>,
 ) -> anyhow::Result<(Voter, LinkTls)> {
-    let epoch = last.as_ref().map_or(Epoch(0), |last| last.statement.epoch);
+    let epoch = last.as_ref().map_or(Epoch(0), |last| last.statement.epoch).max(membership.since(id));
     let key = LinkKey::draw()?;
     let others = [(KeyPurpose::Tls, key.public())];
-    let (voter, certified) = voter(signer, manifest.cluster_id(), epoch, last, &others).await?;
-    let links = LinkTls::new(manifest, key, certified.first())?;
+    let (voter, certified) = voter(signer, membership, epoch, last, &others).await?;
+    let links = LinkTls::new(membership, key, certified.first())?;
     Ok((voter, links))
 }
 
@@ -67,6 +68,8 @@ pub async fn boot(
 pub struct LinkTls {
     /// The epoch that the key is certified for.
     pub epoch: Epoch,
+    /// Whose keys are accepted.
+    membership: Arc<Membership>,
     /// For links that others make.
     pub server: Arc<rustls::ServerConfig>,
     /// For links to others.
@@ -75,29 +78,31 @@ pub struct LinkTls {
 
 impl LinkTls {
     fn new(
-        manifest: &Arc<Manifest>,
+        membership: &Arc<Membership>,
         key: LinkKey,
         certified: Option<&KeyCertificate>,
     ) -> anyhow::Result<Self> {
         let certified = certified.context("the signer did not certify the TLS key")?;
         let identity = key.certified(certified)?;
-        let client = |id| anyhow::Ok((id, Arc::new(kds_certs::peer_client(manifest, &identity, id)?)));
+        let client = |id| anyhow::Ok((id, Arc::new(kds_certs::peer_client(membership, &identity, id)?)));
         Ok(Self {
             epoch: certified.statement.epoch,
-            server: Arc::new(kds_certs::peer_server(manifest, &identity)?),
-            clients: manifest.grid().servers().map(client).collect::<Result<_, _>>()?,
+            server: Arc::new(kds_certs::peer_server(membership, &identity)?),
+            membership: Arc::clone(membership),
+            clients: membership.manifest().grid().servers().map(client).collect::<Result<_, _>>()?,
         })
     }
 }
 
-/// Renews what links are made with, if an epoch has begun since.
+/// Renews what links are made with, if an epoch has begun since, or a server was replaced.
 async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()> {
     let epoch = *shared.epoch.borrow();
-    if shared.links.load().epoch < epoch {
+    let (links, membership) = (shared.links.load(), shared.membership.load_full());
+    if links.epoch < epoch || !Arc::ptr_eq(&links.membership, &membership) {
         let key = LinkKey::draw()?;
-        let ask = Ask { keys: vec![(KeyPurpose::Tls, key.public())], epoch, evidence: evidence(shared) };
-        let certified = signer.certify(&ask).await?;
-        let links = LinkTls::new(&shared.manifest, key, certified.first())?;
+        let (keys, evidence) = (vec![(KeyPurpose::Tls, key.public())], evidence(shared));
+        let certified = signer.certify(Ask { keys, epoch, evidence, changes: vec![] }, &membership).await?;
+        let links = LinkTls::new(&membership, key, certified.first())?;
         shared.links.store(Arc::new(links));
     }
     Ok(())
@@ -150,7 +155,8 @@ async fn draw(signer: &SignerLink, shared: &Shared, epoch: Epoch) -> anyhow::Res
     let (opening, entropy) = (random(), random());
     let key = OpeningKey::derive(opening.expose()).public();
     let others = [(KeyPurpose::Sealing, key)];
-    let (voter, certified) = voter(signer, shared.cluster, epoch, evidence(shared), &others).await?;
+    let membership = shared.membership.load_full();
+    let (voter, certified) = voter(signer, &membership, epoch, evidence(shared), &others).await?;
     let sealing = *certified.first().context("the signer did not certify the sealing key")?;
     Ok(EpochKeys { epoch: voter.epoch(), opening, sealing, voter, entropy })
 }

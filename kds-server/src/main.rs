@@ -8,6 +8,7 @@ mod driver;
 mod epoch_keys;
 mod http;
 mod peers;
+mod place;
 mod server;
 mod share_store;
 mod signer;
@@ -38,6 +39,7 @@ enum Command {
     Run(commands::run::Args),
     Guard(commands::guard::Args),
     Signer(commands::signer::Args),
+    NewIdentity(commands::new_identity::Args),
     Dev(commands::dev::Args),
     Demo(commands::demo::Args),
 }
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::main(&args, cli.log_json),
         Command::Guard(args) => commands::guard::main(&args),
         Command::Signer(args) => commands::signer::main(&args),
+        Command::NewIdentity(args) => commands::new_identity::main(&args),
         Command::Dev(args) => commands::dev::main(&args),
         Command::Demo(args) => commands::demo::main(&args),
     };

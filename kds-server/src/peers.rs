@@ -1,4 +1,4 @@
-//! Links between servers: mutual TLS 1.3 with keys that the manifest's identities have certified for an
+//! Links between servers: mutual TLS 1.3 with keys that the servers' identities have certified for an
 //! epoch, length-prefixed frames.
 //!
 //! A link is made anew in every epoch. What is secret is sent only to a server whose key is of this epoch or
@@ -105,17 +105,12 @@ impl Peers {
 /// Starts a link to every other server.
 pub fn dial_all(inputs: &mpsc::Sender<Input>, shared: &Arc<Shared>) -> Peers {
     let mut queues = BTreeMap::new();
-    for entry in shared.manifest.servers.iter().filter(|entry| entry.id != shared.id) {
+    for peer in shared.manifest.grid().servers().filter(|peer| *peer != shared.id) {
         let (queue, frames) = mpsc::channel(QUEUE);
         let bytes = Arc::new(AtomicUsize::new(0));
-        queues.insert(entry.id, Queue { frames: queue, bytes: Arc::clone(&bytes) });
-        let dialler = Dialler {
-            peer: entry.id,
-            address: entry.peer.clone(),
-            inputs: inputs.clone(),
-            shared: Arc::clone(shared),
-            queued_bytes: bytes,
-        };
+        queues.insert(peer, Queue { frames: queue, bytes: Arc::clone(&bytes) });
+        let dialler =
+            Dialler { peer, inputs: inputs.clone(), shared: Arc::clone(shared), queued_bytes: bytes };
         tokio::spawn(dialler.run(frames));
     }
     Peers { queues: Arc::new(queues) }
@@ -131,7 +126,6 @@ enum Ended<S> {
 
 struct Dialler {
     peer: ServerId,
-    address: String,
     inputs: mpsc::Sender<Input>,
     shared: Arc<Shared>,
     queued_bytes: Arc<AtomicUsize>,
@@ -194,10 +188,11 @@ impl Dialler {
     async fn connect(&self) -> anyhow::Result<(impl AsyncRead + AsyncWrite + Unpin + use<>, Epoch)> {
         let config = self.shared.links.load().clients.get(&self.peer).cloned();
         let connector = TlsConnector::from(config.context("no such server")?);
+        let address = self.shared.membership.load().place(self.peer).context("no such server")?.peer;
         let connecting = async {
-            let tcp = TcpStream::connect(&self.address).await?;
+            let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
-            let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
             let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
             let stream = connector.connect(name, tcp).await?;
             let key = key_of(&self.shared, stream.get_ref().1).context("it shows no certificate")?;
@@ -248,11 +243,13 @@ impl Dialler {
     }
 }
 
-/// Whose key the other side of a link has shown, and of which epoch.
+/// Whose key the other side of a link has shown, and of which epoch. None if its identity is no longer that
+/// server's.
 fn key_of(shared: &Shared, tls: &rustls::CommonState) -> Option<KeyStatement> {
     let certificate = tls.peer_certificates().and_then(|chain| chain.first())?;
-    let key = kds_certs::certified_key(&shared.manifest, &shared.cluster, certificate)?;
-    Some(key.statement)
+    let membership = shared.membership.load();
+    let key = kds_certs::certified_key(&membership, certificate)?.statement;
+    (!membership.is_replaced(key.server, key.epoch, *shared.epoch.borrow())).then_some(key)
 }
 
 /// Whether a key may be in the hands of somebody who read its server out some epochs ago.
@@ -316,7 +313,10 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
                 }
                 Err(_) => return,
             };
-            let Some(key) = key_of(&shared, stream.get_ref().1) else { return };
+            let Some(key) = key_of(&shared, stream.get_ref().1) else {
+                tracing::warn!(%address, "refused a link from a server that was replaced");
+                return;
+            };
             let peer = key.server;
             drop(handshake);
             let late = is_old(key.epoch, *shared.epoch.borrow());
@@ -340,13 +340,14 @@ async fn receive(
     hears: Hears,
 ) -> anyhow::Result<()> {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
-    let mut keyring = Keyring::new(Arc::clone(&shared.manifest));
+    let mut keyring = Keyring::of(shared.membership.load_full());
     let mut heavy = Heavy::default();
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
         let current = *shared.epoch.borrow();
         keyring.set_floor(Epoch(current.0.saturating_sub(1)));
+        keyring.follow(&shared.membership.load());
         if is_old(of, current) && !late {
             anyhow::bail!("the key that it was made with is old by now");
         }

@@ -5,12 +5,13 @@ use crate::epoch_keys::LinkTls;
 use crate::share_store::{self, ShareStore, Shares};
 use crate::signer::SignerLink;
 use crate::storage::Storage;
-use crate::{committer, driver, epoch_keys, http, peers};
+use crate::{committer, driver, epoch_keys, http, peers, place};
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use quorum::certificate::Certificate;
 use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use quorum::manifest::Manifest;
+use quorum::membership::Membership;
 use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
@@ -49,7 +50,9 @@ pub struct Shared {
     pub id: ServerId,
     /// The manifest.
     pub manifest: Arc<Manifest>,
-    /// Its id.
+    /// Who the servers are, as far as this one has followed.
+    pub membership: ArcSwap<Membership>,
+    /// The cluster's id.
     pub cluster: ClusterId,
     /// The certified state that readers see.
     pub published: watch::Sender<Option<Arc<Published>>>,
@@ -135,9 +138,16 @@ impl Waiters {
 
 /// Runs a server until `stop` completes, then shuts it down in order.
 pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let _lock = lock(&loaded.folder)?;
+    let known = place::remembered(&loaded.folder, &loaded.manifest)?;
+    let mut stop = std::pin::pin!(stop);
+    // Who is to take another one's place waits until the administrators have decided it.
+    let known = tokio::select! {
+        known = place::take(&loaded, known) => known?,
+        () = &mut stop => return Ok(()),
+    };
     let Loaded { config, manifest, cluster, folder, passphrase, storage_keys, tls, lost_database } = loaded;
     let id = config.server;
-    let _lock = lock(&folder)?;
     let signer = match &config.signer {
         Some(socket) => SignerLink::to(folder.join(socket)),
         None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
@@ -162,10 +172,11 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         storage.commit(&[&Write::Amnesia(true)]).await?;
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
-    let (voter, link_tls) = epoch_keys::boot(&signer, &manifest, stored.certificate.clone()).await?;
+    let membership = known.or_newer(&stored.membership(&manifest).unwrap_or_else(|| Arc::clone(&known)));
+    let (voter, link_tls) = epoch_keys::boot(&signer, id, &membership, stored.certificate.clone()).await?;
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
-    let identity = Identity { manifest: Arc::clone(&manifest), voter, boot, log_tail };
+    let identity = Identity { membership, voter, boot, log_tail };
     let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
@@ -178,6 +189,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         replica_status: ArcSwap::from_pointee(status),
         voting: ArcSwap::from_pointee(vec![status.voting]),
         links: ArcSwap::from_pointee(link_tls),
+        membership: ArcSwap::new(Arc::clone(replica.membership())),
         certificate: ArcSwapOption::new(replica.certificate().cloned()),
         started: driver::now(),
         peers_connected: AtomicUsize::new(0),

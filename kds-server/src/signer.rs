@@ -9,17 +9,20 @@ use crate::config::{IDENTITY_KEY, SIGNER_STATE};
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
-use quorum::ServerId;
 use quorum::codec::{decode, encode};
+use quorum::limits::CHANGES_TOGETHER;
 use quorum::manifest::Manifest;
+use quorum::membership::Membership;
 use quorum::signer::{Ask, Counter, Refused, Signer};
 use quorum::signing::KeyCertificate;
+use quorum::{Epoch, ServerId};
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -53,12 +56,14 @@ async fn read_frame(stream: &mut UnixStream) -> anyhow::Result<Vec<u8>> {
 pub struct SignerLink {
     socket: PathBuf,
     child: Option<Mutex<Child>>,
+    /// Changes of the membership that the signer was shown.
+    told: AtomicUsize,
 }
 
 impl SignerLink {
     /// To a signer that somebody else runs.
     pub fn to(socket: PathBuf) -> Self {
-        Self { socket, child: None }
+        Self { socket, child: None, told: AtomicUsize::new(0) }
     }
     /// Starts one, which ends with this process.
     pub async fn start(
@@ -84,16 +89,46 @@ impl SignerLink {
         if said.trim() != "ready" {
             bail!("this server's signer did not start: it says why above");
         }
-        Ok(Self { socket, child: Some(Mutex::new(child)) })
+        Ok(Self { socket, child: Some(Mutex::new(child)), told: AtomicUsize::new(0) })
     }
 
-    /// Has keys certified.
-    pub async fn certify(&self, ask: &Ask) -> anyhow::Result<Vec<KeyCertificate>> {
+    /// Has keys certified, after showing the signer what it lacks of the membership.
+    pub async fn certify(&self, ask: Ask, membership: &Membership) -> anyhow::Result<Vec<KeyCertificate>> {
+        let told = self.told.load(Ordering::Relaxed);
+        match self.certify_after(told, ask.clone(), membership).await? {
+            // It was started again since, and has forgotten.
+            Err(Refused::Evidence | Refused::NotIdentity { .. }) if told > 0 => {
+                self.certify_after(0, ask, membership).await?.context("the signer refuses")
+            }
+            answer => answer.context("the signer refuses"),
+        }
+    }
+
+    async fn certify_after(&self, told: usize, ask: Ask, membership: &Membership) -> anyhow::Result<Answer> {
+        let mut untold = membership.proofs().get(told..).unwrap_or_default();
+        while untold.len() > CHANGES_TOGETHER {
+            let (some, others) = untold.split_at(CHANGES_TOGETHER);
+            let (changes, evidence) = (some.to_vec(), None);
+            if let Err(refused) =
+                self.exchange(&Ask { keys: vec![], epoch: Epoch(0), evidence, changes }).await?
+            {
+                return Ok(Err(refused));
+            }
+            untold = others;
+        }
+        let answer = self.exchange(&Ask { changes: untold.to_vec(), ..ask }).await?;
+        if answer.is_ok() {
+            self.told.store(membership.proofs().len(), Ordering::Relaxed);
+        }
+        Ok(answer)
+    }
+
+    async fn exchange(&self, ask: &Ask) -> anyhow::Result<Answer> {
         let mut tries = 0;
-        let answer = loop {
+        loop {
             tries += 1;
             match timeout(PATIENCE, self.ask(ask)).await.map_err(anyhow::Error::from).flatten() {
-                Ok(answer) => break answer,
+                Ok(answer) => return Ok(answer),
                 Err(error) if tries >= TRIES => {
                     return Err(error.context(format!(
                         "the signer does not answer at {}\n  start it with `kds-server signer`, under a user of its own",
@@ -107,8 +142,7 @@ impl SignerLink {
             {
                 bail!("this server's signer ended ({status}): start the server again");
             }
-        };
-        answer.context("the signer refuses")
+        }
     }
 
     async fn ask(&self, ask: &Ask) -> anyhow::Result<Answer> {
@@ -137,15 +171,9 @@ impl Keeper {
         passphrase: Option<&Passphrase>,
     ) -> anyhow::Result<Self> {
         let manifest: Arc<Manifest> = manifest_file::read(manifest)?;
-        let entry = manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
+        manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
         let path = folder.join(IDENTITY_KEY);
         let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, passphrase)?;
-        ensure!(
-            identity.public() == entry.identity,
-            "{} is not the key that the manifest names for server {id}\n  \
-             was the folder copied from another cluster or server?",
-            path.display()
-        );
         let lock = lock(&folder.join("signer.lock")).await?;
         let state = folder.join(SIGNER_STATE);
         let counter = match std::fs::read(&state) {
@@ -158,7 +186,8 @@ impl Keeper {
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", state.display())),
         };
-        Ok(Self { signer: Signer::new(manifest, id, identity, counter), state, users, _lock: lock })
+        let signer = Signer::new(Membership::genesis(manifest), id, identity, counter);
+        Ok(Self { signer, state, users, _lock: lock })
     }
 
     /// Answers until the listener fails.

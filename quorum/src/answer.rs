@@ -11,6 +11,7 @@ use crate::ids::{Epoch, Sequence, ServerId, Timestamp};
 use crate::limits::CLOCK_BOUND_MS;
 use crate::manifest::Manifest;
 use crate::map::{Found, Hasher, Proof, ProofError, RangeProof, RangeProofError, Snapshot};
+use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::record::{Name, Record};
 use crate::request::{Reply, RequestId};
 use crate::signing::Keyring;
@@ -138,6 +139,9 @@ pub struct ProofFile {
     pub version: Option<u64>,
     /// What it answered.
     pub answer: RecordAnswer,
+    /// Servers that were given another identity since the manifest, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub membership: Vec<Arc<ChangeProof>>,
 }
 
 /// Format that this version reads and writes.
@@ -205,6 +209,9 @@ pub enum AnswerError {
     /// Statements of completeness.
     #[error("the statements of completeness do not hold: {0}")]
     Completion(#[from] CompletionError),
+    /// Changes of the membership.
+    #[error("{0}")]
+    Membership(#[from] MembershipError),
     /// A proof file of another format.
     #[error("proof format {0} is not known to this version (it reads {PROOF_FORMAT})")]
     Format(u32),
@@ -233,6 +240,19 @@ impl Verifier {
         let hasher = Hasher::new(manifest.cluster_id());
         let keyring = Keyring::new(manifest);
         Self { keyring, hasher, checked: BTreeMap::new(), complete: Sequence(0), evidence: None }
+    }
+    /// Who the servers are, as far as was shown.
+    pub fn membership(&self) -> &Arc<Membership> {
+        self.keyring.membership()
+    }
+    /// Follows changes of the membership.
+    ///
+    /// # Errors
+    /// At the first that does not hold; nothing is believed of any of them then.
+    pub fn follow(&mut self, proofs: &[Arc<ChangeProof>]) -> Result<(), MembershipError> {
+        let followed = self.membership().follow(proofs.iter().cloned())?;
+        self.keyring.follow(&followed);
+        Ok(())
     }
     /// Everything up to here is complete, as far as was shown.
     pub fn complete(&self) -> Sequence {
@@ -278,6 +298,7 @@ impl Verifier {
     }
     /// Who is shown to be faulty by a file of evidence.
     pub fn evidence_file(&mut self, file: &EvidenceFile) -> Result<Vec<ServerId>, EvidenceError> {
+        self.follow(&file.membership)?;
         file.culprits(&mut self.keyring)
     }
     /// Whether a certificate is as fresh as the client demands, by the client's clock.
@@ -400,6 +421,7 @@ impl Verifier {
         if file.cluster != self.keyring.cluster().0 {
             return Err(AnswerError::OtherCluster);
         }
+        self.follow(&file.membership)?;
         self.record(&file.answer, &file.name, file.version)
     }
 }

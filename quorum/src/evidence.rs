@@ -7,8 +7,10 @@
 use crate::Hash;
 use crate::certificate::{Certificate, Checkpoint, QuorumError};
 use crate::ids::{ServerId, ServerSet};
+use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Statements that no honest server makes both of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,9 @@ pub struct EvidenceFile {
     pub cluster: Hash,
     /// What they said.
     pub evidence: Evidence,
+    /// Servers that were given another identity since the manifest, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub membership: Vec<Arc<ChangeProof>>,
 }
 
 /// Format that this version reads and writes.
@@ -68,6 +73,9 @@ pub enum EvidenceError {
     /// Both can be true.
     #[error("the statements do not contradict each other")]
     NoContradiction,
+    /// Changes of the membership that do not hold.
+    #[error("{0}")]
+    Membership(#[from] MembershipError),
     /// Votes of two servers.
     #[error("the votes are of different servers")]
     TwoServers,
@@ -129,8 +137,9 @@ impl Evidence {
 
 impl EvidenceFile {
     /// Wraps evidence about servers of a cluster.
-    pub fn new(cluster: Hash, evidence: Evidence) -> Self {
-        Self { format: EVIDENCE_FORMAT, cluster, evidence }
+    pub fn new(membership: &Membership, evidence: Evidence) -> Self {
+        let (cluster, membership) = (membership.cluster().0, membership.proofs().to_vec());
+        Self { format: EVIDENCE_FORMAT, cluster, evidence, membership }
     }
     /// Checks it offline; names who is shown to be faulty.
     pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
@@ -184,7 +193,7 @@ mod tests {
         let first = certificate(&voters[..6], checkpoint(5, 1, 100));
         let second = certificate(&voters[3..], checkpoint(5, 2, 100));
         let evidence = Evidence::Certificates { first: first.clone(), second };
-        let file = EvidenceFile::new(keyring.cluster().0, evidence);
+        let file = EvidenceFile::new(keyring.membership(), evidence);
         let culprits = file.culprits(&mut keyring.clone()).unwrap();
         assert_eq!(culprits, vec![ServerId(3), ServerId(4), ServerId(5)]);
         let json = serde_json::to_string(&file).unwrap();

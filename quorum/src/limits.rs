@@ -30,6 +30,14 @@ pub const RELEASES_KEPT: usize = 64;
 pub const MAX_ADMINISTRATORS: usize = 64;
 /// Decisions that some administrators ask for at the same time, at most.
 pub const MAX_DECISIONS: usize = 64;
+/// Replacements of servers in a cluster's life, at most: everyone follows all of them.
+pub const MAX_CHANGES: usize = 1_024;
+/// Changes that are shown in one message or answer, at most.
+pub const CHANGES_TOGETHER: usize = 8;
+/// Bytes of a server's address, at most.
+pub const MAX_ADDRESS_BYTES: usize = 512;
+/// Bytes of a server's TLS certificate, at most.
+pub const MAX_CERTIFICATE_BYTES: usize = 8 * 1_024;
 /// How long administrators have to agree on a decision, in agreed time: a week.
 pub const DECISION_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// Guesses at a passphrase in a row, at most. Fewer than the releases that stay readable, so that a right

@@ -16,6 +16,7 @@
 //! | `Fetch`, `Fetched` | new primary ↔ any | a batch that the new view needs | PBFT §4.4 |
 //! | `Status` | any → some, when progress stalls | how far I am: send what I lack | PBFT §5.2 (retransmission) |
 //! | `Committed` | any → one that is behind | a batch and q commit votes for it | PBFT §4.6 |
+//! | `Membership` | any → one that knows less | servers that were given another identity | design §4 |
 //! | `AskWitness`, `Witness` | one that starts ↔ any | the newest of its own votes that others hold | PBFT-PR §4.3.2 |
 //! | `Offer` | any → one that is too far behind | a certified state that it can fetch | PBFT §4.6 |
 //! | `Dealing`, `AskDealing` | dealer or holder → one that may know it | contributions to the next epoch's seeds | design §7 |
@@ -29,8 +30,11 @@ use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW};
+use crate::limits::{
+    CHANGES_TOGETHER, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW,
+};
 use crate::map::{PartItem, WantedPart};
+use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::recovery::{AskMasked, Masked};
 use crate::refresh::{AttemptId, Dealing};
 use crate::request::{SignedRequest, VerifiedRequest};
@@ -248,6 +252,8 @@ pub struct Status {
     pub certified: Sequence,
     /// Its state is wrong: batches are of no use to it.
     pub wants_state: bool,
+    /// Changes of the membership that it knows.
+    pub changes: u32,
 }
 impl Tagged for Status {
     const TAG: &'static str = "kds.status";
@@ -376,6 +382,8 @@ pub enum PeerMessage {
     Fetched(Arc<Batch>),
     /// The sender has just started: what do you hold of mine? With a number for the answer.
     AskWitness(u64),
+    /// Changes of the membership that the receiver does not know, in order.
+    Membership(Vec<Arc<ChangeProof>>),
     /// See [`Witness`].
     Witness(Box<Witness>),
     /// The sender can give parts of the state that this certifies.
@@ -429,6 +437,8 @@ pub enum CheckedMessage {
     Fetched(CheckedBatch),
     /// The sender has just started.
     AskWitness(u64),
+    /// Who the servers are.
+    Membership(Arc<Membership>),
     /// Every signature in it holds.
     Witness(Box<Witness>),
     /// A certified state that can be fetched.
@@ -469,6 +479,12 @@ pub enum MessageError {
     /// A certificate.
     #[error(transparent)]
     Quorum(#[from] QuorumError),
+    /// A change of the membership that is not shown.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// More changes than one message may show.
+    #[error("at most {CHANGES_TOGETHER} changes of the membership go into one message")]
+    TooManyChanges,
     /// A view change whose parts do not fit together.
     #[error("a view change is malformed")]
     BadViewChange,
@@ -519,6 +535,7 @@ impl PeerMessage {
             | Self::Suspect(_)
             | Self::Fetch(_)
             | Self::Fetched(_)
+            | Self::Membership(_)
             | Self::AskWitness(_)
             | Self::Witness(_)
             | Self::Offer(_)
@@ -602,6 +619,12 @@ impl PeerMessage {
                 certificate.verify(keyring)?;
                 CheckedMessage::Certificate(certificate)
             }
+            Self::Membership(proofs) if proofs.len() <= CHANGES_TOGETHER => {
+                let followed = keyring.membership().follow(proofs)?;
+                keyring.follow(&followed);
+                CheckedMessage::Membership(followed)
+            }
+            Self::Membership(_) => return Err(MessageError::TooManyChanges),
             Self::AskWitness(boot) => CheckedMessage::AskWitness(boot),
             Self::Witness(witness) => {
                 witness.check(keyring)?;

@@ -172,6 +172,11 @@ pub enum Invalid {
     /// Too many administrators, too few to decide anything, or a weak key.
     #[error("there are at most {max} administrators with sound keys, and at least as many as decide together", max = limits::MAX_ADMINISTRATORS)]
     Administrator,
+    /// No such server, no address or certificate, or an identity that is weak or was used before.
+    #[error(
+        "a replacement is of a server that there is, with addresses, a certificate and an identity that no server has or had"
+    )]
+    Replacement,
     /// No element of the group, or the identity.
     #[error("what is to be evaluated is no ristretto255 element")]
     Element,

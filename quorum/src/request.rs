@@ -3,6 +3,7 @@
 use crate::bytes::{Blob, Element, Hash, PublicKey, SignatureBytes};
 use crate::codec::{Tagged, digest, sha256};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp};
+use crate::membership::{ChangeProof, Replacement};
 use crate::record::{Entry, Invalid, Name};
 use crate::refresh::AttemptId;
 use crate::signing::{KeyCertificate, SignatureError, SigningKey, verify};
@@ -142,6 +143,13 @@ pub enum Operation {
     },
     /// An administrator asks for a decision; it is made when enough of them have.
     Decide(Decision),
+    /// Puts on record what shows a change of the membership to those who were not there, by a server.
+    Attest {
+        /// The server, with its announced voting key.
+        server: ServerId,
+        /// What shows it.
+        proof: Box<ChangeProof>,
+    },
 }
 
 /// What administrators decide together.
@@ -157,6 +165,11 @@ pub enum Decision {
     RemoveAdministrator {
         /// Her key.
         key: PublicKey,
+    },
+    /// A server's place is given to another identity, from the next epoch on.
+    ReplaceIdentity {
+        /// What takes its place.
+        replacement: Replacement,
     },
 }
 
@@ -227,6 +240,7 @@ impl Operation {
             | Self::Guess { .. }
             | Self::Unlocked { .. }
             | Self::Decide(_)
+            | Self::Attest { .. }
             | Self::AnnounceKeys { .. } => None,
         }
     }
@@ -309,6 +323,7 @@ impl VerifiedRequest {
         match &self.signed.request.operation {
             Operation::AnnounceKeys { voting, .. } => PublicKey([voting.statement.server.0; 32]),
             Operation::Step(step) => PublicKey([step.server().0; 32]),
+            Operation::Attest { server, .. } => PublicKey([server.0; 32]),
             Operation::Guess { secret, .. } => PublicKey(sha256(secret.as_str().as_bytes()).0),
             _ => self.signed.request.client,
         }
@@ -356,6 +371,8 @@ pub enum Done {
     Deleted,
     /// The server's keys are on record.
     Announced,
+    /// What shows a change of the membership is on record.
+    Attested,
     /// The server's step counts.
     Stepped,
     /// The servers may evaluate the guess's blinded element.

@@ -4,13 +4,14 @@
 //! It runs in a process of its own, under a user of its own. Whoever takes a server over can have it certify
 //! keys, and must not be able to lay in a stock of them: so it certifies keys only for the epoch that a
 //! certificate of q servers shows to have begun, and for the one after it. Then a thief's keys are good for
-//! the two epochs in which the server counts as corrupt anyway. Its counter makes every certificate a new
+//! the two epochs in which the server counts as corrupt anyway. Where servers have been replaced it is shown
+//! that too, since then: an identity certifies keys for the epochs in which it is the server's. Its counter makes every certificate a new
 //! one, and never goes back; it is durable before a certificate leaves.
 
 use crate::bytes::PublicKey;
 use crate::certificate::{Certificate, QuorumError};
-use crate::ids::{ClusterId, Epoch, ServerId};
-use crate::manifest::Manifest;
+use crate::ids::{Epoch, ServerId};
+use crate::membership::{ChangeProof, Membership};
 use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, Keyring, SigningKey};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Ask {
     pub epoch: Epoch,
     /// Shows an epoch to have begun, if there was one since the last question.
     pub evidence: Option<Certificate>,
+    /// Changes of the membership since the last question.
+    pub changes: Vec<Arc<ChangeProof>>,
 }
 
 /// Keys that a server asks for at a time, at most.
@@ -51,9 +54,19 @@ pub enum Refused {
         /// Known.
         shown: Epoch,
     },
-    /// A certificate that does not hold.
+    /// A certificate that does not hold, or changes of the membership that do not follow.
     #[error("the evidence does not hold")]
     Evidence,
+    /// The identity is another server's, or was replaced.
+    #[error(
+        "this identity key is not server {server}'s in epoch {epoch}: was it replaced, or the folder copied from elsewhere?"
+    )]
+    NotIdentity {
+        /// Whose keys are asked for.
+        server: ServerId,
+        /// Of which epoch.
+        epoch: Epoch,
+    },
     /// Too many keys.
     #[error("at most {MAX_KEYS} keys are certified at a time")]
     TooMany,
@@ -67,17 +80,16 @@ impl From<QuorumError> for Refused {
 /// See the module.
 #[derive(Clone)]
 pub struct Signer {
-    cluster: ClusterId,
     id: ServerId,
     identity: SigningKey,
-    manifest: Arc<Manifest>,
+    membership: Arc<Membership>,
     counter: Counter,
 }
 
 impl Signer {
     /// With the counter that was made durable last.
-    pub fn new(manifest: Arc<Manifest>, id: ServerId, identity: SigningKey, counter: Counter) -> Self {
-        Self { cluster: manifest.cluster_id(), id, identity, manifest, counter }
+    pub fn new(membership: Arc<Membership>, id: ServerId, identity: SigningKey, counter: Counter) -> Self {
+        Self { id, identity, membership, counter }
     }
     /// What it remembers.
     pub fn counter(&self) -> Counter {
@@ -91,10 +103,14 @@ impl Signer {
         if ask.keys.len() > MAX_KEYS {
             return Err(Refused::TooMany);
         }
+        self.membership = self.membership.follow(ask.changes.clone()).map_err(|_| Refused::Evidence)?;
+        // A change is certified in the epoch before it takes effect.
+        let begun = self.membership.proofs().last().map(|proof| proof.certificate.statement.epoch);
+        self.counter.epoch = self.counter.epoch.max(begun.unwrap_or_default());
         if let Some(evidence) = &ask.evidence
             && evidence.statement.epoch > self.counter.epoch
         {
-            evidence.verify(&mut Keyring::new(Arc::clone(&self.manifest)))?;
+            evidence.verify(&mut Keyring::of(Arc::clone(&self.membership)))?;
             self.counter.epoch = evidence.statement.epoch;
         }
         let shown = self.counter.epoch;
@@ -103,12 +119,19 @@ impl Signer {
         }
         // One whose server was restored from a backup, or slept: keys of an epoch that is over are of no use
         // but to forge the past.
-        let (epoch, server) = (ask.epoch.max(shown), self.id);
+        // Nor of one in which it was not this identity's server yet.
+        let server = self.id;
+        let own = self.membership.place(server).is_some_and(|place| place.identity == self.identity.public());
+        let since = if own { self.membership.since(server) } else { Epoch(0) };
+        let epoch = ask.epoch.max(shown).max(since);
+        if !ask.keys.is_empty() && self.membership.identity(server, epoch) != Some(self.identity.public()) {
+            return Err(Refused::NotIdentity { server, epoch });
+        }
         let certified = ask.keys.iter().map(|(purpose, key)| {
             self.counter.serial += 1;
             let (purpose, key, serial) = (*purpose, *key, self.counter.serial);
             let statement = KeyStatement { server, purpose, epoch, serial, key };
-            KeyCertificate::issue(&self.cluster, &self.identity, statement)
+            KeyCertificate::issue(self.membership.cluster(), &self.identity, statement)
         });
         let certified = certified.collect();
         Ok((self.counter, certified))
@@ -121,7 +144,7 @@ mod tests {
     use crate::bytes::Hash;
     use crate::certificate::{Checkpoint, VoteBook};
     use crate::ids::{Sequence, Timestamp};
-    use crate::manifest::tests::sample;
+    use crate::manifest::{Manifest, tests::sample};
     use crate::signing::Voter;
     use rand::{SeedableRng, rngs::StdRng};
 
@@ -145,19 +168,20 @@ mod tests {
     #[test]
     fn keys_are_certified_for_epochs_that_have_begun_and_the_next_one() {
         let (manifest, identities) = sample(4);
-        let manifest = Arc::new(manifest);
+        let membership = Membership::genesis(Arc::new(manifest.clone()));
         let mut signer =
-            Signer::new(Arc::clone(&manifest), ServerId(2), identities[2].clone(), Counter::default());
+            Signer::new(Arc::clone(&membership), ServerId(2), identities[2].clone(), Counter::default());
         let ask = |epoch: u64, evidence: Option<Certificate>| Ask {
             keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])), (KeyPurpose::Sealing, PublicKey([8; 32]))],
             epoch: Epoch(epoch),
             evidence,
+            changes: vec![],
         };
         let mut serials = Vec::new();
         let mut certified = |signer: &mut Signer, ask: &Ask| {
             let (counter, keys) = signer.certify(ask)?;
             for key in &keys {
-                key.verify(&manifest.cluster_id(), &manifest).unwrap();
+                key.verify(&membership).unwrap();
                 serials.push(key.statement.serial);
             }
             assert_eq!(counter.serial, keys.last().unwrap().statement.serial);
@@ -181,7 +205,7 @@ mod tests {
         // What is over is over, whatever the server believes; and so after a restart.
         assert_eq!(certified(&mut signer, &ask(0, None)), Ok(Epoch(5)));
         let counter = signer.certify(&Ask { keys: vec![], ..ask(5, None) }).unwrap().0;
-        let mut again = Signer::new(Arc::clone(&manifest), ServerId(2), identities[2].clone(), counter);
+        let mut again = Signer::new(Arc::clone(&membership), ServerId(2), identities[2].clone(), counter);
         assert_eq!(certified(&mut again, &ask(0, None)), Ok(Epoch(5)));
         assert!(serials.is_sorted_by(|a, b| a < b), "{serials:?}");
         let many = Ask { keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])); 5], ..ask(5, None) };

@@ -12,6 +12,7 @@ use crate::codec::{Tagged, signing_bytes};
 use crate::ids::{ClusterId, Epoch, ServerId};
 use crate::limits::KEYS_PER_SERVER;
 use crate::manifest::Manifest;
+use crate::membership::Membership;
 use ed25519_dalek::{Signature, Signer as _, VerifyingKey};
 use rand_core::CryptoRng;
 use serde::{Deserialize, Serialize};
@@ -132,11 +133,11 @@ impl KeyCertificate {
     pub fn issue(cluster: &ClusterId, identity: &SigningKey, statement: KeyStatement) -> Self {
         Self { statement, signature: identity.sign(cluster, &statement) }
     }
-    /// Checks it against the identity that the manifest names.
-    pub fn verify(&self, cluster: &ClusterId, manifest: &Manifest) -> Result<(), KeyError> {
-        let server = self.statement.server;
-        let entry = manifest.server(server).ok_or(KeyError::UnknownServer(server))?;
-        verify(cluster, &entry.identity, &self.statement, &self.signature)
+    /// Checks it against the identity that the server has in the epoch of the key.
+    pub fn verify(&self, membership: &Membership) -> Result<(), KeyError> {
+        let KeyStatement { server, epoch, .. } = self.statement;
+        let identity = membership.identity(server, epoch).ok_or(KeyError::UnknownServer(server))?;
+        verify(membership.cluster(), &identity, &self.statement, &self.signature)
             .map_err(|_| KeyError::NotCertified(server))
     }
 }
@@ -176,16 +177,35 @@ pub struct VotingKey {
 /// its way when an epoch begins was signed in the last one.
 #[derive(Clone)]
 pub struct Keyring {
-    cluster: ClusterId,
-    manifest: Arc<Manifest>,
+    membership: Arc<Membership>,
     keys: BTreeMap<ServerId, Vec<VotingKey>>,
     floor: Epoch,
 }
 
 impl Keyring {
-    /// Knows the manifest and no voting key yet.
+    /// Knows who the servers are, and no voting key yet.
+    pub fn of(membership: Arc<Membership>) -> Self {
+        Self { membership, keys: BTreeMap::new(), floor: Epoch(0) }
+    }
+    /// The same for a cluster whose servers are as the manifest has them.
     pub fn new(manifest: Arc<Manifest>) -> Self {
-        Self { cluster: manifest.cluster_id(), manifest, keys: BTreeMap::new(), floor: Epoch(0) }
+        Self::of(Membership::genesis(manifest))
+    }
+    /// Who the servers are.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+    /// Takes note of who the servers are. Keys that an identity certified for epochs in which it is not the
+    /// server's any more are forgotten.
+    pub fn follow(&mut self, membership: &Arc<Membership>) {
+        if !Arc::ptr_eq(&self.membership, membership) {
+            let before = std::mem::replace(&mut self.membership, Arc::clone(membership));
+            for (server, keys) in &mut self.keys {
+                let identity =
+                    |by: &Membership, key: &VotingKey| by.identity(*server, key.certificate.statement.epoch);
+                keys.retain(|key| identity(&before, key) == identity(membership, key));
+            }
+        }
     }
     /// Keys of earlier epochs than this do not count any more.
     pub fn set_floor(&mut self, floor: Epoch) {
@@ -193,11 +213,11 @@ impl Keyring {
     }
     /// The cluster that all signatures are bound to.
     pub fn cluster(&self) -> &ClusterId {
-        &self.cluster
+        self.membership.cluster()
     }
     /// The cluster's manifest.
     pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+        self.membership.manifest()
     }
     /// Adds a voting key after checking its certificate; says whether it is new. The newest
     /// [`KEYS_PER_SERVER`] of a server stay, so that a liar's many keys cost nothing.
@@ -215,7 +235,7 @@ impl Keyring {
         if statement.purpose != KeyPurpose::Voting {
             return Err(KeyError::NotCertified(statement.server));
         }
-        certificate.verify(&self.cluster, &self.manifest)?;
+        certificate.verify(&self.membership)?;
         let key = VerifyingKey::from_bytes(&statement.key.0)
             .map_err(|_| KeyError::NotCertified(statement.server))?;
         let keys = self.keys.entry(statement.server).or_default();
@@ -274,7 +294,7 @@ impl Keyring {
         let known = self.keys.get(&server).into_iter().flatten();
         let mut keys = carried.iter().filter(of_server).chain(known).peekable();
         keys.peek().ok_or(KeyError::NoKey(server))?;
-        keys.find(|key| verify_with(&self.cluster, &key.key, value, signature).is_ok())
+        keys.find(|key| verify_with(self.cluster(), &key.key, value, signature).is_ok())
             .map(|key| key.certificate)
             .ok_or(KeyError::BadSignature(server))
     }
@@ -288,10 +308,14 @@ impl Keyring {
         let key = self.verify_with(&carried, signed.server, &signed.body, &signed.signature)?;
         Ok(Verified { signed, key })
     }
-    /// Checks a message that promises nothing, from a server that may have missed epochs.
+    /// Checks a message that promises nothing, from a server that may have missed epochs; not from somebody
+    /// whose identity is no longer that server's.
     pub fn check_of_any_epoch<T: Tagged>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
         let key = self.made_by(&[], signed.server, &signed.body, &signed.signature)?;
-        Ok(Verified { signed, key })
+        match self.membership.is_replaced(signed.server, key.statement.epoch, self.floor) {
+            false => Ok(Verified { signed, key }),
+            true => Err(KeyError::OtherEpoch(signed.server)),
+        }
     }
     /// Checks what a server said once, under the key that comes along.
     pub fn verify_past<T: Tagged>(

@@ -15,6 +15,7 @@ use quorum::grid::Grid;
 use quorum::ids::{Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::limits::LOG_TAIL_BATCHES;
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
+use quorum::membership::Membership;
 use quorum::message::{
     Batch, CheckedBatch, CheckedMessage, Commit, PeerMessage, PrePrepare, Prepare, Slot, Witness,
 };
@@ -143,7 +144,7 @@ impl Ordering {
         };
         for id in HONEST {
             let identity = Identity {
-                manifest: Arc::clone(&manifest),
+                membership: Membership::genesis(Arc::clone(&manifest)),
                 voter: voters[id.index()].clone(),
                 boot: 7,
                 log_tail: LOG_TAIL_BATCHES,

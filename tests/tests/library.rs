@@ -390,6 +390,7 @@ async fn answers_are_as_described() {
         ("/v1/secrets", 200, "PageAnswer"),
         ("/v1/secrets/s", 200, "SecretAnswer"),
         ("/v1/manifest", 200, "Manifest"),
+        ("/v1/membership?from=0", 200, "MembershipAnswer"),
         ("/v1/status", 200, "ServerStatus"),
     ] {
         let (got, answer) = get(path).await;
@@ -496,6 +497,7 @@ async fn a_proof_file_with_any_byte_changed_proves_nothing_else() {
         name: name("alice"),
         version: None,
         answer: found.answer,
+        membership: vec![],
     };
     let verify = |bytes: &[u8]| {
         let file: ProofFile = serde_json::from_slice(bytes).ok()?;

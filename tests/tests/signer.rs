@@ -200,7 +200,8 @@ async fn overheard(cluster: &Cluster, of: impl Fn(Epoch) -> Epoch, seconds: u64)
             key: key.public(),
         };
         let certified = KeyCertificate::issue(&cluster.manifest.cluster_id(), &identity, statement);
-        let tls = kds_certs::peer_server(&cluster.manifest, &key.certified(&certified).unwrap()).unwrap();
+        let membership = quorum::Membership::genesis(std::sync::Arc::clone(&cluster.manifest));
+        let tls = kds_certs::peer_server(&membership, &key.certified(&certified).unwrap()).unwrap();
         let (messages, dealings) = (Arc::clone(&messages), Arc::clone(&dealings));
         links.spawn(async move {
             let Ok(mut stream) = TlsAcceptor::from(Arc::new(tls)).accept(tcp).await else { return };

@@ -1,13 +1,13 @@
-//! admin list, add, remove.
+//! admin list, add, remove, replace-identity.
 
 use super::output::print_json;
 use super::write::signing_key_file;
 use super::{Failure, Session};
 use clap::Subcommand;
-use quorum::PublicKey;
 use quorum::request::{Decision, Done};
+use quorum::{PublicKey, ServerId};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub(super) enum AdminCommand {
@@ -25,6 +25,13 @@ pub(super) enum AdminCommand {
         #[arg(value_name = "KEY|FILE")]
         whom: String,
     },
+    /// Ask that a server's place is given to another identity, from the next epoch on: when the old one's key
+    /// may be in strange hands, or is lost
+    ReplaceIdentity {
+        /// What `kds-server new-identity` wrote: replacement.toml
+        #[arg(value_name = "FILE")]
+        replacement: PathBuf,
+    },
 }
 
 /// A key in base64, or a file that holds one.
@@ -40,6 +47,15 @@ pub(super) async fn run(session: &Session, command: &AdminCommand) -> Result<(),
         }
         AdminCommand::Remove { whom } => {
             decide(session, Decision::RemoveAdministrator { key: public_key(whom)? }).await
+        }
+        AdminCommand::ReplaceIdentity { replacement } => {
+            let text = std::fs::read_to_string(replacement);
+            let text =
+                text.map_err(|e| Failure::other(format!("cannot read {}: {e}", replacement.display())))?;
+            let parsed = toml::from_str(&text);
+            let replacement = parsed
+                .map_err(|e| Failure::usage(format!("{} is no replacement: {e}", replacement.display())))?;
+            decide(session, Decision::ReplaceIdentity { replacement }).await
         }
     }
 }
@@ -66,10 +82,14 @@ async fn decide(session: &Session, decision: Decision) -> Result<(), Failure> {
     Ok(())
 }
 
-fn described(decision: &Decision) -> (&'static str, PublicKey) {
+/// What is asked for, the key, and the server if it is a server's.
+fn described(decision: &Decision) -> (&'static str, PublicKey, Option<ServerId>) {
     match decision {
-        Decision::AddAdministrator { key } => ("add", *key),
-        Decision::RemoveAdministrator { key } => ("remove", *key),
+        Decision::AddAdministrator { key } => ("add", *key, None),
+        Decision::RemoveAdministrator { key } => ("remove", *key, None),
+        Decision::ReplaceIdentity { replacement } => {
+            ("replace-identity", replacement.identity, Some(replacement.server))
+        }
     }
 }
 
@@ -81,8 +101,8 @@ async fn list(session: &Session) -> Result<(), Failure> {
         let pending: Vec<_> = pending
             .iter()
             .map(|pending| {
-                let (what, key) = described(&pending.decision);
-                json!({ "decision": what, "key": key, "approvals": pending.approvals, "since": pending.since })
+                let (what, key, server) = described(&pending.decision);
+                json!({ "decision": what, "key": key, "server": server, "approvals": pending.approvals, "since": pending.since })
             })
             .collect();
         print_json(&json!({ "administrators": administrators, "needed": needed, "pending": pending }));
@@ -91,8 +111,9 @@ async fn list(session: &Session) -> Result<(), Failure> {
     println!("{needed} of {} administrators decide:", administrators.len());
     administrators.iter().for_each(|key| println!("  {key}"));
     for pending in pending {
-        let (what, key) = described(&pending.decision);
-        println!("asked for by {} since {}: {what} {key}", pending.approvals.len(), pending.since);
+        let (what, key, server) = described(&pending.decision);
+        let of = server.map_or(String::new(), |server| format!(" of server {server}:"));
+        println!("asked for by {} since {}: {what}{of} {key}", pending.approvals.len(), pending.since);
     }
     Ok(())
 }

@@ -76,8 +76,9 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
     if let Some(path) = &args.proof {
         let cluster = session.client.manifest().cluster_id().0;
         let answer = found.answer.clone();
-        let file =
-            ProofFile { format: PROOF_FORMAT, cluster, name: name.clone(), version: args.version, answer };
+        let membership = session.client.membership().proofs().to_vec();
+        let (format, name, version) = (PROOF_FORMAT, name.clone(), args.version);
+        let file = ProofFile { format, cluster, name, version, answer, membership };
         let text = serde_json::to_string_pretty(&file).map_err(Failure::other)?;
         std::fs::write(path, text)
             .map_err(|e| Failure::other(format!("cannot write {}: {e}", path.display())))?;

@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod import;
 mod lookup;
+mod membership;
 mod output;
 mod secret;
 mod status;
@@ -85,9 +86,11 @@ enum Command {
     /// Deposit, recover and delete secrets
     #[command(subcommand)]
     Secret(secret::SecretCommand),
-    /// Who the administrators are, and changes that enough of them want
+    /// Who the administrators are, and what they decide together
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// Who the servers are: the manifest, and the identities that were replaced since
+    Membership,
     /// How every server is doing
     Status,
     /// Measure throughput and latency
@@ -187,6 +190,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Import(args) => import::import(&session, &args).await,
         Command::Secret(command) => secret::run(&session, &command).await,
         Command::Admin(command) => admin::run(&session, &command).await,
+        Command::Membership => membership::membership(&session).await,
         Command::Status => status::status(&session).await,
         Command::Bench(args) => bench::bench(&session, &args).await,
         Command::Keygen(_) | Command::Verify(_) => Ok(()),

@@ -6,7 +6,8 @@ use clap::Args as ClapArgs;
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::{keys, manifest_file};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
-use quorum::{Blob, PublicKey, Thresholds};
+use quorum::membership::Replacement;
+use quorum::{Blob, PublicKey, ServerId, Thresholds};
 use rand::RngExt as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -136,41 +137,19 @@ impl NewCluster<'_> {
             passphrase.as_ref(),
         )?;
         let grid = quorum::grid::Grid::new(self.thresholds);
-        let year = i32::from(jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year());
         let mut servers = Vec::new();
         for (id, (folder, (clients, peers))) in grid.servers().zip(folders.iter().zip(&addresses)) {
-            private_folder(folder)?;
-            let identity = keystore::generate();
-            keystore::write_signing_key(
-                &folder.join(IDENTITY_KEY),
-                SecretKind::IdentityKey,
-                &identity,
-                passphrase.as_ref(),
-            )?;
-            let hosts = [clients.ip().to_string(), "localhost".into()];
-            let own = kds_certs::generate(&format!("kds server {id}"), &hosts, year)?;
-            let key = own.key_pem.as_bytes();
-            keystore::write(&folder.join(TLS_KEY), SecretKind::TlsKey, None, key, passphrase.as_ref())?;
-            fs::write(folder.join(TLS_CERTIFICATE), &own.certificate_pem)?;
-            let config = Config {
-                server: id,
+            let Replacement { server: id, url, peer, identity, certificate } = NewServer {
+                id,
                 manifest: "../manifest.toml".into(),
                 listen_clients: *clients,
                 listen_peers: *peers,
-                database: "sqlite".into(),
-                requests_per_second: crate::config::requests_per_second(),
-                signer: None,
-            };
-            keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
-            servers.push(ServerEntry {
-                id,
-                row: grid.row_of(id) as u16,
-                column: grid.column_of(id) as u16,
                 url: format!("https://{clients}"),
                 peer: peers.to_string(),
-                identity: identity.public(),
-                certificate: Blob(own.certificate),
-            });
+            }
+            .write(folder, passphrase.as_ref())?;
+            let (row, column) = (grid.row_of(id) as u16, grid.column_of(id) as u16);
+            servers.push(ServerEntry { id, row, column, url, peer, identity, certificate });
         }
         let manifest = Manifest {
             format: MANIFEST_FORMAT,
@@ -217,6 +196,50 @@ fn free_ports(host: IpAddr, count: usize) -> anyhow::Result<Vec<u16>> {
     let free: Vec<_> = ports.filter(|port| TcpListener::bind((host, *port)).is_ok()).take(count).collect();
     ensure!(free.len() == count, "fewer than {count} ports are free on {host}; choose with --base-port");
     Ok(free)
+}
+
+/// A server whose keys are to be drawn.
+pub struct NewServer {
+    /// Its place in the grid.
+    pub id: ServerId,
+    /// The manifest, as seen from its folder.
+    pub manifest: PathBuf,
+    /// Where it listens for clients.
+    pub listen_clients: SocketAddr,
+    /// Where it listens for servers.
+    pub listen_peers: SocketAddr,
+    /// Where clients reach it.
+    pub url: String,
+    /// Where servers reach it.
+    pub peer: String,
+}
+
+impl NewServer {
+    /// Writes its folder, which must not exist; says what others are to know of it.
+    pub fn write(self, folder: &Path, passphrase: Option<&Passphrase>) -> anyhow::Result<Replacement> {
+        private_folder(folder)?;
+        let identity = keystore::generate();
+        let path = folder.join(IDENTITY_KEY);
+        keystore::write_signing_key(&path, SecretKind::IdentityKey, &identity, passphrase)?;
+        let year = i32::from(jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year());
+        let hosts = [self.listen_clients.ip().to_string(), "localhost".into()];
+        let own = kds_certs::generate(&format!("kds server {}", self.id), &hosts, year)?;
+        let key = own.key_pem.as_bytes();
+        keystore::write(&folder.join(TLS_KEY), SecretKind::TlsKey, None, key, passphrase)?;
+        fs::write(folder.join(TLS_CERTIFICATE), &own.certificate_pem)?;
+        let config = Config {
+            server: self.id,
+            manifest: self.manifest,
+            listen_clients: self.listen_clients,
+            listen_peers: self.listen_peers,
+            database: "sqlite".into(),
+            requests_per_second: crate::config::requests_per_second(),
+            signer: None,
+        };
+        keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
+        let (server, identity, certificate) = (self.id, identity.public(), Blob(own.certificate));
+        Ok(Replacement { server, url: self.url, peer: self.peer, identity, certificate })
+    }
 }
 
 fn private_folder(path: &Path) -> anyhow::Result<()> {

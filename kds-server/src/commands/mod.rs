@@ -4,6 +4,7 @@ pub mod demo;
 pub mod dev;
 pub mod guard;
 pub mod init;
+pub mod new_identity;
 pub mod plan;
 pub mod processes;
 pub mod run;

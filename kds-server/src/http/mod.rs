@@ -24,7 +24,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use kds_client::api::ProblemKind;
+use kds_client::api::{CHANGES_HEADER, ProblemKind};
 use problem::ApiError;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
@@ -133,6 +133,7 @@ pub fn router(
         .route("/v1/secrets/{name}", get(secrets::metadata))
         .route("/v1/shares", post(secrets::share))
         .route("/v1/manifest", get(status::manifest))
+        .route("/v1/membership", get(status::membership))
         .route("/v1/status", get(status::status))
         .route("/v1/openapi.json", get(status::openapi))
         .route("/healthz", get(status::healthz))
@@ -142,7 +143,7 @@ pub fn router(
         .method_not_allowed_fallback(|| async {
             ApiError::new(ProblemKind::Method, "this route has other methods")
         })
-        .layer(middleware::from_fn(limit_time))
+        .layer(middleware::from_fn_with_state(Arc::clone(&inside.shared), limit_time))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a handler panicked: please report this");
             ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
@@ -157,7 +158,7 @@ pub struct Site {
     limits: Arc<RateLimits>,
 }
 
-async fn limit_time(request: Request, next: Next) -> Response {
+async fn limit_time(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
     let name = path.as_ref().map_or("none", MatchedPath::as_str);
     let cost = if request.method() == Method::POST && name == "/v1/requests" { WRITE_COST } else { 1 };
@@ -169,11 +170,15 @@ async fn limit_time(request: Request, next: Next) -> Response {
         count(name, ProblemKind::TooMany.status());
         return error.into_response();
     }
-    let response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
+    let mut response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(ProblemKind::NotReady, "the request took too long").into_response(),
     };
     count(path.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
+    let changes = shared.membership.load().proofs().len();
+    if changes > 0 {
+        response.headers_mut().insert(CHANGES_HEADER, changes.into());
+    }
     response
 }
 

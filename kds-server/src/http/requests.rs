@@ -79,7 +79,7 @@ async fn admitted(app: &App, request: &Request, id: RequestId) -> Result<(), Api
             return Ok(());
         }
         let now = published.certificate.statement.time;
-        match admit(&published.snapshot, &app.shared.manifest, now, request) {
+        match admit(&published.snapshot, &app.shared.membership.load(), now, request) {
             Ok(()) => return Ok(()),
             Err(NotAdmitted::UnknownKey)
                 if matches!(timeout_at(deadline, watching.changed()).await, Ok(Ok(()))) => {}

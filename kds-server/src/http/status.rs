@@ -1,14 +1,16 @@
 //! For operators: how this server is doing. Nothing here is proved.
 
 use super::problem::ApiError;
-use super::{AppState, json};
+use super::{AppState, Params, json};
 use crate::server::Health;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use kds_client::api::{ProblemKind, ServerStatus, TransferStatus};
+use kds_client::api::{MembershipAnswer, ProblemKind, ServerStatus, TransferStatus};
 use quorum::ids::Timestamp;
+use quorum::limits::CHANGES_TOGETHER;
 use quorum::ordering::Part;
 use quorum::state::layout;
+use serde::Deserialize;
 use std::sync::atomic::Ordering;
 
 /// A certificate older than this is not being renewed: the cluster makes no progress.
@@ -16,6 +18,19 @@ const STALE_MS: u64 = 5_000;
 
 pub(super) async fn manifest(State(app): AppState) -> Response {
     json(app.shared.manifest.as_ref())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    from: Option<u32>,
+}
+
+/// Changes of the membership, each with what shows it.
+pub(super) async fn membership(State(app): AppState, Params(asked): Params<From>) -> Response {
+    let membership = app.shared.membership.load();
+    let changes = membership.proofs().iter().skip(asked.from.unwrap_or(0) as usize).take(CHANGES_TOGETHER);
+    json(&MembershipAnswer { changes: changes.cloned().collect() })
 }
 
 pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {

@@ -9,7 +9,9 @@ use super::effects::{Target, Write};
 use super::log::LogEntry;
 use crate::certificate::QuorumProof;
 use crate::ids::{Epoch, Sequence, ServerId, Timestamp, View};
-use crate::limits::{CATCH_UP_BATCHES, CATCH_UP_BYTES, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW};
+use crate::limits::{
+    CATCH_UP_BATCHES, CATCH_UP_BYTES, CHANGES_TOGETHER, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW,
+};
 use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
 use crate::signing::Verified;
 use std::collections::BTreeMap;
@@ -120,7 +122,8 @@ impl Replica {
     fn send_status(&mut self, peer: ServerId) {
         let active = self.changing.active;
         let (executed, certified) = (self.executed(), self.certified());
-        let status = Status { view: self.view, active, executed, certified, wants_state: self.wants_state() };
+        let (wants_state, changes) = (self.wants_state(), self.membership.proofs().len() as u32);
+        let status = Status { view: self.view, active, executed, certified, wants_state, changes };
         let status = self.voter.sign(status);
         self.pending.send(Target::One(peer), PeerMessage::Status(status.signed().clone()));
     }
@@ -146,6 +149,13 @@ impl Replica {
             // Together with f other servers' word it is enough if the view began long ago.
             self.send_status(peer);
             self.send_new_view(Target::One(peer), &new_view);
+        }
+        // What else it is sent may be signed by servers that it does not know yet.
+        if let Some(proofs) = self.membership.proofs().get(status.changes as usize..)
+            && !proofs.is_empty()
+        {
+            let some = proofs.iter().take(CHANGES_TOGETHER).cloned().collect();
+            self.pending.send(Target::One(peer), PeerMessage::Membership(some));
         }
         if status.wants_state {
             self.offer_state(peer, status.executed);

@@ -50,6 +50,7 @@ use crate::limits::LOG_TAIL_BATCHES;
 use crate::limits::{HEARTBEAT_MS, RETRANSMIT_MS, WINDOW};
 use crate::manifest::Manifest;
 use crate::map::Snapshot;
+use crate::membership::Membership;
 use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::signing::{KeyCertificate, Signed, Verified, Voter};
@@ -67,8 +68,8 @@ use view_change::Changing;
 /// Who a replica is.
 #[derive(Clone)]
 pub struct Identity {
-    /// The cluster's manifest.
-    pub manifest: Arc<Manifest>,
+    /// Who the servers are, as far as this one has followed.
+    pub membership: Arc<Membership>,
     /// The key that it votes with at first, certified for the epoch of its last certificate.
     pub voter: Voter,
     /// A random number, another one at each start.
@@ -119,6 +120,8 @@ pub struct Replica {
     id: ServerId,
     cluster: ClusterId,
     manifest: Arc<Manifest>,
+    /// As its state has it, or as others have shown it.
+    membership: Arc<Membership>,
     voter: Voter,
     view: View,
     state: State,
@@ -240,6 +243,8 @@ impl Replica {
         }
         self.propose(now);
         if self.executed() > before {
+            let membership = Arc::clone(self.state.membership());
+            self.learn(&membership);
             self.renew(now);
             self.note_progress(now);
             self.transferring.advanced = now;
@@ -275,6 +280,7 @@ impl Replica {
             CheckedMessage::NewView(new_view) => self.on_new_view(now, new_view),
             CheckedMessage::Fetch(digest) => self.on_fetch(from, digest),
             CheckedMessage::Fetched(batch) => self.on_fetched(now, batch),
+            CheckedMessage::Membership(membership) => self.learn(&membership),
             CheckedMessage::AskWitness(boot) => self.on_ask_witness(from, boot),
             CheckedMessage::Witness(witness) => self.on_witness(now, from, *witness),
             CheckedMessage::Offer(certificate) => self.on_offer(now, certificate),
@@ -304,10 +310,16 @@ impl Replica {
 
     /// Drops requests that cannot execute any more: their waiting is nobody's fault.
     fn forget_hopeless(&mut self, now: Timestamp) {
-        let (state, manifest) = (&self.state, &self.manifest);
+        let state = &self.state;
         self.pool.retain(|waiting| {
             now.since_ms(waiting.received) < RETRANSMIT_MS
-                || crate::state::admit(state.map(), manifest, state.time(), waiting.request.request()).is_ok()
+                || crate::state::admit(
+                    state.map(),
+                    state.membership(),
+                    state.time(),
+                    waiting.request.request(),
+                )
+                .is_ok()
         });
     }
 
@@ -354,6 +366,14 @@ impl Replica {
             wants_keys: self.wants_keys(),
             voting: *self.voter.certificate(),
         }
+    }
+    /// Who the servers are.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+    /// Takes note of who the servers are, if that is more than is known here.
+    fn learn(&mut self, membership: &Arc<Membership>) {
+        self.membership = self.membership.or_newer(membership);
     }
     /// The last certificate.
     pub fn certificate(&self) -> Option<&Arc<Certificate>> {

@@ -41,8 +41,12 @@ impl Replica {
 
     /// A request that another server passes on.
     pub(super) fn on_forward(&mut self, now: Timestamp, request: VerifiedRequest) {
-        let known =
-            crate::state::admit(self.state.map(), &self.manifest, self.state.time(), request.request());
+        let known = crate::state::admit(
+            self.state.map(),
+            self.state.membership(),
+            self.state.time(),
+            request.request(),
+        );
         if known.is_ok() && self.state.reply(request.id()).is_none() {
             // A full pool refuses: the client's own server tells her.
             let _ = self.pool.add(now, request);

@@ -14,11 +14,13 @@
 
 use super::Replica;
 use super::effects::{Accusation, Target, VaultKey, Write};
+use crate::answer::Proved;
 use crate::bytes::{Hash, SecretBlob, SecretBytes};
-use crate::certificate::Checkpoint;
+use crate::certificate::{Certificate, Checkpoint};
 use crate::codec::{decode, encode_secret};
 use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
 use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
+use crate::membership::{Change, ChangeProof};
 use crate::message::{HandedOut, PeerMessage, WantedDealing};
 use crate::refresh::{AttemptId, Dealing, Seeds};
 use crate::request::{Operation, SignedRequest, Step};
@@ -234,6 +236,7 @@ impl Replica {
     pub(super) fn renew(&mut self, now: Timestamp) {
         let epochs = self.epochs();
         self.announce_keys(now);
+        self.attest(now);
         match &epochs.attempt {
             Some(attempt) => self.take_part_in(now, attempt),
             None => self.renewing.seeds = None,
@@ -365,6 +368,19 @@ impl Replica {
             && known.is_none_or(|keys| keys.voting != voting || keys.sealing != sealing)
         {
             self.own_request(now, "announce", 0, Operation::AnnounceKeys { voting, sealing });
+        }
+    }
+
+    /// Puts on record what shows a change of the membership, as soon as the state that has it is certified.
+    fn attest(&mut self, now: Timestamp) {
+        let Some(Change { number, from, .. }) = self.state.membership().unproved() else { return };
+        let (number, from) = (*number, *from);
+        let certified = self.certificate.as_ref().zip(self.certified_snapshot.as_ref());
+        let Some((certificate, snapshot)) = certified else { return };
+        let change = Proved::<Change>::look_up(snapshot, &layout::change_key(number));
+        if change.value.is_some() && certificate.statement.epoch.next() == from {
+            let proof = Box::new(ChangeProof { change, certificate: Certificate::clone(certificate) });
+            self.own_request(now, "attest", 0, Operation::Attest { server: self.id, proof });
         }
     }
 

@@ -16,7 +16,9 @@ use super::{Identity, Replica};
 use crate::bytes::SecretBlob;
 use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
 use crate::ids::{Sequence, Timestamp, View};
+use crate::manifest::Manifest;
 use crate::map::Map;
+use crate::membership::{ChangeProof, Membership};
 use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
 use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Keyring, Signed};
@@ -94,12 +96,25 @@ pub enum Damage {
     NotCertified(Sequence),
 }
 
+impl Stored {
+    /// Who the servers are, as far as what is stored shows; believed for its proofs alone.
+    pub fn membership(&self, manifest: &Arc<Manifest>) -> Option<Arc<Membership>> {
+        let leaves = self.state.iter().flat_map(|state| &state.leaves);
+        let mut proofs: Vec<_> = leaves.filter(|(key, _)| key.starts_with(layout::CHANGE_PROOFS)).collect();
+        proofs.sort();
+        let proofs =
+            proofs.into_iter().map(|(_, value)| crate::codec::decode::<ChangeProof>(value).map(Arc::new));
+        let proofs = proofs.collect::<Result<Vec<_>, _>>().ok()?;
+        Membership::genesis(Arc::clone(manifest)).follow(proofs).ok()
+    }
+}
+
 impl Replica {
     /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
     /// damaged it says so, and fetches what differs from the others.
     pub fn start(identity: Identity, stored: Stored) -> Self {
         let Stored { state, slots, certificate, view, amnesia, shares_damaged, vault, damaged } = stored;
-        let cluster = identity.manifest.cluster_id();
+        let cluster = *identity.membership.cluster();
         let (at, leaves) = state.map(|state| (state.checkpoint, state.leaves)).unzip();
         let mut map = Map::from_entries(cluster, leaves.unwrap_or_default());
         let entries = map.seal();
@@ -111,7 +126,7 @@ impl Replica {
             }
         };
         let mut replica = resumed.unwrap_or_else(|damage| {
-            let state = State::genesis(Arc::clone(&identity.manifest));
+            let state = State::genesis(Arc::clone(identity.membership.manifest()));
             let mut replica = Self::new(identity, state, BTreeMap::new(), true, vault);
             replica.pending.accuse(Accusation::Damaged(damage));
             replica.pending.write(Write::Amnesia(true));
@@ -141,7 +156,7 @@ impl Replica {
         amnesia: bool,
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Result<Self, Damage> {
-        let manifest = Arc::clone(&identity.manifest);
+        let manifest = Arc::clone(identity.membership.manifest());
         let state = match at {
             None => State::genesis(manifest),
             Some(checkpoint) => State::restore(manifest, checkpoint, map)?,
@@ -174,7 +189,9 @@ impl Replica {
         amnesia: bool,
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Self {
-        let Identity { manifest, voter, boot, log_tail } = identity;
+        let Identity { membership, voter, boot, log_tail } = identity;
+        let manifest = Arc::clone(membership.manifest());
+        let membership = membership.or_newer(state.membership());
         let flushed = state.sequence();
         Self {
             id: voter.server(),
@@ -210,6 +227,7 @@ impl Replica {
             renewing: Renewing::new(boot, vault),
             pending: Pending::default(),
             manifest,
+            membership,
             voter,
             state,
         }
@@ -220,7 +238,7 @@ impl Replica {
         self.view = view;
         self.changing.active = new_view.is_some();
         if let Some((signed, key)) = new_view {
-            let mut keyring = Keyring::new(Arc::clone(&self.manifest));
+            let mut keyring = Keyring::of(Arc::clone(&self.membership));
             let checked = keyring.check_with(key, signed);
             self.install(checked.map_err(|_| Damage::View(view))?);
         }

@@ -577,7 +577,7 @@ mod tests {
 
     fn replica(voters: &[crate::signing::Voter], id: usize, keyring: &crate::signing::Keyring) -> Replica {
         let identity = Identity {
-            manifest: Arc::clone(keyring.manifest()),
+            membership: Arc::clone(keyring.membership()),
             voter: voters[id].clone(),
             boot: 0,
             log_tail: crate::limits::LOG_TAIL_BATCHES,

@@ -1,4 +1,4 @@
-//! What M of the N administrators decide together: who the administrators are (design §4).
+//! What M of the N administrators decide together: who they are, and who takes a server's place (design §4).
 //!
 //! Each of them asks for the same decision; it is made when M who are administrators at that moment have.
 //! What is asked for stays on record until then, or for [`DECISION_MS`] after the first.
@@ -61,6 +61,7 @@ impl State {
         match decision {
             Decision::AddAdministrator { key } => self.put(layout::administrator(key), &()),
             Decision::RemoveAdministrator { key } => self.delete_key(layout::administrator(key)),
+            Decision::ReplaceIdentity { replacement } => self.replace(replacement),
         }
         Ok(Done::Decided)
     }
@@ -79,6 +80,7 @@ impl State {
             {
                 Err(Refusal::Invalid(Invalid::Administrator))
             }
+            Decision::ReplaceIdentity { replacement } => self.may_be_replaced(replacement),
             _ => Ok(()),
         }
     }

@@ -24,7 +24,7 @@ use super::{Event, Lookup, State, layout};
 use crate::bytes::{Hash, PublicKey};
 use crate::ids::{Epoch, ServerId, Timestamp};
 use crate::limits::ATTEMPT_MS;
-use crate::manifest::Manifest;
+use crate::membership::Membership;
 use crate::record::Invalid;
 use crate::refresh::AttemptId;
 use crate::request::{Done, Refusal, Request, Step};
@@ -44,7 +44,7 @@ pub struct Epochs {
     pub attempt: Option<Attempt>,
     /// The attempt by which the current epoch began.
     pub sealed: Option<Attempt>,
-    /// The number of the last attempt at the next epoch that only let a server recover.
+    /// The number of the last attempt at the next epoch that only let a server recover, or was given up.
     pub last_attempt: u32,
     /// Servers that asked for their shares, in order.
     pub waiting: Vec<ServerId>,
@@ -86,11 +86,16 @@ pub struct Deal {
 
 /// Whether a server's step would change anything: only then is it ordered, so that a liar's flood of them
 /// ends where it begins. The server is the one whose announced voting key signs.
-pub(super) fn takes_step(state: &impl Lookup, manifest: &Manifest, request: &Request, step: &Step) -> bool {
+pub(super) fn takes_step(
+    state: &impl Lookup,
+    membership: &Membership,
+    request: &Request,
+    step: &Step,
+) -> bool {
     let server = step.server();
     let keys = layout::server_keys(state, server).filter(|keys| keys.voting.statement.key == request.client);
     let (Some(keys), Some(epochs)) = (keys, layout::epochs(state)) else { return false };
-    keys.voting.statement.epoch == epochs.current && epochs.check(manifest, step).is_ok()
+    keys.voting.statement.epoch == epochs.current && epochs.check(membership, step).is_ok()
 }
 
 impl Epochs {
@@ -99,19 +104,29 @@ impl Epochs {
         attempt.ok_or(Refusal::EpochPassed { current: self.current })
     }
 
+    /// Ends the attempt that is under way; there will be another one.
+    pub(super) fn give_up(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            self.last_attempt = attempt.id.attempt;
+            // Whoever was to recover in it is first in the next one.
+            if let Some(again) = attempt.recovering {
+                self.waiting.insert(0, again);
+            }
+        }
+    }
+
     /// Why a step is refused; a step that has been taken before is refused too.
-    fn check(&self, manifest: &Manifest, step: &Step) -> Result<(), Refusal> {
+    fn check(&self, membership: &Membership, step: &Step) -> Result<(), Refusal> {
         let taken = Err(Refusal::TooOften);
         match step {
             Step::Deal { server, attempt, voting, sealing, .. } => {
                 let known = self.attempt(*attempt)?;
-                let cluster = manifest.cluster_id();
                 let holds = |key: &KeyCertificate, purpose| {
                     let statement = &key.statement;
                     statement.server == *server
                         && statement.purpose == purpose
                         && statement.epoch == attempt.epoch
-                        && key.verify(&cluster, manifest).is_ok()
+                        && key.verify(membership).is_ok()
                 };
                 if !holds(voting, KeyPurpose::Voting) || !holds(sealing, KeyPurpose::Sealing) {
                     return Err(Refusal::Invalid(Invalid::Certificate));
@@ -160,14 +175,13 @@ impl State {
                 self.put(layout::EPOCHS.to_vec(), &epochs);
                 return;
             }
+            // Whoever sleeps through the epoch must be able to follow.
+            _ if self.membership.unproved().is_some() => return,
             None if self.time.since_ms(epochs.since) >= length_ms => epochs.last_attempt + 1,
             Some(attempt) if attempt.is_over(self.time) => attempt.id.attempt + 1,
             _ => return,
         };
-        // Whoever was to recover in an attempt that failed is first in the next one.
-        if let Some(again) = epochs.attempt.take().and_then(|attempt| attempt.recovering) {
-            epochs.waiting.insert(0, again);
-        }
+        epochs.give_up();
         let recovering = (!epochs.waiting.is_empty()).then(|| epochs.waiting.remove(0));
         epochs.attempt = Some(Attempt {
             id: AttemptId { epoch: epochs.current.next(), attempt: number },
@@ -194,7 +208,7 @@ impl State {
             return Err(Refusal::NotAllowed);
         }
         let mut epochs = layout::epochs(&self.map).unwrap_or_default();
-        epochs.check(&self.manifest, step)?;
+        epochs.check(&self.membership, step)?;
         let thresholds = self.manifest.thresholds;
         match (step, &mut epochs.attempt) {
             (Step::Deal { server, root, voting, sealing, .. }, Some(attempt)) => {
@@ -214,7 +228,9 @@ impl State {
             }
             (Step::Ready { server, whole, .. }, Some(attempt)) => {
                 attempt.ready.insert(*server, *whole);
-                let whole = attempt.ready.values().filter(|whole| **whole).count();
+                // Shares of a server that is replaced with this epoch are as good as gone.
+                let stays = |server: &ServerId| !self.membership.is_replaced_with(*server, attempt.id.epoch);
+                let whole = attempt.ready.iter().filter(|(server, whole)| **whole && stays(server)).count();
                 let kept = whole >= thresholds.k() + thresholds.f() || !attempt.renews;
                 if attempt.ready.len() >= thresholds.q() && kept {
                     let attempt = epochs.attempt.take().expect("it is the one that was matched");

@@ -86,6 +86,18 @@ pub fn history_key(name: &Name, version: u64) -> Vec<u8> {
 pub const ADMINISTRATORS: &[u8] = b"a/";
 /// Prefix of decisions that are not made yet.
 pub const DECISIONS: &[u8] = b"d/";
+/// Prefix of changes of the membership.
+pub const CHANGES: &[u8] = b"m/";
+/// Key of a change.
+pub fn change_key(number: u32) -> Vec<u8> {
+    joined(CHANGES, &number.to_be_bytes())
+}
+/// Prefix of what shows changes.
+pub const CHANGE_PROOFS: &[u8] = b"p/";
+/// Key of what shows a change.
+pub fn change_proof_key(number: u32) -> Vec<u8> {
+    joined(CHANGE_PROOFS, &number.to_be_bytes())
+}
 /// Key of an administrator.
 pub fn administrator(key: &PublicKey) -> Vec<u8> {
     joined(ADMINISTRATORS, &key.0)

@@ -10,15 +10,16 @@ mod decisions;
 mod epochs;
 mod guesses;
 pub mod layout;
-mod membership;
 mod names;
+mod replacements;
 mod secrets;
+mod server_keys;
 
 pub use decisions::Pending;
 pub use epochs::{Attempt, Deal, Epochs};
 pub use layout::Lookup;
-pub use membership::ServerKeys;
 pub use secrets::{Release, Releases, SealedShares, Secret, data_key_commitment};
+pub use server_keys::ServerKeys;
 
 use crate::bytes::PublicKey;
 use crate::certificate::Checkpoint;
@@ -26,6 +27,7 @@ use crate::codec::{decode, encode};
 use crate::ids::{ClusterId, Epoch, Sequence, Timestamp};
 use crate::manifest::Manifest;
 use crate::map::{Map, Snapshot};
+use crate::membership::{Change, ChangeProof, Membership};
 use crate::message::CheckedBatch;
 use crate::request::{Operation, Outcome, Refusal, Request, RequestId, VerifiedRequest};
 use clients::ClientIndex;
@@ -70,6 +72,7 @@ pub struct Executed {
 #[derive(Clone)]
 pub struct State {
     manifest: Arc<Manifest>,
+    membership: Arc<Membership>,
     cluster: ClusterId,
     map: Map,
     sequence: Sequence,
@@ -105,6 +108,7 @@ impl State {
             epoch: Epoch(0),
             clients: ClientIndex::default(),
             changed: BTreeSet::new(),
+            membership: Membership::genesis(Arc::clone(&manifest)),
             manifest,
         };
         for administrator in state.manifest.administrators.clone() {
@@ -131,12 +135,13 @@ impl State {
         }
         Ok(Self {
             cluster,
-            map,
             sequence: checkpoint.sequence,
             time: checkpoint.time,
             epoch: checkpoint.epoch,
             clients,
             changed: BTreeSet::new(),
+            membership: membership(Arc::clone(&manifest), &map)?,
+            map,
             manifest,
         })
     }
@@ -152,6 +157,10 @@ impl State {
     /// The current epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+    /// Who the servers are, as decided so far.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
     }
     /// The entries.
     pub fn map(&self) -> &Map {
@@ -220,7 +229,8 @@ impl State {
         if self.reply(id).is_some() {
             return true;
         }
-        if admit(&self.map, &self.manifest, self.time, asked).is_err() || !self.clients.has_room(&id.client) {
+        if admit(&self.map, &self.membership, self.time, asked).is_err() || !self.clients.has_room(&id.client)
+        {
             return false;
         }
         // The number of what this request makes, never used again: batch and place in it.
@@ -263,6 +273,7 @@ impl State {
             }
             Operation::Unlocked { secret, release } => self.unlocked(client, secret, *release),
             Operation::Decide(decision) => self.decide(client, decision),
+            Operation::Attest { server, proof } => self.attest(client, *server, proof),
         }
     }
 
@@ -290,6 +301,29 @@ impl State {
         let count = if more { count.saturating_add(1) } else { count.saturating_sub(1) };
         if count == 0 { self.delete_key(at) } else { self.put(at, &count) }
     }
+}
+
+/// Who the servers are, as a state has it.
+///
+/// # Errors
+/// If an entry cannot be read, or one is missing.
+pub fn membership(manifest: Arc<Manifest>, map: &Map) -> Result<Arc<Membership>, RestoreError> {
+    let mut membership = Membership::genesis(manifest);
+    for (_, value) in map.iter_prefix(layout::CHANGES) {
+        let change: Change = decode(value).map_err(|_| RestoreError::Damaged)?;
+        if change.number as usize != membership.changes().len() {
+            return Err(RestoreError::Damaged);
+        }
+        membership = membership.with_change(change);
+    }
+    for (_, value) in map.iter_prefix(layout::CHANGE_PROOFS) {
+        let proof: ChangeProof = decode(value).map_err(|_| RestoreError::Damaged)?;
+        if proof.change.value.as_ref() != membership.unproved() {
+            return Err(RestoreError::Damaged);
+        }
+        membership = membership.with_proof(proof);
+    }
+    Ok(membership)
 }
 
 /// Why a request is not worth ordering.
@@ -323,7 +357,7 @@ pub enum NotAdmitted {
 /// talks to, at the primary, and in execution.
 pub fn admit(
     state: &impl Lookup,
-    manifest: &Manifest,
+    membership: &Membership,
     now: Timestamp,
     request: &Request,
 ) -> Result<(), NotAdmitted> {
@@ -339,10 +373,13 @@ pub fn admit(
     let known = layout::is_administrator(state, client)
         || state.value(&layout::known_key(client)).is_some()
         || names_reader(state, request)
-        || membership::announces_itself(state, manifest, now, request);
+        || server_keys::announces_itself(state, membership, now, request);
     // A server's voting key is known for its steps, and for those that it has not taken yet.
     let known = match &request.operation {
-        Operation::Step(step) => epochs::takes_step(state, manifest, request, step),
+        Operation::Step(step) => epochs::takes_step(state, membership, request, step),
+        Operation::Attest { server, proof } => {
+            replacements::attests(state, membership, request, *server, proof)
+        }
         // She who lost every device has no key that anyone knows.
         Operation::Guess { secret, .. } => match guesses::guesses_left(state, secret, client) {
             Err(refusal) if !known => return Err(NotAdmitted::Guess(refusal)),

@@ -11,6 +11,7 @@ use quorum::grid::Grid;
 use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
+use quorum::membership::{Membership, Replacement};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
 use quorum::ordering::{
     Accusation, Identity, Input, Outgoing, Part, Published, Replica, Target, Unsent, Write, WriteBatch,
@@ -18,7 +19,7 @@ use quorum::ordering::{
 use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::recovery::Keeper;
-use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::request::{Decision, Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::signer::{Counter, Signer};
 use quorum::signing::{KeyCertificate, Keyring, SigningKey, Voter};
 use quorum::state::layout;
@@ -48,6 +49,8 @@ pub struct Faults {
     pub sluggish_ms: u64,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
+    /// A server's place is given to another identity, by order of the administrator.
+    pub replaced: bool,
     /// An entry of one server's stored state changes, and the digest beside it too, so that the server
     /// cannot know when it starts.
     pub corrupt: bool,
@@ -69,7 +72,12 @@ impl Faults {
     /// Whether the network and all servers do what they should, but for those that lie to readers.
     pub fn is_good(&self) -> bool {
         let broken = self.crashes || self.deaths || self.partitions || self.twins || self.liars;
-        self.loss == 0.0 && !broken && self.sluggish_ms == 0 && !self.forgetful && !self.corrupt
+        self.loss == 0.0
+            && !broken
+            && self.sluggish_ms == 0
+            && !self.forgetful
+            && !self.replaced
+            && !self.corrupt
     }
 }
 
@@ -88,6 +96,10 @@ pub(crate) enum Event {
     Backup(ServerId),
     /// A server's disk is lost, or replaced by the copy.
     Forget(ServerId),
+    /// A server is stopped for good: another one is to take its place.
+    Replace(ServerId),
+    /// The administrator asks for it; or the new server sees that it is decided, and starts.
+    Decide(ServerId),
     /// A server's stored state is changed, unnoticed.
     Corrupt(ServerId),
     Submit(usize),
@@ -129,6 +141,8 @@ pub(crate) struct Server {
     pub(crate) operations: u64,
     uncommitted: VecDeque<(WriteBatch, Unsent)>,
     keyrings: BTreeMap<ServerId, Keyring>,
+    /// What it was shown before its first state.
+    membership: Arc<Membership>,
     pub(crate) published: Option<Published>,
     /// How far ahead of the true time its clock is, in milliseconds, less the largest skew.
     skew_ms: u64,
@@ -163,13 +177,17 @@ pub struct Simulation {
     pub(crate) liars: BTreeMap<ServerId, Liar>,
     conspiracy: Conspiracy,
     forgetful: Vec<ServerId>,
+    /// Servers that are down until another identity has their place; and the administrator.
+    replacing: BTreeMap<ServerId, SigningKey>,
+    administrator: SigningKey,
     /// What checking a message led to: the same for everyone who gets it in the same epoch.
-    checked: BTreeMap<(ServerId, Hash, Epoch), Option<CheckedMessage>>,
+    checked: BTreeMap<(ServerId, Hash, Epoch, usize), Option<CheckedMessage>>,
     /// State transfers that were completed, and servers that got over having forgotten.
     pub transfers: usize,
     pub recoveries: usize,
     /// Servers that repaired a wrong state.
     pub repairs: usize,
+    pub replacements: usize,
     /// The server whose state was changed, and whether it still is wrong.
     corrupt: Option<(ServerId, bool)>,
     cut_off: Vec<ServerId>,
@@ -238,7 +256,7 @@ impl Simulation {
         });
         let signers = grid.servers().map(|id| {
             let identity = identities[id.index()].clone();
-            (id, Signer::new(Arc::clone(&manifest), id, identity, Counter::default()))
+            (id, Signer::new(Membership::genesis(Arc::clone(&manifest)), id, identity, Counter::default()))
         });
         let clients = (0..faults.requests).map(|i| {
             let name = Name::new(format!("name-{i}")).unwrap();
@@ -274,10 +292,13 @@ impl Simulation {
             liars: BTreeMap::new(),
             conspiracy: Conspiracy::default(),
             forgetful: Vec::new(),
+            replacing: BTreeMap::new(),
+            administrator,
             checked: BTreeMap::new(),
             transfers: 0,
             recoveries: 0,
             repairs: 0,
+            replacements: 0,
             corrupt: None,
             cut_off: Vec::new(),
             trace: Hash([0; 32]),
@@ -301,6 +322,7 @@ impl Simulation {
                 operations: 0,
                 uncommitted: VecDeque::new(),
                 keyrings: BTreeMap::new(),
+                membership: Membership::genesis(Arc::clone(&simulation.manifest)),
                 published: None,
                 skew_ms: simulation.rng.random_range(0..=2 * faults.skew_ms),
                 backup: None,
@@ -346,6 +368,7 @@ impl Simulation {
         kinds.extend(self.faults.liars.then_some(Event::Restart as fn(ServerId) -> Event));
         kinds.extend(self.faults.deaths.then_some(Event::Crash as fn(ServerId) -> Event));
         kinds.extend(self.faults.forgetful.then_some(Event::Forget as fn(ServerId) -> Event));
+        kinds.extend(self.faults.replaced.then_some(Event::Replace as fn(ServerId) -> Event));
         if self.faults.twins {
             room -= 1;
         }
@@ -383,6 +406,10 @@ impl Simulation {
                     self.forgetful.push(id);
                     self.schedule(at / 4, Event::Backup(id));
                     self.schedule(at / 2 + 100, Event::Forget(id));
+                }
+                Event::Replace(_) => {
+                    self.forgetful.push(id);
+                    self.schedule(at / 2 + 100, Event::Replace(id));
                 }
                 _ => {
                     let rng = StdRng::seed_from_u64(self.rng.random());
@@ -441,9 +468,13 @@ impl Simulation {
 
     fn start(&mut self, id: ServerId) {
         let stored = self.servers[id.index()].disk.stored();
+        let file = &self.servers[id.index()].membership;
+        let membership = stored
+            .membership(&self.manifest)
+            .map_or_else(|| Arc::clone(file), |stored| file.or_newer(&stored));
         let identity = Identity {
-            manifest: Arc::clone(&self.manifest),
-            voter: self.boot_voter(id, stored.certificate.as_ref()),
+            voter: self.boot_voter(id, stored.certificate.as_ref(), &membership),
+            membership,
             boot: self.rng.random(),
             log_tail: self.faults.log_tail,
         };
@@ -707,7 +738,10 @@ impl Simulation {
             certificate: Arc::clone(&published.certificate),
             completion: published.completion.clone(),
         };
+        // A client that has the manifest alone follows what the same server shows.
+        let replica = self.servers[id.index()].replica.as_ref().expect("it has just published");
         let mut verifier = Verifier::new(Arc::clone(&self.manifest));
+        verifier.follow(replica.membership().proofs()).expect("a correct server's changes hold");
         let reply = verifier.receipt(&receipt, request).expect("a correct server's receipt holds");
         if let Some(completion) = &receipt.completion {
             verifier.completion(completion).expect("a correct server's completion holds");
@@ -753,6 +787,8 @@ impl Simulation {
                 }
                 Event::Tick(_) | Event::Commit(_) => {}
                 Event::Crash(id) => eprintln!("{time:>6} {number:>6} crash {id}"),
+                Event::Replace(id) => eprintln!("{time:>6} {number:>6} {id} is to be replaced"),
+                Event::Decide(_) => {}
                 Event::Backup(id) => eprintln!("{time:>6} {number:>6} backup of {id}"),
                 Event::Corrupt(id) => eprintln!("{time:>6} {number:>6} the state of {id} is changed"),
                 Event::Forget(id) => eprintln!("{time:>6} {number:>6} {id} forgets"),
@@ -823,8 +859,17 @@ impl Simulation {
                 let down = self.rng.random_range(60..1_500);
                 self.schedule(down, Event::Restart(id));
             }
+            Event::Replace(id) => {
+                self.crash(id);
+                let seed = [100 + id.0; 32];
+                self.replacing.insert(id, SigningKey::from_seed(&seed));
+                self.schedule(300, Event::Decide(id));
+            }
+            Event::Decide(id) => self.decide(id),
             Event::Restart(id) => {
-                if self.servers[id.index()].replica.is_none() && !(self.dead.contains(&id) && self.healed) {
+                let may_start =
+                    !(self.dead.contains(&id) && self.healed) && !self.replacing.contains_key(&id);
+                if self.servers[id.index()].replica.is_none() && may_start {
                     self.start(id);
                 }
             }
@@ -839,6 +884,53 @@ impl Simulation {
             }
             Event::Late { reader, number } => self.late(reader, number),
         }
+    }
+
+    /// Has the administrator order that a server is replaced, until it is so; then the new one starts, with
+    /// what any server shows it.
+    fn decide(&mut self, id: ServerId) {
+        let identity = self.replacing[&id].clone();
+        let replicas = self.honest().filter_map(|server| server.replica.as_ref());
+        let shown = replicas.map(|replica| replica.membership()).find(|membership| {
+            let proved = membership.changes().iter().take(membership.proofs().len());
+            proved.into_iter().any(|change| change.replacement.identity == identity.public())
+        });
+        if let Some(membership) = shown.cloned() {
+            let signer = Signer::new(
+                Membership::genesis(Arc::clone(&self.manifest)),
+                id,
+                identity,
+                Counter::default(),
+            );
+            self.signers.insert(id, signer);
+            self.replacing.remove(&id);
+            self.replacements += 1;
+            if self.faults.loss > 0.0 || self.faults.partitions {
+                self.promises.retain(|(server, ..), _| *server != id);
+                self.left.remove(&id);
+            }
+            let server = &mut self.servers[id.index()];
+            (server.membership, server.disk) = (membership, Disk { amnesia: true, ..Disk::default() });
+            return self.schedule(100, Event::Restart(id));
+        }
+        let gateway = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
+        if self.servers[gateway.index()].replica.is_some() && !self.is_liar(gateway) {
+            let replacement = Replacement {
+                server: id,
+                url: format!("https://new-{id}:1"),
+                peer: format!("new-{id}:2"),
+                identity: identity.public(),
+                certificate: Blob(vec![1]),
+            };
+            let operation = Operation::Decide(Decision::ReplaceIdentity { replacement });
+            let (number, expiry) = (self.rng.random(), self.now.plus_ms(10_000));
+            let request = SignedRequest::sign(&self.cluster, &self.administrator, number, expiry, operation);
+            self.step(
+                gateway,
+                Input::Request(request.verify(&self.cluster).expect("it was signed just now")),
+            );
+        }
+        self.schedule(700, Event::Decide(id));
     }
 
     fn crash(&mut self, id: ServerId) {
@@ -861,7 +953,10 @@ impl Simulation {
         {
             return None;
         }
-        if let Some(known) = self.checked.get(&(from, digest, floor)).filter(|_| !heard) {
+        let membership =
+            self.servers[to.index()].replica.as_ref().map(|replica| Arc::clone(replica.membership()));
+        let changes = membership.as_ref().map_or(0, |membership| membership.changes().len());
+        if let Some(known) = self.checked.get(&(from, digest, floor, changes)).filter(|_| !heard) {
             return known.clone();
         }
         let message: PeerMessage = decode(bytes).expect("what was encoded decodes");
@@ -872,13 +967,19 @@ impl Simulation {
         let hello: Vec<_> = self.hello(from).collect();
         let keyring = self.servers[to.index()].keyrings.get_mut(&from).expect("there is one for each server");
         keyring.set_floor(floor);
+        if let Some(membership) = &membership {
+            keyring.follow(membership);
+        }
         for key in hello {
-            keyring.add(key).expect("its identity certified it");
+            let known = keyring.add(key);
+            assert!(known.is_ok() || self.faults.replaced, "its identity certified it");
         }
         let checked = message.check(from, keyring);
         if let Err(error) = &checked {
+            // Who does not know of a change yet does not know the new server.
+            let behind = changes < self.replacements;
             assert!(
-                error.is_late() || self.is_liar(from),
+                error.is_late() || self.is_liar(from) || behind,
                 "seed {}: server {from} is honest, but {error}",
                 self.seed
             );
@@ -886,7 +987,7 @@ impl Simulation {
         if self.checked.len() > 4_000 {
             self.checked.clear();
         }
-        self.checked.insert((from, digest, floor), checked.as_ref().ok().cloned());
+        self.checked.insert((from, digest, floor, changes), checked.as_ref().ok().cloned());
         checked.ok()
     }
 
@@ -934,7 +1035,8 @@ impl Simulation {
         self.cut_off.clear();
         self.events.retain(|_, event| !matches!(event, Event::Partition(_)));
         for id in self.manifest.grid().servers() {
-            if self.servers[id.index()].replica.is_none() && !self.dead.contains(&id) {
+            let down = self.servers[id.index()].replica.is_none();
+            if down && !self.dead.contains(&id) && !self.replacing.contains_key(&id) {
                 self.start(id);
             }
         }
@@ -998,7 +1100,7 @@ impl Simulation {
         };
         let mut alive = self.honest().filter(|server| server.replica.is_some() && !forgot(server));
         let written = self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date);
-        written && self.secrets_are_kept()
+        written && self.replacing.is_empty() && self.secrets_are_kept()
     }
 
     pub fn trace_digest(&self) -> Hash {

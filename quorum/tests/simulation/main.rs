@@ -32,6 +32,7 @@ struct Happened {
     transfers: usize,
     recoveries: usize,
     repairs: usize,
+    replacements: usize,
     views: Vec<View>,
     reads: usize,
     lies: usize,
@@ -48,6 +49,7 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.transfers += simulation.transfers;
         happened.recoveries += simulation.recoveries;
         happened.repairs += simulation.repairs;
+        happened.replacements += simulation.replacements;
         happened.views.push(simulation.view());
         if let Some(readers) = &simulation.readers {
             happened.reads += readers.reads;
@@ -118,6 +120,16 @@ fn four_replicas_of_which_one_forgets() {
 #[test]
 fn four_replicas_of_which_one_has_a_wrong_state() {
     assert!(run(4, CORRUPT, 30).repairs > 5, "no state was repaired: this tests nothing");
+}
+#[test]
+fn four_replicas_of_which_one_is_replaced() {
+    assert!(run(4, KEEPING_REPLACED, 20).replacements > 10, "too few were replaced: this tests nothing");
+    run(4, KEEPING_REPLACED_APART, 60);
+}
+#[test]
+fn nine_replicas_of_which_some_are_replaced() {
+    assert!(run(9, KEEPING_REPLACED, 3).replacements > 3, "too few were replaced: this tests nothing");
+    run(9, KEEPING_REPLACED_APART, 6);
 }
 #[test]
 fn four_replicas_that_fall_far_behind() {

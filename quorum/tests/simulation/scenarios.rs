@@ -15,6 +15,7 @@ pub const GOOD: Faults = Faults {
     liars: false,
     sluggish_ms: 0,
     forgetful: false,
+    replaced: false,
     corrupt: false,
     skew_ms: 0,
     log_tail: LOG_TAIL_BATCHES,
@@ -79,6 +80,12 @@ pub const KEEPING_FORGETTING: Faults =
 pub const KEEPING_THROUGH_EVERYTHING: Faults =
     Faults { secrets: 12, epoch_seconds: 2, requests: 6, loss: 0.05, max_delay_ms: 100, ..EVERYTHING };
 
+/// Servers' places are given to other identities.
+pub const KEEPING_REPLACED: Faults = Faults { replaced: true, max_delay_ms: 40, ..KEEPING };
+/// While others sleep so long that they learn of it later.
+pub const KEEPING_REPLACED_APART: Faults =
+    Faults { replaced: true, loss: 0.03, partitions: true, log_tail: 8, max_delay_ms: 60, ..KEEPING };
+
 /// All of them, with the numbers of servers that they are hunted with.
 pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("lossy", &[4, 9], LOSSY),
@@ -99,5 +106,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("keeping-lying", &[4, 4, 9], KEEPING_LYING),
     ("keeping-forgetting", &[4, 4, 9], KEEPING_FORGETTING),
     ("keeping-through-everything", &[4, 9], KEEPING_THROUGH_EVERYTHING),
+    ("keeping-replaced", &[4, 9], KEEPING_REPLACED),
+    ("keeping-replaced-apart", &[4, 4, 9], KEEPING_REPLACED_APART),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),
 ];

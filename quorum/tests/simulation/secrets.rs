@@ -6,6 +6,7 @@ use quorum::bytes::{Blob, Hash, PublicKey, SecretBytes};
 use quorum::certificate::Certificate;
 use quorum::ids::{Epoch, ServerId};
 use quorum::limits::DEALINGS_KEPT_MS;
+use quorum::membership::Membership;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
 use quorum::record::Name;
@@ -168,9 +169,15 @@ impl Simulation {
 
     /// The key that a server votes with at its start: drawn for this start, for the epoch of its last
     /// certificate, or a later one that its signer knows of.
-    pub(crate) fn boot_voter(&mut self, id: ServerId, certificate: Option<&Certificate>) -> Voter {
+    pub(crate) fn boot_voter(
+        &mut self,
+        id: ServerId,
+        certificate: Option<&Certificate>,
+        membership: &Membership,
+    ) -> Voter {
         let epoch = certificate.map_or(Epoch(0), |certificate| certificate.statement.epoch);
-        self.drawn_voter(id, epoch, certificate.cloned(), vec![]).0
+        let epoch = epoch.max(membership.since(self.identity(id)));
+        self.drawn_voter(id, epoch, certificate.cloned(), vec![], membership).0
     }
 
     /// Has a server's signer certify a new voting key, and others.
@@ -180,13 +187,14 @@ impl Simulation {
         epoch: Epoch,
         evidence: Option<Certificate>,
         more: Vec<(KeyPurpose, PublicKey)>,
+        membership: &Membership,
     ) -> (Voter, Vec<KeyCertificate>) {
         let own = self.identity(id);
         let key = SigningKey::generate(&mut self.rng);
         let mut keys = vec![(KeyPurpose::Voting, key.public())];
         keys.extend(more);
         let signer = self.signers.get_mut(&own).expect("every server has one");
-        let certified = signer.certify(&Ask { keys, epoch, evidence });
+        let certified = signer.certify(&Ask { keys, epoch, evidence, changes: membership.proofs().to_vec() });
         let (_, mut certified) =
             certified.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
         let voter = Voter::new(self.cluster, key, certified.remove(0)).unwrap();
@@ -217,6 +225,7 @@ impl Simulation {
         let Some(replica) = &self.servers[id.index()].replica else { return };
         let wanted = replica.status().wants_keys;
         let evidence = replica.certificate().map(|certificate| certificate.as_ref().clone());
+        let membership = Arc::clone(replica.membership());
         if let Some(epoch) = wanted.filter(|epoch| self.may_be_certified(id, *epoch, evidence.as_ref())) {
             let mut draw = || {
                 let mut bytes = [0; 32];
@@ -225,7 +234,8 @@ impl Simulation {
             };
             let (opening, entropy) = (draw(), draw());
             let key = OpeningKey::derive(opening.expose()).public();
-            let (voter, certified) = self.drawn_voter(id, epoch, evidence, vec![(KeyPurpose::Sealing, key)]);
+            let more = vec![(KeyPurpose::Sealing, key)];
+            let (voter, certified) = self.drawn_voter(id, epoch, evidence, more, &membership);
             let keys = EpochKeys { epoch: voter.epoch(), opening, sealing: certified[0], voter, entropy };
             self.step(id, Input::Keys(keys));
         }

@@ -4,7 +4,7 @@ use super::{Lookup, State, layout};
 use crate::bytes::PublicKey;
 use crate::ids::Timestamp;
 use crate::limits::ANNOUNCE_INTERVAL_MS;
-use crate::manifest::Manifest;
+use crate::membership::Membership;
 use crate::record::Invalid;
 use crate::request::{Done, Operation, Refusal, Request};
 use crate::signing::{KeyCertificate, KeyPurpose};
@@ -27,18 +27,18 @@ pub struct ServerKeys {
 /// one through in an interval, since it can certify as many keys as it likes.
 pub(super) fn announces_itself(
     state: &impl Lookup,
-    manifest: &Manifest,
+    membership: &Membership,
     now: Timestamp,
     request: &Request,
 ) -> bool {
     let Operation::AnnounceKeys { voting, sealing } = &request.operation else { return false };
     let due = layout::server_keys(state, voting.statement.server)
         .is_none_or(|known| now.since_ms(known.announced) >= ANNOUNCE_INTERVAL_MS);
-    due && certified(manifest, &request.client, voting, sealing).is_some()
+    due && certified(membership, &request.client, voting, sealing).is_some()
 }
 
 fn certified(
-    manifest: &Manifest,
+    membership: &Membership,
     client: &PublicKey,
     voting: &KeyCertificate,
     sealing: &KeyCertificate,
@@ -47,9 +47,7 @@ fn certified(
         && voting.statement.purpose == KeyPurpose::Voting
         && sealing.statement.purpose == KeyPurpose::Sealing
         && voting.statement.server == sealing.statement.server;
-    let cluster = manifest.cluster_id();
-    (fits && voting.verify(&cluster, manifest).is_ok() && sealing.verify(&cluster, manifest).is_ok())
-        .then_some(())
+    (fits && voting.verify(membership).is_ok() && sealing.verify(membership).is_ok()).then_some(())
 }
 
 impl State {
@@ -59,7 +57,8 @@ impl State {
         voting: &KeyCertificate,
         sealing: &KeyCertificate,
     ) -> Result<Done, Refusal> {
-        certified(&self.manifest, &client, voting, sealing).ok_or(Refusal::Invalid(Invalid::Certificate))?;
+        certified(&self.membership, &client, voting, sealing)
+            .ok_or(Refusal::Invalid(Invalid::Certificate))?;
         if sealing.statement.epoch != self.epoch || voting.statement.epoch != self.epoch {
             return Err(Refusal::EpochPassed { current: self.epoch });
         }
