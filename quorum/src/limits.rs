@@ -135,6 +135,8 @@ pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
 /// How long an attempt at a new epoch may take before it is begun anew, in milliseconds of agreed time;
 /// each further attempt gets so much more, up to six times.
 pub const ATTEMPT_MS: u64 = 10_000;
+/// The same where enough servers are ready and too few of them have all their shares.
+pub const ATTEMPT_LACKING_MS: u64 = 2_000;
 /// How long a server answers fetches of contributions after an epoch was sealed, and how long one that
 /// was not ready may still fetch them, in milliseconds of agreed time (design §7).
 pub const DEALINGS_KEPT_MS: u64 = 2_000;

@@ -229,6 +229,10 @@ impl Step {
 }
 
 impl Operation {
+    /// Whether a server asks, for itself.
+    pub fn is_a_servers(&self) -> bool {
+        matches!(self, Self::Step(_) | Self::AnnounceKeys { .. } | Self::Attest { .. })
+    }
     /// The name whose record changes, if one does.
     pub fn name(&self) -> Option<&Name> {
         match self {

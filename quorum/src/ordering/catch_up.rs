@@ -103,12 +103,15 @@ impl Replica {
     /// Requests of this server's own clients: to the primary again, and after a while to all, so
     /// that no single server can suppress one (design §3).
     fn forward_again(&mut self, now: Timestamp) {
-        let primary = self.primary();
+        let (primary, active) = (self.primary(), self.changing.active);
         let due = |forwarded: Timestamp| now.since_ms(forwarded) >= RETRANSMIT_MS;
         for waiting in self.pool.waiting_mut().take(REPEATED_REQUESTS) {
             let Some(forwarded) = waiting.forwarded.filter(|forwarded| due(*forwarded)) else { continue };
-            let to_all = now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
-            if to_all && now.since_ms(forwarded) < FORWARD_TO_ALL_MS {
+            // One that left a view which the others are still in knows no primary, and its steps are worth
+            // something only in this epoch.
+            let alone = !active && waiting.request.request().operation.is_a_servers();
+            let to_all = alone || now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
+            if to_all && !alone && now.since_ms(forwarded) < FORWARD_TO_ALL_MS {
                 continue;
             }
             waiting.forwarded = Some(now);

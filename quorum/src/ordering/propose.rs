@@ -29,7 +29,9 @@ impl Replica {
         let signed = request.signed().clone();
         match self.pool.add(now, request) {
             Ok(true) if self.primary() != self.id => {
-                self.pending.send(Target::One(self.primary()), PeerMessage::Forward(Box::new(signed)));
+                let alone = !self.changing.active && signed.request.operation.is_a_servers();
+                let target = if alone { Target::All } else { Target::One(self.primary()) };
+                self.pending.send(target, PeerMessage::Forward(Box::new(signed)));
             }
             Ok(_) => {}
             Err(why) => self.pending.refuse(id, why),

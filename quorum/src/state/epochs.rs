@@ -21,9 +21,10 @@
 //! Nothing secret is in here: only commitments, public keys and who has done what.
 
 use super::{Event, Lookup, State, layout};
+use crate::Thresholds;
 use crate::bytes::{Hash, PublicKey};
 use crate::ids::{Epoch, ServerId, Timestamp};
-use crate::limits::ATTEMPT_MS;
+use crate::limits::{ATTEMPT_LACKING_MS, ATTEMPT_MS};
 use crate::membership::Membership;
 use crate::record::Invalid;
 use crate::refresh::AttemptId;
@@ -167,6 +168,7 @@ impl State {
     /// old shares stay valid, and nothing is lost by trying again.
     pub(super) fn advance_epochs(&mut self) {
         let mut epochs = layout::epochs(&self.map).unwrap_or_default();
+        let thresholds = self.manifest.thresholds;
         let length_ms = u64::from(self.manifest.epoch_seconds) * 1_000;
         let number = match &epochs.attempt {
             _ if epochs.since == Timestamp(0) => {
@@ -178,7 +180,7 @@ impl State {
             // Whoever sleeps through the epoch must be able to follow.
             _ if self.membership.unproved().is_some() => return,
             None if self.time.since_ms(epochs.since) >= length_ms => epochs.last_attempt + 1,
-            Some(attempt) if attempt.is_over(self.time) => attempt.id.attempt + 1,
+            Some(attempt) if attempt.is_over(self.time, thresholds) => attempt.id.attempt + 1,
             _ => return,
         };
         epochs.give_up();
@@ -272,9 +274,12 @@ impl State {
 }
 
 impl Attempt {
-    /// Whether it has taken so long that the next one begins.
-    fn is_over(&self, now: Timestamp) -> bool {
-        now.since_ms(self.began) >= ATTEMPT_MS * u64::from(self.id.attempt.min(6))
+    /// Whether it has taken so long that the next one begins. It does sooner where q servers are ready and too
+    /// few of them whole: in the next one a server can recover.
+    fn is_over(&self, now: Timestamp, thresholds: Thresholds) -> bool {
+        let lacking = self.ready.len() >= thresholds.q() && self.ready.values().any(|whole| !whole);
+        let patience_ms = if lacking { ATTEMPT_LACKING_MS } else { ATTEMPT_MS };
+        now.since_ms(self.began) >= patience_ms * u64::from(self.id.attempt.min(6))
     }
 }
 
