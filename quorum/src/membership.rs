@@ -244,3 +244,6 @@ fn is_address(address: &str) -> bool {
         |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
     address.rsplit_once(':').is_some_and(|(host, port)| plain(host) && port.parse::<u16>().is_ok())
 }
+
+#[cfg(test)]
+mod tests;

@@ -284,4 +284,4 @@ impl Attempt {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,10 @@
 
 mod clients;
 mod decisions;
+#[cfg(not(test))]
 mod epochs;
+#[cfg(test)]
+pub(crate) mod epochs;
 mod guesses;
 pub mod layout;
 mod names;

@@ -32,8 +32,11 @@ pub(super) fn announces_itself(
     request: &Request,
 ) -> bool {
     let Operation::AnnounceKeys { voting, sealing } = &request.operation else { return false };
+    // Whoever missed its beginning has to be heard in an epoch, however short it is.
+    let epoch_ms = u64::from(membership.manifest().epoch_seconds) * 1_000;
+    let interval_ms = ANNOUNCE_INTERVAL_MS.min(epoch_ms / 4);
     let due = layout::server_keys(state, voting.statement.server)
-        .is_none_or(|known| now.since_ms(known.announced) >= ANNOUNCE_INTERVAL_MS);
+        .is_none_or(|known| now.since_ms(known.announced) >= interval_ms);
     due && certified(membership, &request.client, voting, sealing).is_some()
 }
 

@@ -183,6 +183,9 @@ fn seeds_that_failed_once() {
         ("keeping-through-everything", 4, 1_000_047),
         ("keeping-through-everything", 4, 40),
         ("keeping-forgetting", 4, 1_005_000_058),
+        ("keeping-replaced-apart", 4, 1_000_000_065),
+        ("keeping-replaced-apart", 9, 2_000_000_045),
+        ("keeping-replaced-apart", 9, 2_000_001_162),
     ] {
         let (_, _, faults) = ALL.iter().find(|(name, ..)| *name == scenario).expect("it is in the list");
         Simulation::new(servers, seed, *faults).run();

@@ -9,20 +9,20 @@ use rand::{SeedableRng, rngs::StdRng};
 use std::sync::Arc;
 
 /// Four servers whose keys are announced: f = 1, q = 3, k = 2, so that D has two dealers at least.
-struct World {
-    state: State,
+pub(crate) struct World {
+    pub(crate) state: State,
     cluster: ClusterId,
-    identities: Vec<SigningKey>,
-    voters: Vec<Voter>,
+    pub(crate) identities: Vec<SigningKey>,
+    pub(crate) voters: Vec<Voter>,
     now: Timestamp,
     next: u64,
     sealed: Vec<Attempt>,
 }
 
-const SECOND: u64 = 1_000;
+pub(crate) const SECOND: u64 = 1_000;
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (manifest, identities) = sample(4);
         let cluster = manifest.cluster_id();
         let mut rng = StdRng::seed_from_u64(1);
@@ -40,12 +40,12 @@ impl World {
         world
     }
     /// A server's voting key of an epoch.
-    fn voter(&self, server: u8, epoch: Epoch) -> Voter {
+    pub(crate) fn voter(&self, server: u8, epoch: Epoch) -> Voter {
         let identity = &self.identities[usize::from(server)];
         let mut rng = StdRng::seed_from_u64(u64::from(server) << 32 | epoch.0);
         Voter::generate(self.cluster, identity, ServerId(server), epoch, epoch.0, &mut rng)
     }
-    fn sealing(&self, server: u8, epoch: Epoch) -> KeyCertificate {
+    pub(crate) fn sealing(&self, server: u8, epoch: Epoch) -> KeyCertificate {
         let key = PublicKey([server + 1 + epoch.0 as u8; 32]);
         let (server, purpose) = (ServerId(server), KeyPurpose::Sealing);
         let statement = KeyStatement { server, purpose, epoch, serial: epoch.0, key };
@@ -61,10 +61,19 @@ impl World {
         }
     }
     /// What becomes of a server's request; none if it was not even admitted.
-    fn ask(&mut self, server: u8, operation: Operation) -> Result<Done, Option<Refusal>> {
+    pub(crate) fn ask(&mut self, server: u8, operation: Operation) -> Result<Done, Option<Refusal>> {
+        let key = self.voters[usize::from(server)].key().clone();
+        self.ask_with(&key, operation)
+    }
+    /// The same for anybody's.
+    pub(crate) fn ask_with(
+        &mut self,
+        key: &SigningKey,
+        operation: Operation,
+    ) -> Result<Done, Option<Refusal>> {
         self.next += 1;
-        let (key, expiry) = (self.voters[usize::from(server)].key().clone(), self.now.plus_ms(10_000));
-        let request = SignedRequest::sign(&self.cluster, &key, self.next, expiry, operation);
+        let expiry = self.now.plus_ms(10_000);
+        let request = SignedRequest::sign(&self.cluster, key, self.next, expiry, operation);
         let id = RequestId { client: key.public(), sequence: self.next };
         self.run(vec![request]);
         match self.state.reply(id).map(|reply| reply.outcome) {
@@ -73,35 +82,35 @@ impl World {
             None => Err(None),
         }
     }
-    fn step(&mut self, server: u8, step: Step) -> bool {
+    pub(crate) fn step(&mut self, server: u8, step: Step) -> bool {
         self.ask(server, Operation::Step(step)).is_ok()
     }
-    fn pass(&mut self, ms: u64) {
+    pub(crate) fn pass(&mut self, ms: u64) {
         self.now = self.now.plus_ms(ms);
         self.run(vec![]);
     }
-    fn epochs(&self) -> Epochs {
+    pub(crate) fn epochs(&self) -> Epochs {
         layout::epochs(self.state.map()).unwrap()
     }
-    fn attempt(&self) -> Attempt {
+    pub(crate) fn attempt(&self) -> Attempt {
         self.epochs().attempt.expect("an attempt is under way")
     }
-    fn deal(&mut self, server: u8) -> bool {
+    pub(crate) fn deal(&mut self, server: u8) -> bool {
         let attempt = self.attempt().id;
         let sealing = Box::new(self.sealing(server, attempt.epoch));
         let voting = Box::new(*self.voter(server, attempt.epoch).certificate());
         let root = Hash([server + 10; 32]);
         self.step(server, Step::Deal { server: ServerId(server), attempt, root, voting, sealing })
     }
-    fn ack(&mut self, server: u8, dealers: &[u8]) -> bool {
+    pub(crate) fn ack(&mut self, server: u8, dealers: &[u8]) -> bool {
         let dealers = dealers.iter().copied().map(ServerId).collect();
         let attempt = self.attempt().id;
         self.step(server, Step::Ack { server: ServerId(server), attempt, dealers })
     }
-    fn ready(&mut self, server: u8) -> bool {
+    pub(crate) fn ready(&mut self, server: u8) -> bool {
         self.ready_with(server, true)
     }
-    fn ready_with(&mut self, server: u8, whole: bool) -> bool {
+    pub(crate) fn ready_with(&mut self, server: u8, whole: bool) -> bool {
         let attempt = self.attempt().id;
         self.step(server, Step::Ready { server: ServerId(server), attempt, whole })
     }

@@ -1,0 +1,298 @@
+use super::*;
+use crate::bytes::Hash;
+use crate::certificate::{QuorumProof, VoteBook};
+use crate::evidence::{Evidence, EvidenceFile};
+use crate::message::PeerMessage;
+use crate::request::{Decision, Done, Operation, Refusal};
+use crate::signer::{Ask, Counter, Refused, Signer};
+use crate::signing::{KeyError, KeyPurpose, SigningKey, Voter};
+use crate::state::State;
+use crate::state::epochs::tests::{SECOND, World};
+
+fn administrator() -> SigningKey {
+    SigningKey::from_seed(&[200; 32])
+}
+
+fn replacement(server: u8, identity: &SigningKey) -> Replacement {
+    Replacement {
+        server: ServerId(server),
+        url: "https://10.0.0.7:7000".into(),
+        peer: "10.0.0.7:7001".into(),
+        identity: identity.public(),
+        certificate: Blob(vec![7; 300]),
+    }
+}
+
+fn decide(world: &mut World, replacement: &Replacement) -> Result<Done, Option<Refusal>> {
+    let replacement = replacement.clone();
+    world.ask_with(&administrator(), Operation::Decide(Decision::ReplaceIdentity { replacement }))
+}
+
+/// What three servers certify now, with the voters that they have.
+fn certificate(world: &mut World) -> Certificate {
+    let statement = world.state.seal().0;
+    let mut book = VoteBook::default();
+    for voter in &world.voters[..3] {
+        assert!(book.add(voter.sign(statement)).unwrap());
+    }
+    book.proof(&statement, 3).unwrap()
+}
+
+/// What shows a change in the state as it is.
+fn proof(world: &mut World, number: u32) -> ChangeProof {
+    let certificate = certificate(world);
+    let snapshot = world.state.seal().1;
+    ChangeProof { change: Proved::look_up(&snapshot, &layout::change_key(number)), certificate }
+}
+
+fn attest(world: &mut World, by: u8, proof: &ChangeProof) -> Result<Done, Option<Refusal>> {
+    world.ask(by, Operation::Attest { server: ServerId(by), proof: Box::new(proof.clone()) })
+}
+
+/// Server 3 of four gets another identity, and the next epoch begins.
+fn replaced() -> (World, SigningKey, ChangeProof) {
+    let (mut world, new) = (World::new(), SigningKey::from_seed(&[77; 32]));
+    assert_eq!(decide(&mut world, &replacement(3, &new)), Ok(Done::Decided));
+    let proof = proof(&mut world, 0);
+    assert_eq!(attest(&mut world, 0, &proof), Ok(Done::Attested));
+    begin_epoch(&mut world);
+    world.identities[3] = new.clone();
+    (world, new, proof)
+}
+
+fn begin_epoch(world: &mut World) {
+    world.pass(30 * SECOND);
+    assert!((0..3).all(|i| world.deal(i)));
+    assert!((0..3).all(|i| world.ack(i, &[0, 1, 2])));
+    assert!((0..3).all(|i| world.ready(i)));
+    let epoch = world.epochs().current;
+    (0..3u8).for_each(|i| world.voters[usize::from(i)] = world.voter(i, epoch));
+}
+
+#[test]
+fn an_identity_is_its_servers_from_one_epoch_on() {
+    let (world, new, proof) = replaced();
+    let membership = Arc::clone(world.state.membership());
+    let old = membership.manifest().servers[3].identity;
+    let of = |epoch| membership.identity(ServerId(3), Epoch(epoch));
+    assert_eq!((of(0), of(1), of(9)), (Some(old), Some(new.public()), Some(new.public())));
+    assert_eq!(membership.identity(ServerId(4), Epoch(1)), None);
+    assert_eq!((membership.since(ServerId(3)), membership.since(ServerId(2))), (Epoch(1), Epoch(0)));
+    assert_eq!(membership.place(ServerId(3)).unwrap().peer, "10.0.0.7:7001");
+    let is_replaced = |of, current| membership.is_replaced(ServerId(3), Epoch(of), Epoch(current));
+    assert!(!is_replaced(0, 0) && is_replaced(0, 1) && !is_replaced(1, 1));
+    // The same from the manifest and what shows it, and from a stored state.
+    let genesis = Membership::genesis(Arc::clone(membership.manifest()));
+    let followed = genesis.follow([Arc::new(proof)]).unwrap();
+    assert_eq!(followed.changes(), membership.changes());
+    let checkpoint = world.state.clone().seal().0;
+    let restored = State::restore(Arc::clone(membership.manifest()), checkpoint, world.state.map().clone());
+    let restored = restored.unwrap();
+    assert_eq!(restored.membership().changes(), membership.changes());
+    assert_eq!(restored.membership().proofs(), membership.proofs());
+}
+
+#[test]
+fn what_does_not_show_a_change_is_not_followed() {
+    let (world, _, good) = replaced();
+    let genesis = Membership::genesis(Arc::clone(world.state.membership().manifest()));
+    let refused = |change: &dyn Fn(&mut ChangeProof)| {
+        let mut other = good.clone();
+        change(&mut other);
+        genesis.follow([Arc::new(other)]).unwrap_err()
+    };
+    fn of(proof: &mut ChangeProof) -> &mut Change {
+        proof.change.value.as_mut().unwrap()
+    }
+    let thief = SigningKey::from_seed(&[78; 32]).public();
+    assert_eq!(refused(&|p| of(p).replacement.identity = thief), MembershipError::NotThere(0));
+    assert_eq!(refused(&|p| of(p).replacement.server = ServerId(2)), MembershipError::NotThere(0));
+    assert_eq!(refused(&|p| of(p).from = Epoch(2)), MembershipError::Epoch(0));
+    assert_eq!(refused(&|p| of(p).number = 1), MembershipError::Order { known: 0 });
+    assert_eq!(refused(&|p| p.change.value = None), MembershipError::Order { known: 0 });
+    let used = genesis.manifest().servers[0].identity;
+    assert_eq!(refused(&|p| of(p).replacement.identity = used), MembershipError::Malformed(0));
+    let few = |p: &mut ChangeProof| p.certificate.votes.truncate(2);
+    assert!(matches!(refused(&few), MembershipError::Certificate(_)));
+    let unsigned = |p: &mut ChangeProof| p.certificate.statement.root = Hash([1; 32]);
+    assert!(matches!(refused(&unsigned), MembershipError::Certificate(_)));
+    // Twice the same is passed over; then comes the next one or nothing.
+    let good = Arc::new(good.clone());
+    let twice = genesis.follow([Arc::clone(&good), Arc::clone(&good)]).unwrap();
+    assert_eq!(twice.changes().len(), 1);
+}
+
+/// Whoever has q keys of an earlier or a later epoch shows nothing: q votes of the epoch before count.
+#[test]
+fn a_change_is_certified_in_the_epoch_before_it_takes_effect() {
+    let (mut world, _, good) = replaced();
+    let later = proof(&mut world, 0);
+    assert_eq!(later.certificate.statement.epoch, Epoch(1));
+    let genesis = Membership::genesis(Arc::clone(world.state.membership().manifest()));
+    assert_eq!(genesis.follow([Arc::new(later)]).unwrap_err(), MembershipError::Epoch(0));
+    assert!(genesis.follow([Arc::new(good)]).is_ok());
+}
+
+#[test]
+fn no_epoch_begins_before_a_change_can_be_shown() {
+    let (mut world, new) = (World::new(), SigningKey::from_seed(&[77; 32]));
+    world.pass(30 * SECOND);
+    // The attempt that is under way ends: the server that is replaced may have dealt in it.
+    assert!(world.deal(3) && world.deal(0));
+    let before = world.attempt().id;
+    assert_eq!(decide(&mut world, &replacement(3, &new)), Ok(Done::Decided));
+    assert_eq!(world.epochs().attempt, None);
+    world.pass(120 * SECOND);
+    assert_eq!(world.epochs().attempt, None, "an epoch begins that nobody could follow to");
+    let shown = proof(&mut world, 0);
+    let mut forged = shown.clone();
+    forged.certificate.votes.pop();
+    assert_eq!(attest(&mut world, 1, &forged), Err(None), "not even ordered");
+    let stranger = Operation::Attest { server: ServerId(1), proof: Box::new(shown.clone()) };
+    assert_eq!(world.ask_with(&new, stranger), Err(None));
+    assert_eq!(attest(&mut world, 1, &shown), Ok(Done::Attested));
+    assert_eq!(attest(&mut world, 2, &shown), Err(None), "once is enough");
+    world.pass(SECOND);
+    assert!(world.attempt().id > before);
+    // The old identity certifies nothing for the next epoch, the new one does; nor do its shares count.
+    assert!(!world.deal(3));
+    world.identities[3] = new;
+    assert!(world.deal(3) && world.deal(0) && world.deal(1));
+    assert!([0, 1, 3].iter().all(|i| world.ack(*i, &[0, 1, 3])));
+    assert!(world.ready(0) && world.ready(1) && world.ready(3));
+    assert_eq!(world.epochs().current, Epoch(0), "three are whole, and one of them is about to be nobody");
+    assert!(world.ready(2));
+    assert_eq!(world.epochs().current, Epoch(1));
+}
+
+#[test]
+fn one_server_in_an_epoch_is_given_an_identity_that_nobody_had() {
+    let (mut world, new) = (World::new(), SigningKey::from_seed(&[77; 32]));
+    let (other, third) = (SigningKey::from_seed(&[79; 32]), SigningKey::from_seed(&[80; 32]));
+    let invalid = Err(Some(Refusal::Invalid(crate::record::Invalid::Replacement)));
+    let used = world.identities[0].clone();
+    assert_eq!(decide(&mut world, &replacement(3, &used)), invalid);
+    assert_eq!(decide(&mut world, &replacement(4, &new)), invalid, "no such server");
+    for change in [
+        (|r: &mut Replacement| r.url = "http://plain:1".into()) as fn(&mut Replacement),
+        |r| r.url = "https://no-port".into(),
+        |r| r.peer = "10.0.0.7:70010".into(),
+        |r| r.peer = " 10.0.0.7:7001".into(),
+        |r| r.certificate = Blob(vec![]),
+        |r| r.certificate = Blob(vec![0; 10_000]),
+        |r| r.identity = PublicKey([0; 32]),
+    ] {
+        let mut odd = replacement(3, &new);
+        change(&mut odd);
+        assert_eq!(decide(&mut world, &odd), invalid, "{odd:?}");
+    }
+    let by_nobody = Operation::Decide(Decision::ReplaceIdentity { replacement: replacement(3, &new) });
+    assert_eq!(world.ask(0, by_nobody), Err(None));
+    assert_eq!(decide(&mut world, &replacement(3, &new)), Ok(Done::Decided));
+    assert_eq!(decide(&mut world, &replacement(3, &new)), Err(Some(Refusal::AlreadySo)));
+    assert_eq!(decide(&mut world, &replacement(2, &other)), Err(Some(Refusal::TooOften)));
+    let shown = proof(&mut world, 0);
+    assert_eq!(attest(&mut world, 0, &shown), Ok(Done::Attested));
+    assert_eq!(decide(&mut world, &replacement(2, &other)), Err(Some(Refusal::TooOften)));
+    begin_epoch(&mut world);
+    let first = SigningKey::from_seed(&[4; 32]);
+    assert_eq!(
+        decide(&mut world, &replacement(3, &first)),
+        invalid,
+        "the identity that was stolen comes back"
+    );
+    assert_eq!(decide(&mut world, &replacement(2, &new)), invalid, "another server's");
+    // The same place again: the chain goes on under keys of the membership before.
+    assert_eq!(decide(&mut world, &replacement(3, &third)), Ok(Done::Decided));
+    let second = proof(&mut world, 1);
+    let genesis = Membership::genesis(Arc::clone(world.state.membership().manifest()));
+    let alone = genesis.follow([Arc::new(second.clone())]).unwrap_err();
+    assert_eq!(alone, MembershipError::Order { known: 0 });
+    let both = genesis.follow([Arc::new(shown), Arc::new(second)]).unwrap();
+    assert_eq!(both.identity(ServerId(3), Epoch(1)), Some(new.public()));
+    assert_eq!(both.identity(ServerId(3), Epoch(2)), Some(third.public()));
+}
+
+/// The thief of the identity that was replaced is nobody from then on; what was signed before stays good.
+#[test]
+fn a_thief_of_an_old_identity_is_nobody() {
+    let (world, new, shown) = replaced();
+    let membership = Arc::clone(world.state.membership());
+    let (cluster, old) = (*membership.cluster(), SigningKey::from_seed(&[4; 32]));
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
+    let mut voter = |identity: &SigningKey, epoch: u64| {
+        Voter::generate(cluster, identity, ServerId(3), Epoch(epoch), 90 + epoch, &mut rng)
+    };
+    let (before, thief, honest) = (voter(&old, 0), voter(&old, 1), voter(&new, 1));
+    let mut keyring = Keyring::new(Arc::clone(membership.manifest()));
+    // Who does not know of the change takes the thief's key, and forgets it with the change.
+    assert_eq!(keyring.add(*thief.certificate()), Ok(true));
+    assert_eq!(keyring.add(*before.certificate()), Ok(true));
+    let not_certified = Err(KeyError::NotCertified(ServerId(3)));
+    assert_eq!(keyring.add(*honest.certificate()), not_certified);
+    let followed = PeerMessage::Membership(vec![Arc::new(shown.clone())]).check(ServerId(1), &mut keyring);
+    assert!(followed.is_ok());
+    assert!(!keyring.knows(thief.certificate()) && keyring.knows(before.certificate()));
+    assert_eq!(keyring.add(*thief.certificate()), not_certified);
+    assert_eq!(keyring.add(*honest.certificate()), Ok(true));
+    // It may have slept: that is believed of whoever the server is, not of whoever it was.
+    let note =
+        |by: &Voter| by.sign(crate::certificate::Held { sequence: crate::Sequence(1) }).signed().clone();
+    keyring.set_floor(Epoch(0));
+    assert!(keyring.check_of_any_epoch(note(&before)).is_ok(), "its epoch is not long ago");
+    keyring.set_floor(Epoch(1));
+    let late = keyring.check_of_any_epoch(note(&before)).unwrap_err();
+    assert_eq!(late, KeyError::OtherEpoch(ServerId(3)));
+    assert!(keyring.check_of_any_epoch(note(&honest)).is_ok());
+    // Checkpoints of the old epoch were its own, and evidence of them says so to those who have the manifest.
+    let statement = |root: u8| crate::certificate::Checkpoint {
+        sequence: crate::Sequence(9),
+        root: Hash([root; 32]),
+        time: crate::Timestamp(5),
+        epoch: Epoch(1),
+    };
+    let (first, second) = (honest.sign(statement(1)).stored(), honest.sign(statement(2)).stored());
+    let votes = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
+    let file = EvidenceFile::new(&membership, votes);
+    let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
+    assert_eq!(verifier.evidence_file(&file), Ok(vec![ServerId(3)]));
+    let without = EvidenceFile { membership: vec![], ..file };
+    let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
+    assert!(verifier.evidence_file(&without).is_err());
+}
+
+#[test]
+fn a_signer_certifies_for_the_epochs_in_which_its_identity_is_the_servers() {
+    let (mut world, new, shown) = replaced();
+    let genesis = Membership::genesis(Arc::clone(world.state.membership().manifest()));
+    let key = vec![(KeyPurpose::Voting, PublicKey([7; 32]))];
+    let evidence = Some(certificate(&mut world));
+    let ask = |epoch: u64, evidence: Option<Certificate>, changes: Vec<Arc<ChangeProof>>| Ask {
+        keys: key.clone(),
+        epoch: Epoch(epoch),
+        evidence,
+        changes,
+    };
+    let shown = vec![Arc::new(shown)];
+    let signer = |identity: &SigningKey| {
+        Signer::new(Arc::clone(&genesis), ServerId(3), identity.clone(), Counter::default())
+    };
+    let refused = |epoch| Err(Refused::NotIdentity { server: ServerId(3), epoch: Epoch(epoch) });
+    // The new one's: not before it is shown that it is the server's, and not for the epoch before.
+    let mut fresh = signer(&new);
+    assert_eq!(fresh.certify(&ask(0, None, vec![])).map(drop), refused(0));
+    let certified = fresh.certify(&ask(0, None, shown.clone())).unwrap().1;
+    assert_eq!(certified[0].statement.epoch, Epoch(1));
+    certified[0].verify(world.state.membership()).unwrap();
+    assert!(fresh.certify(&ask(2, evidence.clone(), vec![])).is_ok());
+    // The old one's: not any more, as soon as it knows.
+    let mut old = signer(&SigningKey::from_seed(&[4; 32]));
+    assert!(old.certify(&ask(0, None, vec![])).is_ok());
+    assert_eq!(old.certify(&ask(1, evidence.clone(), shown.clone())).map(drop), refused(1));
+    assert_eq!(old.certify(&ask(0, None, vec![])).map(drop), refused(1));
+    // Changes that do not hold are not believed.
+    let mut forged = ChangeProof::clone(&shown[0]);
+    forged.certificate = QuorumProof { votes: vec![], ..forged.certificate };
+    let lie = signer(&new).certify(&ask(0, None, vec![Arc::new(forged)])).map(drop);
+    assert_eq!(lie, Err(Refused::Evidence));
+}
