@@ -129,7 +129,8 @@ pub const HEARTBEAT_MS: u64 = 1_000;
 pub const RETRANSMIT_MS: u64 = 250;
 /// How long a server waits before it sends a client's request to all servers, in milliseconds.
 pub const FORWARD_TO_ALL_MS: u64 = 1_000;
-/// Shortest agreed time between two key announcements of one server, in milliseconds.
+/// Shortest agreed time between two key announcements of one server, in milliseconds; a quarter of an epoch if
+/// that is less.
 pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
 
 /// How long an attempt at a new epoch may take before it is begun anew, in milliseconds of agreed time;

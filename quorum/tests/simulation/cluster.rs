@@ -867,8 +867,8 @@ impl Simulation {
             }
             Event::Decide(id) => self.decide(id),
             Event::Restart(id) => {
-                let may_start =
-                    !(self.dead.contains(&id) && self.healed) && !self.replacing.contains_key(&id);
+                let gone = self.dead.contains(&id) && self.healed;
+                let may_start = !gone && !self.replacing.contains_key(&id);
                 if self.servers[id.index()].replica.is_none() && may_start {
                     self.start(id);
                 }
