@@ -246,4 +246,4 @@ fn is_address(address: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -71,6 +71,16 @@ async fn a_stolen_identity_is_replaced_and_everyone_follows() {
     })
     .await;
     assert_eq!(followed["changes"].as_array().unwrap().len(), 1);
+    let link = cluster.client.link(quorum::ServerId(0)).unwrap();
+    let get = async |path: &str| -> Value {
+        serde_json::from_slice(&link.send("GET", path, vec![]).await.unwrap().1).unwrap()
+    };
+    let (described, answer) = (get("/v1/openapi.json").await, get("/v1/membership?from=0").await);
+    let mut schema = described["components"]["schemas"]["MembershipAnswer"].clone();
+    schema["components"] = described["components"].clone();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&answer).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty() && answer["changes"].as_array().unwrap().len() == 1, "{errors:#?}");
     cluster.client.follow().await.unwrap();
     until(&cluster, &["status", "--json"], "server 1 is whole", |said| {
         let server = &said["servers"][1];

@@ -50,13 +50,14 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     let listen_peers = listening(args.peers, &entry.peer, "--peers")?;
     let server = NewServer {
         id,
-        manifest: fs::canonicalize(&args.manifest)?,
+        manifest: "manifest.toml".into(),
         listen_clients,
         listen_peers,
         url: args.clients.map_or(entry.url.clone(), |clients| format!("https://{clients}")),
         peer: args.peers.map_or(entry.peer.clone(), |peers| peers.to_string()),
     };
     let replacement = server.write(&args.dir, Passphrase::from_environment().as_ref())?;
+    fs::copy(&args.manifest, args.dir.join("manifest.toml")).context("cannot copy the manifest")?;
     let (path, marker) = (args.dir.join(REPLACEMENT), args.dir.join(LOST_DATABASE));
     // What the one before it signed it does not know: it votes when that does not matter any more.
     File::create(&marker).with_context(|| format!("cannot write {}", marker.display()))?;

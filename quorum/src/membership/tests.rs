@@ -50,7 +50,7 @@ fn attest(world: &mut World, by: u8, proof: &ChangeProof) -> Result<Done, Option
 }
 
 /// Server 3 of four gets another identity, and the next epoch begins.
-fn replaced() -> (World, SigningKey, ChangeProof) {
+pub(crate) fn replaced() -> (World, SigningKey, ChangeProof) {
     let (mut world, new) = (World::new(), SigningKey::from_seed(&[77; 32]));
     assert_eq!(decide(&mut world, &replacement(3, &new)), Ok(Done::Decided));
     let proof = proof(&mut world, 0);

@@ -226,3 +226,36 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::tests::replaced;
+    use crate::message::CheckedMessage;
+    use crate::ordering::{Identity, Input, Stored};
+
+    /// Whoever slept through a change could not check a word of the new server's, nor certificates with its vote.
+    #[test]
+    fn who_slept_through_a_change_is_shown_it() {
+        let (world, _, shown) = replaced();
+        let membership = Arc::clone(world.state.membership());
+        let log_tail = crate::limits::LOG_TAIL_BATCHES;
+        let identity = Identity { membership, voter: world.voters[0].clone(), boot: 0, log_tail };
+        let mut replica = Replica::start(identity, Stored::default());
+        let mut shows = |changes: u32| {
+            let (executed, certified) = (Sequence(0), Sequence(0));
+            let status =
+                Status { view: View(0), active: true, executed, certified, wants_state: false, changes };
+            let status = CheckedMessage::Status(world.voters[1].sign(status));
+            replica.handle(Timestamp(1_000_000), Input::Message(ServerId(1), status));
+            let sent = replica.drain_free();
+            let membership = sent.into_iter().find_map(|(to, message)| match &*message {
+                PeerMessage::Membership(proofs) if to == Target::One(ServerId(1)) => Some(proofs.clone()),
+                _ => None,
+            });
+            membership.unwrap_or_default()
+        };
+        assert_eq!(shows(0), [Arc::new(shown)]);
+        assert!(shows(1).is_empty() && shows(u32::MAX).is_empty());
+    }
+}

@@ -37,7 +37,10 @@ pub(super) fn announces_itself(
     let interval_ms = ANNOUNCE_INTERVAL_MS.min(epoch_ms / 4);
     let due = layout::server_keys(state, voting.statement.server)
         .is_none_or(|known| now.since_ms(known.announced) >= interval_ms);
-    due && certified(membership, &request.client, voting, sealing).is_some()
+    // Those of another epoch would be refused, and are ordered for nobody: not for a thief, and not for a liar.
+    let current = layout::epochs(state).unwrap_or_default().current;
+    due && voting.statement.epoch == current
+        && certified(membership, &request.client, voting, sealing).is_some()
 }
 
 fn certified(
@@ -62,7 +65,8 @@ impl State {
     ) -> Result<Done, Refusal> {
         certified(&self.membership, &client, voting, sealing)
             .ok_or(Refusal::Invalid(Invalid::Certificate))?;
-        if sealing.statement.epoch != self.epoch || voting.statement.epoch != self.epoch {
+        // That of the voting key is looked at before it is ordered.
+        if sealing.statement.epoch != self.epoch {
             return Err(Refusal::EpochPassed { current: self.epoch });
         }
         let server = voting.statement.server;
