@@ -6,36 +6,30 @@
 //! ([`certified_key`]). TLS 1.3, with the post-quantum hybrid X25519MLKEM768 preferred, so that
 //! traffic recorded today stays closed.
 
-/// What every verifier does with the signature of a handshake.
+/// What every verifier does with the signature of a handshake: methods of an `impl` of rustls's verifiers, for a
+/// type with a field `provider`.
+#[macro_export]
 macro_rules! signature_checks {
     () => {
         fn verify_tls12_signature(
             &self,
             message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(
-                message,
-                certificate,
-                signature,
-                &self.provider.signature_verification_algorithms,
-            )
+            certificate: &::rustls::pki_types::CertificateDer<'_>,
+            signature: &::rustls::DigitallySignedStruct,
+        ) -> Result<::rustls::client::danger::HandshakeSignatureValid, ::rustls::Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            ::rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
         }
         fn verify_tls13_signature(
             &self,
             message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(
-                message,
-                certificate,
-                signature,
-                &self.provider.signature_verification_algorithms,
-            )
+            certificate: &::rustls::pki_types::CertificateDer<'_>,
+            signature: &::rustls::DigitallySignedStruct,
+        ) -> Result<::rustls::client::danger::HandshakeSignatureValid, ::rustls::Error> {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            ::rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
         }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        fn supported_verify_schemes(&self) -> Vec<::rustls::SignatureScheme> {
             self.provider.signature_verification_algorithms.supported_schemes()
         }
     };
@@ -45,11 +39,11 @@ mod links;
 
 pub use links::{LinkKey, certified_key, peer_client, peer_server};
 use quorum::Blob;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, Error, ServerConfig};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -188,7 +182,7 @@ impl ServerCertVerifier for Pin {
     ) -> Result<ServerCertVerified, Error> {
         self.check(certificate, now).map(|()| ServerCertVerified::assertion())
     }
-    signature_checks!();
+    crate::signature_checks!();
 }
 
 #[cfg(test)]

@@ -12,14 +12,11 @@ use quorum::codec::{decode, encode, sha256};
 use quorum::signing::{KeyCertificate, KeyPurpose};
 use quorum::{PublicKey, ServerId};
 use rcgen::PublicKeyData as _;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DistinguishedName, Error, ServerConfig};
 use std::sync::Arc;
 use x509_parser::der_parser::Oid;
 
@@ -137,7 +134,7 @@ impl ServerCertVerifier for Certified {
     ) -> Result<ServerCertVerified, Error> {
         self.check(certificate).map(|()| ServerCertVerified::assertion())
     }
-    signature_checks!();
+    crate::signature_checks!();
 }
 
 impl ClientCertVerifier for Certified {
@@ -152,7 +149,7 @@ impl ClientCertVerifier for Certified {
     ) -> Result<ClientCertVerified, Error> {
         self.check(certificate).map(|()| ClientCertVerified::assertion())
     }
-    signature_checks!();
+    crate::signature_checks!();
 }
 
 #[cfg(test)]

@@ -8,13 +8,11 @@ use crate::error::ClientError;
 use crate::lookup::usable;
 use crate::signature::{of_spki, signing_form};
 use quorum::record::{Name, Record};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-};
+use rustls::{CertificateError, DistinguishedName, Error, OtherError};
 use std::sync::Arc;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -99,32 +97,6 @@ impl RegisteredPeers {
     }
 }
 
-macro_rules! signature_checks {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.provider.signature_verification_algorithms;
-            verify_tls12_signature(message, certificate, signature, algorithms)
-        }
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.provider.signature_verification_algorithms;
-            verify_tls13_signature(message, certificate, signature, algorithms)
-        }
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.provider.signature_verification_algorithms.supported_schemes()
-        }
-    };
-}
-
 impl ServerCertVerifier for RegisteredPeers {
     fn verify_server_cert(
         &self,
@@ -137,7 +109,7 @@ impl ServerCertVerifier for RegisteredPeers {
         self.check(&name.to_str(), certificate)?;
         Ok(ServerCertVerified::assertion())
     }
-    signature_checks!();
+    kds_certs::signature_checks!();
 }
 
 impl ClientCertVerifier for RegisteredPeers {
@@ -154,5 +126,5 @@ impl ClientCertVerifier for RegisteredPeers {
         self.check(&name, certificate)?;
         Ok(ClientCertVerified::assertion())
     }
-    signature_checks!();
+    kds_certs::signature_checks!();
 }

@@ -65,7 +65,7 @@ fn run_says_what_to_do_about_wrong_files() {
     let (own, other) = (path("server-0/identity.key"), path("server-1/identity.key"));
     std::fs::rename(&own, path("kept")).unwrap();
     std::fs::copy(&other, &own).unwrap();
-    run("is not the key that the manifest names");
+    run("was it replaced, or the folder copied from elsewhere?");
     std::fs::rename(path("kept"), &own).unwrap();
     // A file that others can read.
     use std::os::unix::fs::PermissionsExt as _;

@@ -173,7 +173,8 @@ impl Membership {
     }
     /// Checks what is to show a change; only `number` changes are known before it.
     pub(crate) fn check(&self, number: usize, proof: &ChangeProof) -> Result<Change, MembershipError> {
-        let before = Self { proofs: Vec::new(), changes: self.changes[..number].to_vec(), ..self.clone() };
+        let (manifest, changes) = (Arc::clone(&self.manifest), self.changes[..number].to_vec());
+        let before = Self { manifest, cluster: self.cluster, changes, proofs: Vec::new() };
         let order = MembershipError::Order { known: number };
         let change = proof.change.value.as_ref().filter(|change| change.number as usize == number);
         let change = change.ok_or(order)?;

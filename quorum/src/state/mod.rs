@@ -321,7 +321,7 @@ pub fn membership(manifest: Arc<Manifest>, map: &Map) -> Result<Arc<Membership>,
     }
     for (_, value) in map.iter_prefix(layout::CHANGE_PROOFS) {
         let proof: ChangeProof = decode(value).map_err(|_| RestoreError::Damaged)?;
-        if proof.change.value.as_ref() != membership.unproved() {
+        if proof.change.value.is_none() || proof.change.value.as_ref() != membership.unproved() {
             return Err(RestoreError::Damaged);
         }
         membership = membership.with_proof(proof);
