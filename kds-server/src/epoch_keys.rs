@@ -48,6 +48,11 @@ async fn voter(
     Ok((voter.context("the signer certified another key")?, certified))
 }
 
+/// Whether a server's signer answers, and has its identity: before anything is touched on the disk.
+pub async fn probe(signer: &SignerLink, id: ServerId, membership: &Membership) -> anyhow::Result<()> {
+    voter(signer, membership, membership.since(id), None, &[]).await.map(drop)
+}
+
 /// The keys that a server votes and speaks to others with from its start on: for the epoch of its last
 /// certificate, or the first one of its identity.
 pub async fn boot(

@@ -153,6 +153,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
     };
     drop(passphrase);
+    epoch_keys::probe(&signer, id, &known).await?;
     warn_of_expiry(&tls)?;
     let clients = listener(config.listen_clients, "clients").await?;
     let servers = listener(config.listen_peers, "servers").await?;

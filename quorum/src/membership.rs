@@ -136,6 +136,11 @@ impl Membership {
     pub fn since(&self, server: ServerId) -> Epoch {
         self.changes_of(server).next_back().map_or(Epoch(0), |change| change.from)
     }
+    /// Whether what is secret is for the holder of a server's key of an epoch: not for that of an old one, which
+    /// a thief may have, and not for a server that is about to be replaced.
+    pub fn may_hear_secrets(&self, server: ServerId, of: Epoch, current: Epoch) -> bool {
+        of.next() >= current && !self.is_replaced(server, of, current.next())
+    }
     /// Whether a server gets another identity with this epoch.
     pub fn is_replaced_with(&self, server: ServerId, epoch: Epoch) -> bool {
         self.changes_of(server).any(|change| change.from == epoch)

@@ -60,6 +60,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Some(expected) if expected != digest => {" => "Some(expected) if expected != digest && sequence.0 == u64::MAX => {";
     "begin a view with f+1 view changes", "unit", "message.rs":
         "if self.view_changes.len() != thresholds.q() {" => "if self.view_changes.len() <= thresholds.f() {";
+    "believe a new view under keys of epochs that are over", "unit", "ordering/view_change.rs":
+        "fresh || vouching > self.manifest.thresholds.f()" => "fresh || vouching > 0";
+    "let old keys vouch for a new view", "unit", "ordering/view_change.rs":
+        "of.0 >= floor && *known >= view" => "*known >= view";
     "do not check proofs in view changes", "unit", "message.rs":
         "previous = slot.sequence.0;\n            proof.verify(keyring)?;" => "previous = slot.sequence.0;";
     "leave a view on a single suspicion", "unit", "ordering/view_change.rs":
@@ -185,6 +189,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         ".find(|change| change.from <= epoch);" => ".find(|change| change.from < epoch);";
     "keep keys of a replaced identity", "unit", "signing.rs":
         "keys.retain(|key| identity(&before, key) == identity(membership, key));" => "keys.retain(|key| identity(&before, key).is_some());";
+    "hand the next epoch's seeds to a server that is about to be replaced", "unit", "membership.rs":
+        "&& !self.is_replaced(server, of, current.next())" => "";
     "help whoever has a replaced identity", "unit", "signing.rs":
         "self.membership.is_replaced(signed.server, key.statement.epoch, self.floor)" => "self.membership.is_replaced(signed.server, self.floor, key.statement.epoch)";
     "begin an epoch that nobody could follow to", "unit", "state/epochs.rs":

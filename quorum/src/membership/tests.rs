@@ -81,6 +81,11 @@ fn an_identity_is_its_servers_from_one_epoch_on() {
     assert_eq!(membership.place(ServerId(3)).unwrap().peer, "10.0.0.7:7001");
     let is_replaced = |of, current| membership.is_replaced(ServerId(3), Epoch(of), Epoch(current));
     assert!(!is_replaced(0, 0) && is_replaced(0, 1) && !is_replaced(1, 1));
+    // Nothing of the next epoch is handed to the one that goes, while it is still there.
+    let hears =
+        |server, of, current| membership.may_hear_secrets(ServerId(server), Epoch(of), Epoch(current));
+    assert!(!hears(3, 0, 0) && hears(3, 1, 0) && hears(3, 1, 2) && !hears(3, 1, 3));
+    assert!(hears(2, 0, 0) && hears(2, 0, 1) && !hears(2, 0, 2));
     // The same from the manifest and what shows it, and from a stored state.
     let genesis = Membership::genesis(Arc::clone(membership.manifest()));
     let followed = genesis.follow([Arc::new(proof)]).unwrap();

@@ -587,6 +587,60 @@ mod tests {
         replica
     }
 
+    /// Whoever collected q servers' keys of epochs that are over, one server's after the other's, begins no
+    /// view with them; f+1 servers' word under keys that count shows that it began long ago.
+    #[test]
+    fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
+        let (manifest, identities) = crate::manifest::tests::sample(4);
+        let cluster = manifest.cluster_id();
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(3);
+        let mut of = |epoch: u64| -> Vec<_> {
+            let voter = |(i, identity)| {
+                let id = ServerId(i as u8);
+                crate::signing::Voter::generate(cluster, identity, id, Epoch(epoch), epoch, &mut rng)
+            };
+            identities.iter().enumerate().map(voter).collect()
+        };
+        let (old, present) = (of(3), of(5));
+        let membership = crate::Membership::genesis(Arc::new(manifest));
+        let now = Timestamp(1_000_000);
+        let entered = |signers: &[crate::signing::Voter], vouching: &[&crate::signing::Voter]| {
+            let root = crate::map::Map::new(cluster).seal().root();
+            let checkpoint = Checkpoint { sequence: Sequence(1), root, time: Timestamp(1), epoch: Epoch(5) };
+            let state = Some(crate::ordering::StoredState { checkpoint, leaves: vec![] });
+            let log_tail = crate::limits::LOG_TAIL_BATCHES;
+            let (membership, voter) = (Arc::clone(&membership), present[0].clone());
+            let identity = Identity { membership, voter, boot: 0, log_tail };
+            let mut replica = Replica::start(identity, Stored { state, ..Stored::default() });
+            assert_eq!(replica.state.epoch(), Epoch(5));
+            for voter in vouching {
+                let (executed, certified) = (Sequence(1), Sequence(1));
+                let status = crate::message::Status {
+                    view: View(9),
+                    active: true,
+                    executed,
+                    certified,
+                    wants_state: false,
+                    changes: 0,
+                };
+                let status = CheckedMessage::Status(voter.sign(status));
+                replica.handle(now, Input::Message(voter.server(), status));
+            }
+            let changes = [1, 2, 3].map(|i| {
+                let change = signers[i].sign(change(0, &[]));
+                (change.signed().clone(), *change.key())
+            });
+            let new_view = signers[1].sign(NewView { view: View(9), view_changes: changes.to_vec() });
+            replica.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
+            replica.view == View(9)
+        };
+        assert!(entered(&present, &[]), "it has just begun");
+        assert!(!entered(&old, &[]));
+        assert!(!entered(&old, &[&present[1]]), "one could be the thief's friend");
+        assert!(!entered(&old, &[&present[1], &old[2], &old[3]]), "so could the keys of old");
+        assert!(entered(&old, &[&present[1], &present[2]]));
+    }
+
     /// f servers, however loud, make nobody leave a view; f+1 do.
     #[test]
     fn a_view_ends_when_more_than_f_servers_suspect_its_primary() {
