@@ -100,7 +100,7 @@ impl Client {
         for server in self.preferred() {
             let path = format!("/v1/membership?from={}", self.membership().proofs().len());
             let asked = self.inner.links[server.index()].get::<MembershipAnswer>(&path);
-            let asked = tokio::time::timeout(self.inner.options.timeout, asked).await;
+            let asked = tokio::time::timeout(self.patience(), asked).await;
             match asked.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
                 Ok(answer) => match self.inner.trust.take(&answer) {
                     Ok(_) => answered.push(server),
@@ -136,6 +136,10 @@ impl Client {
             crate::evidence_file::keep(folder, &self.membership(), evidence);
         }
         result
+    }
+    /// How long one server is waited for where any will do.
+    fn patience(&self) -> Duration {
+        self.inner.options.hedge.max(Duration::from_secs(2)).min(self.inner.options.timeout)
     }
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.inner.options.timeout
@@ -185,8 +189,7 @@ impl Client {
         let deadline = self.deadline();
         let (mut silent, mut rejected) = (Vec::new(), Vec::new());
         for server in self.preferred() {
-            let patience = self.inner.options.hedge.max(Duration::from_secs(2));
-            let until = deadline.min(Instant::now() + patience);
+            let until = deadline.min(Instant::now() + self.patience());
             let answer =
                 tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
             match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
