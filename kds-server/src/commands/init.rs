@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Lowest port that is chosen where none is given.
 const FIRST_PORT: u16 = 10_240;
+/// Ports that there must be from that on, below those of outgoing connections, to choose among them only.
+const FEWEST_PORTS: u16 = 1_024;
 
 /// Write the files of a new cluster: manifest, administrator's key, a folder for each server
 #[derive(ClapArgs)]
@@ -186,12 +188,13 @@ impl NewCluster<'_> {
 }
 
 /// Ports that are free, outside the range from which the system takes the ports of outgoing connections: a
-/// server that is not running for a moment would find one of those taken.
+/// server that is not running for a moment would find one of those taken. Where that range leaves none, any.
 fn free_ports(host: IpAddr, count: usize) -> anyhow::Result<Vec<u16>> {
     TcpListener::bind((host, 0)).with_context(|| format!("cannot listen on {host}"))?;
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let outgoing = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768);
-    let first = rand::rng().random_range(FIRST_PORT..outgoing.max(FIRST_PORT + 1));
+    let outgoing = if outgoing < FIRST_PORT + FEWEST_PORTS { u16::MAX } else { outgoing };
+    let first = rand::rng().random_range(FIRST_PORT..outgoing);
     let ports = (first..outgoing).chain(FIRST_PORT..first);
     let free: Vec<_> = ports.filter(|port| TcpListener::bind((host, *port)).is_ok()).take(count).collect();
     ensure!(free.len() == count, "fewer than {count} ports are free on {host}; choose with --base-port");

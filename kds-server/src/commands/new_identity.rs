@@ -27,10 +27,10 @@ pub struct Args {
     /// Folder to write to; must not exist
     #[arg(long)]
     dir: PathBuf,
-    /// Where it listens for clients, and where they reach it [default: as the server that it replaces]
+    /// Where it listens for clients, and where they reach it [default: as the manifest has it]
     #[arg(long, value_name = "ADDRESS:PORT")]
     clients: Option<SocketAddr>,
-    /// Where it listens for servers, and where they reach it [default: as the server that it replaces]
+    /// Where it listens for servers, and where they reach it [default: as the manifest has it]
     #[arg(long, value_name = "ADDRESS:PORT")]
     peers: Option<SocketAddr>,
 }
