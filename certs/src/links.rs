@@ -194,7 +194,7 @@ mod tests {
             let drawn = LinkKey::draw().unwrap();
             let key = of.unwrap_or_else(|| drawn.public());
             let (server, epoch) = (ServerId(server), Epoch(7));
-            let statement = KeyStatement { server, purpose, epoch, serial: 1, key };
+            let statement = KeyStatement { server, purpose, epoch, attempt: 1, serial: 1, key };
             let key = KeyCertificate::issue(&cluster, &identities[by], statement);
             drawn.certified(&key).unwrap()
         };

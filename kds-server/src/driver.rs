@@ -76,7 +76,7 @@ pub async fn run(
         }
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
-        shared.epoch.send_if_modified(|epoch| std::mem::replace(epoch, status.epoch) != status.epoch);
+        shared.epoch.send_if_modified(|known| std::mem::replace(known, status.attempt) != status.attempt);
         if !Arc::ptr_eq(&shared.membership.load(), replica.membership()) {
             shared.membership.store(Arc::clone(replica.membership()));
         }

@@ -5,13 +5,15 @@ use crate::server::Shared;
 use crate::signer::SignerLink;
 use anyhow::Context as _;
 use kds_certs::LinkKey;
+use quorum::answer::Proved;
 use quorum::certificate::Certificate;
-use quorum::ids::{Epoch, ServerId};
+use quorum::ids::{AttemptId, ServerId};
 use quorum::membership::Membership;
 use quorum::ordering::{EpochKeys, Input};
 use quorum::sealing::OpeningKey;
 use quorum::signer::Ask;
-use quorum::signing::{KeyCertificate, KeyPurpose, SigningKey, Voter};
+use quorum::signing::{KeyCertificate, KeyPurpose, SigningKey, Statement as _, Voter};
+use quorum::state::{Epochs, layout};
 use quorum::{PublicKey, SecretBytes};
 use rand::Rng as _;
 use std::collections::BTreeMap;
@@ -35,14 +37,15 @@ fn random() -> SecretBytes {
 async fn voter(
     signer: &SignerLink,
     membership: &Membership,
-    epoch: Epoch,
-    evidence: Option<Certificate>,
+    attempt: AttemptId,
+    (evidence, coming): Shown,
     others: &[(KeyPurpose, PublicKey)],
 ) -> anyhow::Result<(Voter, Vec<KeyCertificate>)> {
     let key = SigningKey::generate(&mut rand::rng());
     let keys = [&[(KeyPurpose::Voting, key.public())], others].concat();
     let asked = keys.len();
-    let mut certified = signer.certify(Ask { keys, epoch, evidence, changes: vec![] }, membership).await?;
+    let mut certified =
+        signer.certify(Ask { keys, attempt, evidence, coming, changes: vec![] }, membership).await?;
     anyhow::ensure!(certified.len() == asked, "the signer certified {} of {asked} keys", certified.len());
     let voter = Voter::new(*membership.cluster(), key, certified.remove(0));
     Ok((voter.context("the signer certified another key")?, certified))
@@ -50,7 +53,8 @@ async fn voter(
 
 /// Whether a server's signer answers, and has its identity: before anything is touched on the disk.
 pub async fn probe(signer: &SignerLink, id: ServerId, membership: &Membership) -> anyhow::Result<()> {
-    voter(signer, membership, membership.since(id), None, &[]).await.map(drop)
+    let since = AttemptId { epoch: membership.since(id), attempt: 0 };
+    voter(signer, membership, since, (None, None), &[]).await.map(drop)
 }
 
 /// The keys that a server votes and speaks to others with from its start on: for the epoch of its last
@@ -61,18 +65,19 @@ pub async fn boot(
     membership: &Arc<Membership>,
     last: Option<Certificate>,
 ) -> anyhow::Result<(Voter, LinkTls)> {
-    let epoch = last.as_ref().map_or(Epoch(0), |last| last.statement.epoch).max(membership.since(id));
+    let since = AttemptId { epoch: membership.since(id), attempt: 0 };
+    let attempt = last.as_ref().map_or_else(AttemptId::default, |last| last.statement.attempt()).max(since);
     let key = LinkKey::draw()?;
     let others = [(KeyPurpose::Tls, key.public())];
-    let (voter, certified) = voter(signer, membership, epoch, last, &others).await?;
+    let (voter, certified) = voter(signer, membership, attempt, (last, None), &others).await?;
     let links = LinkTls::new(membership, key, certified.first())?;
     Ok((voter, links))
 }
 
 /// What links between servers are made with, in one epoch.
 pub struct LinkTls {
-    /// The epoch that the key is certified for.
-    pub epoch: Epoch,
+    /// What the key is certified for.
+    pub attempt: AttemptId,
     /// Whose keys are accepted.
     membership: Arc<Membership>,
     /// For links that others make.
@@ -91,7 +96,7 @@ impl LinkTls {
         let identity = key.certified(certified)?;
         let client = |id| anyhow::Ok((id, Arc::new(kds_certs::peer_client(membership, &identity, id)?)));
         Ok(Self {
-            epoch: certified.statement.epoch,
+            attempt: certified.statement.attempt_id(),
             server: Arc::new(kds_certs::peer_server(membership, &identity)?),
             membership: Arc::clone(membership),
             clients: membership.manifest().grid().servers().map(client).collect::<Result<_, _>>()?,
@@ -101,26 +106,43 @@ impl LinkTls {
 
 /// Renews what links are made with, if an epoch has begun since, or a server was replaced.
 async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()> {
-    let epoch = *shared.epoch.borrow();
+    let attempt = *shared.epoch.borrow();
     let (links, membership) = (shared.links.load(), shared.membership.load_full());
-    if links.epoch < epoch || !Arc::ptr_eq(&links.membership, &membership) {
+    if links.attempt < attempt || !Arc::ptr_eq(&links.membership, &membership) {
         let key = LinkKey::draw()?;
-        let (keys, evidence) = (vec![(KeyPurpose::Tls, key.public())], evidence(shared));
-        let certified = signer.certify(Ask { keys, epoch, evidence, changes: vec![] }, &membership).await?;
+        let (keys, evidence) = (vec![(KeyPurpose::Tls, key.public())], shown(shared).0);
+        let ask = Ask { keys, attempt, evidence, coming: None, changes: vec![] };
+        let certified = signer.certify(ask, &membership).await?;
         let links = LinkTls::new(&membership, key, certified.first())?;
+        let renewed = links.attempt;
         shared.links.store(Arc::new(links));
+        shared.link_epoch.send_replace(renewed);
     }
     Ok(())
 }
 
-/// Shows to the signer which epoch it is.
-fn evidence(shared: &Shared) -> Option<Certificate> {
-    shared.certificate.load_full().map(Arc::unwrap_or_clone)
+/// What shows to the signer which epoch it is, and which attempt is under way in the state that that is about.
+type Shown = (Option<Certificate>, Option<Proved<Epochs>>);
+
+/// The last certificate; with its state, unless that is not published: a server that may not vote publishes none.
+fn shown(shared: &Shared) -> Shown {
+    let last = shared.certificate.load_full();
+    let published = shared.published.borrow().clone();
+    let published = published.filter(|published| {
+        last.as_ref().is_none_or(|last| published.certificate.statement.attempt() >= last.statement.attempt())
+    });
+    match published {
+        Some(published) => {
+            let coming = Proved::look_up(&published.snapshot, layout::EPOCHS);
+            (Some(published.certificate.as_ref().clone()), Some(coming))
+        }
+        None => (last.map(Arc::unwrap_or_clone), None),
+    }
 }
 
 /// Runs until the server stops.
 pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) {
-    let (mut given, mut looks): (Option<Epoch>, u32) = (None, 0);
+    let (mut given, mut looks): (Option<AttemptId>, u32) = (None, 0);
     let mut without = None;
     loop {
         let epoch = *shared.epoch.borrow();
@@ -156,12 +178,12 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
     }
 }
 
-async fn draw(signer: &SignerLink, shared: &Shared, epoch: Epoch) -> anyhow::Result<EpochKeys> {
+async fn draw(signer: &SignerLink, shared: &Shared, attempt: AttemptId) -> anyhow::Result<EpochKeys> {
     let (opening, entropy) = (random(), random());
     let key = OpeningKey::derive(opening.expose()).public();
     let others = [(KeyPurpose::Sealing, key)];
     let membership = shared.membership.load_full();
-    let (voter, certified) = voter(signer, &membership, epoch, evidence(shared), &others).await?;
+    let (voter, certified) = voter(signer, &membership, attempt, shown(shared), &others).await?;
     let sealing = *certified.first().context("the signer did not certify the sealing key")?;
-    Ok(EpochKeys { epoch: voter.epoch(), opening, sealing, voter, entropy })
+    Ok(EpochKeys { attempt: voter.attempt(), opening, sealing, voter, entropy })
 }

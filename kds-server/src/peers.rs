@@ -1,9 +1,8 @@
 //! Links between servers: mutual TLS 1.3 with keys that the servers' identities have certified for an
 //! epoch, length-prefixed frames.
 //!
-//! A link is made anew in every epoch. What is secret is sent only to a server whose key is of this epoch or
-//! the last one: a thief's may be older, and so is that of a server that slept, which is helped to catch up
-//! first.
+//! A link is made anew in every epoch. What is secret is sent only to a server whose key is of this epoch: an
+//! adversary's may be older, and so is that of a server that slept, which is helped to catch up first.
 //!
 //! Each server dials every other one and sends over that link; what it receives comes over the
 //! links that the others dialled. Queues are bounded: to a peer that reads nothing messages are
@@ -15,7 +14,7 @@ use crate::share_store::ToKeeper;
 use anyhow::Context as _;
 use quorum::Hash;
 use quorum::codec::{decode, encode, encode_secret, sha256};
-use quorum::ids::{Epoch, ServerId};
+use quorum::ids::{AttemptId, ServerId};
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{Input, Target};
@@ -50,6 +49,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAVY_INTERVAL: Duration = Duration::from_millis(100);
 /// When a link to a server whose key is old is made anew.
 const STALE_RETRY: Duration = Duration::from_secs(2);
+/// The same where the key was good a moment ago: the other side is about to have another one.
+const RECENT_RETRY: Duration = Duration::from_millis(200);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -184,8 +185,8 @@ impl Dialler {
         self.queued_bytes.fetch_sub(frame.bytes.len(), Ordering::Relaxed);
     }
 
-    /// A link, and the epoch of the key that the other side has.
-    async fn connect(&self) -> anyhow::Result<(impl AsyncRead + AsyncWrite + Unpin + use<>, Epoch)> {
+    /// A link, and what the key of the other side is certified for.
+    async fn connect(&self) -> anyhow::Result<(impl AsyncRead + AsyncWrite + Unpin + use<>, AttemptId)> {
         let config = self.shared.links.load().clients.get(&self.peer).cloned();
         let connector = TlsConnector::from(config.context("no such server")?);
         let address = self.shared.membership.load().place(self.peer).context("no such server")?.peer;
@@ -196,13 +197,13 @@ impl Dialler {
             let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
             let stream = connector.connect(name, tcp).await?;
             let key = key_of(&self.shared, stream.get_ref().1).context("it shows no certificate")?;
-            anyhow::Ok((stream, key.epoch))
+            anyhow::Ok((stream, key.attempt_id()))
         };
         timeout(HANDSHAKE_TIMEOUT, connecting).await.context("the handshake takes too long")?
     }
 
     /// Whether the one at the other end, with a key of this epoch, is certainly the server.
-    fn may_hear_secrets(&self, of: Epoch) -> bool {
+    fn may_hear_secrets(&self, of: AttemptId) -> bool {
         self.shared.membership.load().may_hear_secrets(self.peer, of, *self.shared.epoch.borrow())
     }
 
@@ -210,11 +211,14 @@ impl Dialler {
     async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
-        of: Epoch,
+        of: AttemptId,
         frames: &mut mpsc::Receiver<Frame>,
     ) -> anyhow::Result<Ended<S>> {
-        let mut epoch = self.shared.epoch.subscribe();
-        let (stale, retry) = (is_old(of, *epoch.borrow()), Instant::now() + STALE_RETRY);
+        // As soon as this server has a link key of the new epoch, not before.
+        let mut own = self.shared.link_epoch.subscribe();
+        let current = *self.shared.epoch.borrow();
+        let patience = if is_old(of, current) { STALE_RETRY } else { RECENT_RETRY };
+        let (stale, retry) = (of < current, Instant::now() + patience);
         let (mut reader, writer) = tokio::io::split(stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
         // What is on its way may be signed with the last key; a new one is announced before it is used.
@@ -242,7 +246,7 @@ impl Dialler {
                 _ = reader.read(&mut nothing) => anyhow::bail!("closed by the peer"),
                 // It may have a new key meanwhile.
                 () = sleep_until(retry), if stale => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
-                Ok(()) = epoch.changed() => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
+                Ok(()) = own.changed() => return Ok(Ended::Epoch(reader.unsplit(writer.into_inner()))),
             }
         }
     }
@@ -254,12 +258,12 @@ fn key_of(shared: &Shared, tls: &rustls::CommonState) -> Option<KeyStatement> {
     let certificate = tls.peer_certificates().and_then(|chain| chain.first())?;
     let membership = shared.membership.load();
     let key = kds_certs::certified_key(&membership, certificate)?.statement;
-    (!membership.is_replaced(key.server, key.epoch, *shared.epoch.borrow())).then_some(key)
+    (!membership.is_replaced(key.server, key.epoch, shared.epoch.borrow().epoch)).then_some(key)
 }
 
 /// Whether a key may be in the hands of somebody who read its server out some epochs ago.
-fn is_old(of: Epoch, current: Epoch) -> bool {
-    of.next() < current
+fn is_old(of: AttemptId, current: AttemptId) -> bool {
+    of.epoch.next() < current.epoch
 }
 
 async fn write_frame(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> anyhow::Result<()> {
@@ -324,13 +328,13 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
             };
             let peer = key.server;
             drop(handshake);
-            let late = is_old(key.epoch, *shared.epoch.borrow());
+            let late = is_old(key.attempt_id(), *shared.epoch.borrow());
             let places = if late { &late_links } else { &links };
             let Ok(_link) = Arc::clone(&places[peer.index()]).try_acquire_owned() else {
                 tracing::warn!(%peer, "refused one more link");
                 return;
             };
-            if let Err(error) = receive(stream, peer, (key.epoch, late), shared, hears).await {
+            if let Err(error) = receive(stream, peer, (key.attempt_id(), late), shared, hears).await {
                 tracing::info!(%peer, error = %format!("{error:#}"), "link from peer closed");
             }
         });
@@ -340,7 +344,7 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
 async fn receive(
     stream: impl AsyncRead + Unpin,
     peer: ServerId,
-    (of, late): (Epoch, bool),
+    (of, late): (AttemptId, bool),
     shared: Arc<Shared>,
     hears: Hears,
 ) -> anyhow::Result<()> {
@@ -351,7 +355,7 @@ async fn receive(
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
         let current = *shared.epoch.borrow();
-        keyring.set_floor(Epoch(current.0.saturating_sub(1)));
+        keyring.set_epoch(current.epoch);
         keyring.follow(&shared.membership.load());
         if is_old(of, current) && !late {
             anyhow::bail!("the key that it was made with is old by now");

@@ -9,7 +9,7 @@ use crate::{committer, driver, epoch_keys, http, peers, place};
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use quorum::certificate::Certificate;
-use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
+use quorum::ids::{AttemptId, ClusterId, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
 use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
@@ -74,8 +74,10 @@ pub struct Shared {
     pub evidence: PathBuf,
     /// For handing out shares.
     pub shares: Shares,
-    /// The epoch that the executed state is in.
-    pub epoch: watch::Sender<Epoch>,
+    /// The attempt by which the epoch of the executed state began.
+    pub epoch: watch::Sender<AttemptId>,
+    /// The one that the key of new links is certified for.
+    pub link_epoch: watch::Sender<AttemptId>,
     health: AtomicU8,
 }
 
@@ -189,6 +191,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
         voting: ArcSwap::from_pointee(vec![status.voting]),
+        link_epoch: watch::Sender::new(link_tls.attempt),
         links: ArcSwap::from_pointee(link_tls),
         membership: ArcSwap::new(Arc::clone(replica.membership())),
         certificate: ArcSwapOption::new(replica.certificate().cloned()),
@@ -196,7 +199,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         peers_connected: AtomicUsize::new(0),
         evidence: folder.join("evidence"),
         shares: store.shares(),
-        epoch: watch::Sender::new(status.epoch),
+        epoch: watch::Sender::new(status.attempt),
         health: AtomicU8::new(Health::Good as u8),
         manifest: Arc::clone(&manifest),
     });

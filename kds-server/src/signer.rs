@@ -9,13 +9,14 @@ use crate::config::{IDENTITY_KEY, SIGNER_STATE};
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
+use quorum::ServerId;
 use quorum::codec::{decode, encode};
+use quorum::ids::AttemptId;
 use quorum::limits::CHANGES_TOGETHER;
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
 use quorum::signer::{Ask, Counter, Refused, Signer};
 use quorum::signing::KeyCertificate;
-use quorum::{Epoch, ServerId};
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -109,8 +110,15 @@ impl SignerLink {
         while untold.len() > CHANGES_TOGETHER {
             let (some, others) = untold.split_at(CHANGES_TOGETHER);
             let (changes, evidence) = (some.to_vec(), None);
-            if let Err(refused) =
-                self.exchange(&Ask { keys: vec![], epoch: Epoch(0), evidence, changes }).await?
+            if let Err(refused) = self
+                .exchange(&Ask {
+                    keys: vec![],
+                    attempt: AttemptId::default(),
+                    evidence,
+                    coming: None,
+                    changes,
+                })
+                .await?
             {
                 return Ok(Err(refused));
             }
@@ -217,7 +225,7 @@ impl Keeper {
                 Ok(certified)
             }
             Err(refused) => {
-                tracing::info!(%refused, epoch = %ask.epoch, "refused to certify keys");
+                tracing::info!(%refused, epoch = %ask.attempt, "refused to certify keys");
                 Err(refused)
             }
         };

@@ -10,7 +10,7 @@ use quorum::bytes::{Blob, Hash};
 use quorum::certificate::{Certificate, Checkpoint, VoteBook};
 use quorum::codec::encode;
 use quorum::grid::Grid;
-use quorum::ids::{Epoch, Sequence, ServerId, Timestamp};
+use quorum::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::map::Map;
 use quorum::message::CheckedBatch;
@@ -75,7 +75,9 @@ fn fixture(n: usize) -> Fixture {
     });
     let mut rng = StdRng::seed_from_u64(1);
     let cluster = manifest.cluster_id();
-    let voters = grid.servers().map(|id| Voter::generate(cluster, &identity(id), id, Epoch(0), 0, &mut rng));
+    let voters = grid
+        .servers()
+        .map(|id| Voter::generate(cluster, &identity(id), id, AttemptId::default(), 0, &mut rng));
     Fixture { voters: voters.collect(), manifest, administrator }
 }
 
@@ -130,6 +132,7 @@ fn main() {
                 root: Hash([1; 32]),
                 time: Timestamp(1),
                 epoch: Epoch(0),
+                attempt: 0,
             })
         }),
     );
@@ -185,8 +188,13 @@ fn main() {
     println!("-- certificates");
     for n in [4, 9, 16] {
         let fixture = fixture(n);
-        let checkpoint =
-            Checkpoint { sequence: Sequence(9), root: Hash([3; 32]), time: Timestamp(5), epoch: Epoch(0) };
+        let checkpoint = Checkpoint {
+            sequence: Sequence(9),
+            root: Hash([3; 32]),
+            time: Timestamp(5),
+            epoch: Epoch(0),
+            attempt: 0,
+        };
         let certificate = fixture.certificate(checkpoint);
         let mut keyring = Keyring::new(Arc::clone(&fixture.manifest));
         report(

@@ -18,10 +18,10 @@
 
 use quorum::bytes::{Hash, SecretBytes};
 use quorum::codec::encode;
-use quorum::ids::{ClusterId, Epoch, ServerId, Timestamp};
+use quorum::ids::{AttemptId, ClusterId, Epoch, ServerId, Timestamp};
 use quorum::message::{HandedOut, PeerMessage};
 use quorum::recovery::Keeper;
-use quorum::refresh::{AttemptId, Dealing, Seeds};
+use quorum::refresh::{Dealing, Seeds};
 use quorum::shares::{Helping, Renewal, ShareOp, ShareSet};
 use quorum::thresholds::Thresholds;
 use std::collections::BTreeMap;

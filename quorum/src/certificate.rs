@@ -9,8 +9,8 @@
 use crate::bytes::Hash;
 use crate::codec::Tagged;
 use crate::grid::Grid;
-use crate::ids::{Epoch, Sequence, ServerId, ServerSet, Timestamp};
-use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified, Vote};
+use crate::ids::{AttemptId, Epoch, Sequence, ServerId, ServerSet, Timestamp};
+use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement, Verified, Vote};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,14 +26,15 @@ pub struct Checkpoint {
     pub time: Timestamp,
     /// Epoch of the secrets after it.
     pub epoch: Epoch,
+    /// The attempt by which that epoch began.
+    pub attempt: u32,
 }
 impl Tagged for Checkpoint {
     const TAG: &'static str = "kds.checkpoint";
-
-    /// Keys that were stolen in q servers' earlier epochs, one server's after the other's, must not make a
-    /// certificate.
-    fn epoch(&self) -> Option<Epoch> {
-        Some(self.epoch)
+}
+impl Statement for Checkpoint {
+    fn attempt(&self) -> AttemptId {
+        AttemptId { epoch: self.epoch, attempt: self.attempt }
     }
 }
 
@@ -75,9 +76,12 @@ pub enum QuorumError {
     Key(#[from] KeyError),
 }
 
-impl<T: Tagged> QuorumProof<T> {
+impl<T: Statement> QuorumProof<T> {
     /// Checks everything against the manifest. Learns the voting keys that it carries, so that
     /// the next certificate costs q signature checks and no more.
+    ///
+    /// All votes are under keys of the one attempt that the statement names. Of that epoch's servers at most f
+    /// were faulty, and the others' keys of it are gone: so what holds once holds for ever (design §7).
     pub fn verify(&self, keyring: &mut Keyring) -> Result<(), QuorumError> {
         let thresholds = keyring.manifest().thresholds;
         if self.votes.len() > thresholds.n() || self.keys.len() > thresholds.n() {
@@ -119,18 +123,23 @@ impl<T> Default for VoteBook<T> {
     }
 }
 
-impl<T: Tagged + Copy + PartialEq> VoteBook<T> {
-    /// Keeps a server's vote; its first one counts. A second, different one is returned: evidence
-    /// of equivocation.
+impl<T: Statement + Copy + PartialEq> VoteBook<T> {
+    /// Keeps a server's vote; its first one of an epoch counts, and replaces those of earlier epochs. A second,
+    /// different one is returned: evidence of equivocation.
     pub fn add(&mut self, vote: Verified<T>) -> Result<bool, Box<Verified<T>>> {
         match self.votes.get(&vote.server()) {
-            None => {
+            Some(first) if first.body() == vote.body() => Ok(false),
+            Some(first) if first.body().attempt() == vote.body().attempt() => Err(Box::new(vote)),
+            Some(first) if first.body().attempt() > vote.body().attempt() => Ok(false),
+            _ => {
                 self.votes.insert(vote.server(), vote);
                 Ok(true)
             }
-            Some(first) if first.body() == vote.body() => Ok(false),
-            Some(_) => Err(Box::new(vote)),
         }
+    }
+    /// Forgets votes of other attempts.
+    pub fn keep_only(&mut self, attempt: AttemptId) {
+        self.votes.retain(|_, vote| vote.body().attempt() == attempt);
     }
     /// Who voted for what.
     pub fn votes_cast(&self) -> Vec<(ServerId, T)> {
@@ -163,9 +172,16 @@ impl<T: Tagged + Copy + PartialEq> VoteBook<T> {
 pub struct Held {
     /// The sequence number held; every smaller one is held too.
     pub sequence: Sequence,
+    /// By which the epoch began that it is said in.
+    pub attempt: AttemptId,
 }
 impl Tagged for Held {
     const TAG: &'static str = "kds.held";
+}
+impl Statement for Held {
+    fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
 }
 
 /// Held statements that together show that everything up to `sequence` is complete.
@@ -192,14 +208,17 @@ pub enum CompletionError {
     /// They do not cover c columns and q servers.
     #[error("the holders do not cover enough columns or servers")]
     NotCovered,
+    /// Said in another epoch than the first statement.
+    #[error("server {0}'s statement is of another epoch than the others'")]
+    OtherEpoch(ServerId),
     /// A key or signature that does not hold.
     #[error(transparent)]
     Key(#[from] KeyError),
 }
 
 impl Completion {
-    /// Checks the statements and that their servers cover c full columns and number q. Says the oldest epoch
-    /// whose keys it relies on.
+    /// Checks the statements, all of one epoch, and that their servers cover c full columns and number q. Says
+    /// which epoch that is.
     pub fn verify(&self, keyring: &mut Keyring) -> Result<Epoch, CompletionError> {
         let mut holders = ServerSet::default();
         for held in &self.held {
@@ -212,18 +231,19 @@ impl Completion {
             if held.body.sequence < self.sequence {
                 return Err(CompletionError::HoldsLess(held.server));
             }
+            if Some(held.body.attempt) != self.held.first().map(|first| first.body.attempt) {
+                return Err(CompletionError::OtherEpoch(held.server));
+            }
         }
         if !keyring.manifest().grid().write_is_complete(&holders) {
             return Err(CompletionError::NotCovered);
         }
         // Bounded by the loop above: no server twice, none unknown.
         let carried = keyring.carried(&self.keys[..self.keys.len().min(self.held.len())])?;
-        let mut oldest = Epoch(u64::MAX);
         for held in &self.held {
-            let key = keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
-            oldest = oldest.min(key.statement.epoch);
+            keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
         }
-        Ok(oldest)
+        Ok(self.held.first().map_or(Epoch(0), |first| first.body.attempt.epoch))
     }
 }
 
@@ -239,18 +259,20 @@ impl CompletionTracker {
     pub fn new(grid: Grid) -> Self {
         Self { grid, held: BTreeMap::new() }
     }
-    /// Takes note of a statement; says whether it is higher than the server's last.
+    /// Takes note of a statement; says whether it is newer than the server's last. Those of earlier epochs are
+    /// forgotten: they do not count together with others.
     pub fn add(&mut self, held: Verified<Held>) -> bool {
-        let newer =
-            self.held.get(&held.server()).is_none_or(|known| known.body().sequence < held.body().sequence);
+        let place = |held: &Verified<Held>| (held.body().attempt, held.body().sequence);
+        let latest = self.held.values().map(|held| held.body().attempt).max().unwrap_or_default();
+        if held.body().attempt > latest {
+            self.held.clear();
+        }
+        let known = self.held.get(&held.server());
+        let newer = held.body().attempt >= latest && known.is_none_or(|known| place(known) < place(&held));
         if newer {
             self.held.insert(held.server(), held);
         }
         newer
-    }
-    /// Forgets statements under keys of earlier epochs: whoever says nothing since then holds nothing new.
-    pub fn forget_before(&mut self, epoch: Epoch) {
-        self.held.retain(|_, held| held.key().statement.epoch >= epoch);
     }
     /// The highest sequence number that is complete, with the statements that show it.
     pub fn completion(&self) -> Option<Completion> {
@@ -289,13 +311,16 @@ pub(crate) mod tests {
         let voters = identities
             .iter()
             .enumerate()
-            .map(|(i, identity)| Voter::generate(cluster, identity, ServerId(i as u8), Epoch(0), 0, &mut rng))
+            .map(|(i, identity)| {
+                Voter::generate(cluster, identity, ServerId(i as u8), AttemptId::default(), 0, &mut rng)
+            })
             .collect();
         (Keyring::new(Arc::new(manifest)), voters)
     }
 
     fn checkpoint(sequence: u64) -> Checkpoint {
-        Checkpoint { sequence: Sequence(sequence), root: Hash([3; 32]), time: Timestamp(5), epoch: Epoch(0) }
+        let (root, time) = (Hash([3; 32]), Timestamp(5));
+        Checkpoint { sequence: Sequence(sequence), root, time, epoch: Epoch(0), attempt: 0 }
     }
 
     fn certificate(voters: &[Voter]) -> Certificate {
@@ -360,14 +385,21 @@ pub(crate) mod tests {
         let voters = |epoch: u64| -> Vec<Voter> {
             let voter = |(i, identity)| {
                 let id = ServerId(i as u8);
-                Voter::generate(manifest.cluster_id(), identity, id, Epoch(epoch), epoch, &mut rng)
+                Voter::generate(
+                    manifest.cluster_id(),
+                    identity,
+                    id,
+                    AttemptId::first(Epoch(epoch)),
+                    epoch,
+                    &mut rng,
+                )
             };
             identities.iter().enumerate().map(voter).collect()
         };
         let (mut stolen, mut present) = (voters, Vec::new());
         present.extend(stolen(7));
         let stolen = stolen(5);
-        let at = |epoch: u64| Checkpoint { epoch: Epoch(epoch), ..checkpoint(9) };
+        let at = |epoch: u64| Checkpoint { epoch: Epoch(epoch), attempt: 1, ..checkpoint(9) };
         let certified = |voters: &[Voter], statement: Checkpoint| {
             let mut book = VoteBook::default();
             voters.iter().for_each(|voter| assert!(book.add(voter.sign(statement)).unwrap()));
@@ -376,13 +408,14 @@ pub(crate) mod tests {
         let mut keyring = Keyring::new(Arc::clone(&manifest));
         assert_eq!(certified(&present, at(7)).verify(&mut keyring), Ok(()));
         let forged = certified(&stolen, at(7)).verify(&mut keyring);
-        assert_eq!(forged, Err(QuorumError::Key(KeyError::OtherEpoch(ServerId(0)))));
+        assert_eq!(forged, Err(QuorumError::Key(KeyError::BadSignature(ServerId(0)))));
         // The past can be checked for ever.
         assert_eq!(certified(&stolen, at(5)).verify(&mut keyring), Ok(()));
 
         let completion = |voters: &[Voter]| {
             let mut tracker = CompletionTracker::new(manifest.grid());
-            voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(Held { sequence: Sequence(8) }))));
+            let held = |voter: &Voter| Held { sequence: Sequence(8), attempt: voter.attempt() };
+            voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(held(voter)))));
             tracker.completion().unwrap()
         };
         let mut verifier = Verifier::new(Arc::clone(&manifest));
@@ -424,12 +457,13 @@ pub(crate) mod tests {
     fn completion_needs_columns_and_a_quorum() {
         let (keyring, voters) = voters(9);
         let mut tracker = CompletionTracker::new(keyring.manifest().grid());
+        let held = |sequence| Held { sequence: Sequence(sequence), attempt: AttemptId::default() };
         // Columns 0 and 1 hold 7, or 8; that makes six servers and two columns.
         for (server, sequence) in [(0, 7), (3, 8), (6, 7), (1, 8), (4, 9), (8, 9)] {
-            tracker.add(voters[server].sign(Held { sequence: Sequence(sequence) }));
+            tracker.add(voters[server].sign(held(sequence)));
             assert_eq!(tracker.completion(), None);
         }
-        tracker.add(voters[7].sign(Held { sequence: Sequence(7) }));
+        tracker.add(voters[7].sign(held(7)));
         let completion = tracker.completion().unwrap();
         assert_eq!(completion.sequence, Sequence(7));
         assert_eq!(completion.verify(&mut keyring.clone()), Ok(Epoch(0)));

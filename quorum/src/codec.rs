@@ -10,7 +10,7 @@
 //! value has exactly one form under a signature, whatever a liar's encoder does.
 
 use crate::bytes::Hash;
-use crate::ids::{ClusterId, Epoch};
+use crate::ids::ClusterId;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -22,11 +22,6 @@ pub const FORMAT_VERSION: u8 = 1;
 pub trait Tagged: Serialize {
     /// Unique among all types; at most 255 bytes.
     const TAG: &'static str;
-
-    /// The epoch whose voting keys alone may sign it, if it belongs to one.
-    fn epoch(&self) -> Option<Epoch> {
-        None
-    }
 }
 
 /// The bytes that a signature on `value` covers.

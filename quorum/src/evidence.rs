@@ -167,6 +167,7 @@ mod tests {
             root: Hash([root; 32]),
             time: Timestamp(time),
             epoch: Epoch(0),
+            attempt: 0,
         }
     }
 

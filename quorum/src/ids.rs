@@ -40,6 +40,29 @@ number!(
     Epoch
 );
 
+/// Which attempt at which epoch. An epoch begins with one attempt of possibly several, and the keys that
+/// count in it are those that were certified for that one: so whoever saw an attempt that came to nothing
+/// has nothing for the epoch (design §7). Epoch 0 begins without one, under number 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptId {
+    /// The epoch that is to begin, or has begun.
+    pub epoch: Epoch,
+    /// Counts the attempts at it, from 1.
+    pub attempt: u32,
+}
+impl AttemptId {
+    /// The first attempt at an epoch; for epoch 0, its beginning.
+    pub fn first(epoch: Epoch) -> Self {
+        Self { epoch, attempt: u32::from(epoch > Epoch(0)) }
+    }
+}
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (attempt {})", self.epoch, self.attempt)
+    }
+}
+
 impl View {
     /// The server that proposes batches in this view: v mod n (PBFT §4.1).
     pub fn primary(self, servers: usize) -> ServerId {

@@ -29,16 +29,16 @@
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
-use crate::ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::ids::{AttemptId, ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
     CHANGES_TOGETHER, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW,
 };
 use crate::map::{PartItem, WantedPart};
 use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::recovery::{AskMasked, Masked};
-use crate::refresh::{AttemptId, Dealing};
+use crate::refresh::Dealing;
 use crate::request::{SignedRequest, VerifiedRequest};
-use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Verified};
+use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement, Verified};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -132,6 +132,8 @@ pub struct Slot {
     pub sequence: Sequence,
     /// Which batch.
     pub digest: Hash,
+    /// By which the epoch began that the place lies in. Votes of other epochs for the same place are void.
+    pub attempt: AttemptId,
 }
 
 macro_rules! phase {
@@ -141,6 +143,11 @@ macro_rules! phase {
         pub struct $name(pub Slot);
         impl Tagged for $name {
             const TAG: &'static str = $tag;
+        }
+        impl Statement for $name {
+            fn attempt(&self) -> AttemptId {
+                self.0.attempt
+            }
         }
     };
 }
@@ -162,9 +169,16 @@ phase!(
 pub struct Suspect {
     /// The view whose primary is suspected.
     pub view: View,
+    /// By which the epoch began that its author is in.
+    pub attempt: AttemptId,
 }
 impl Tagged for Suspect {
     const TAG: &'static str = "kds.suspect";
+}
+impl Statement for Suspect {
+    fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
 }
 
 /// "I take part in no view before this one, and this is what I have prepared" (PBFT §4.4).
@@ -172,31 +186,46 @@ impl Tagged for Suspect {
 pub struct ViewChange {
     /// The view that is to begin.
     pub view: View,
+    /// By which the epoch began that its author is in.
+    pub attempt: AttemptId,
+    /// Where that epoch began: everything up to here is decided for its author.
+    pub began: Sequence,
     /// The sender's last certificate; none before the first.
     pub stable: Option<Certificate>,
-    /// For each sequence number after it at which the sender prepared a batch: the votes of the
+    /// For each sequence number after both at which the sender prepared a batch in this epoch: the votes of the
     /// highest view in which it did.
     pub prepared: Vec<QuorumProof<Prepare>>,
 }
 impl Tagged for ViewChange {
     const TAG: &'static str = "kds.view-change";
 }
+impl Statement for ViewChange {
+    fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
+}
 
 impl ViewChange {
-    /// Checks every certificate and proof in it.
+    /// Everything up to here is decided.
+    pub fn low(&self) -> Sequence {
+        self.stable.as_ref().map_or(self.began, |stable| stable.statement.sequence.max(self.began))
+    }
+    /// Checks every certificate and proof in it. What is nested in it is as fresh as it is itself: proofs are of
+    /// its own epoch, and its certificate of no later one.
     fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        let low = match &self.stable {
-            None => 0,
-            Some(stable) => {
-                stable.verify(keyring)?;
-                stable.statement.sequence.0
+        if let Some(stable) = &self.stable {
+            if stable.statement.attempt() > self.attempt {
+                return Err(MessageError::BadViewChange);
             }
-        };
+            stable.verify(keyring)?;
+        }
+        let low = self.low().0;
         let mut previous = low;
         for proof in &self.prepared {
             let slot = proof.statement.0;
             // In order, each place once, between the watermarks, from an earlier view.
-            if slot.sequence.0 <= previous || slot.sequence.0 > low + WINDOW || slot.view >= self.view {
+            let placed = slot.sequence.0 > previous && slot.sequence.0 <= low.saturating_add(WINDOW);
+            if !placed || slot.view >= self.view || slot.attempt != self.attempt {
                 return Err(MessageError::BadViewChange);
             }
             previous = slot.sequence.0;
@@ -211,14 +240,25 @@ impl ViewChange {
 pub struct NewView {
     /// The view that begins.
     pub view: View,
-    /// View changes of q servers, with the certificates of the keys that signed them.
+    /// By which the epoch began in which it does.
+    pub attempt: AttemptId,
+    /// View changes of q servers, all made in that epoch, with the certificates of the keys that signed them.
     pub view_changes: Vec<(Signed<ViewChange>, KeyCertificate)>,
 }
 impl Tagged for NewView {
     const TAG: &'static str = "kds.new-view";
 }
+impl Statement for NewView {
+    fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
+}
 
 impl NewView {
+    /// Where its epoch began, by all its view changes.
+    pub fn began(&self) -> Option<Sequence> {
+        self.view_changes.first().map(|(change, _)| change.body.began)
+    }
     /// Checks that q different servers changed to this view, with everything they say.
     fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
         let thresholds = keyring.manifest().thresholds;
@@ -228,7 +268,9 @@ impl NewView {
         let mut servers = ServerSet::default();
         for (change, key) in &self.view_changes {
             let known = keyring.manifest().server(change.server).is_some();
-            if !known || !servers.insert(change.server) || change.body.view != self.view {
+            let ViewChange { view, attempt, began, .. } = change.body;
+            let together = (view, attempt) == (self.view, self.attempt) && Some(began) == self.began();
+            if !known || !servers.insert(change.server) || !together {
                 return Err(MessageError::BadNewView);
             }
             let carried = keyring.carried(&[*key])?;
@@ -254,9 +296,16 @@ pub struct Status {
     pub wants_state: bool,
     /// Changes of the membership that it knows.
     pub changes: u32,
+    /// By which the epoch began whose key it has: an old one if it slept.
+    pub attempt: AttemptId,
 }
 impl Tagged for Status {
     const TAG: &'static str = "kds.status";
+}
+impl Statement for Status {
+    fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
 }
 
 /// A signed statement with the certificate of its key, for somebody who may not know the key.
@@ -269,6 +318,8 @@ pub struct Witness {
     pub boot: u64,
     /// What the one that answers has executed.
     pub executed: Sequence,
+    /// The view that it is in.
+    pub view: View,
     /// Its last certificate.
     pub certificate: Option<Certificate>,
     /// The asker's prepare vote for the highest sequence number.
@@ -281,7 +332,7 @@ pub struct Witness {
 
 impl Witness {
     fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        fn holds<T: Tagged>(
+        fn holds<T: Statement>(
             evidence: &Option<Evidence<T>>,
             keyring: &mut Keyring,
         ) -> Result<(), MessageError> {
@@ -289,8 +340,9 @@ impl Witness {
                 if keyring.manifest().server(signed.server).is_none() {
                     return Err(KeyError::UnknownServer(signed.server).into());
                 }
-                // It may be long ago.
-                keyring.verify_past(signed, key)?;
+                // It may be long ago: the asker judges that.
+                let carried = keyring.carried(&[*key])?;
+                keyring.verify_with(&carried, signed.server, &signed.body, &signed.signature)?;
             }
             Ok(())
         }
@@ -551,7 +603,7 @@ impl PeerMessage {
     /// Checks everything in a message that came over the link from `from`. Learns the certified
     /// keys that it carries.
     pub fn check(self, from: ServerId, keyring: &mut Keyring) -> Result<CheckedMessage, MessageError> {
-        fn authored<T: Tagged>(
+        fn authored<T: Statement>(
             signed: Signed<T>,
             from: ServerId,
             keyring: &Keyring,
@@ -586,13 +638,7 @@ impl PeerMessage {
             Self::Commit(signed) => CheckedMessage::Commit(authored(signed, from, keyring)?),
             Self::Checkpoint(signed) => CheckedMessage::Checkpoint(authored(signed, from, keyring)?),
             Self::Held(signed) => CheckedMessage::Held(authored(signed, from, keyring)?),
-            Self::Status(signed) => {
-                // Whoever slept through epochs asks for help under the key that it fell asleep with.
-                if signed.server != from {
-                    return Err(MessageError::NotTheAuthor(signed.server));
-                }
-                CheckedMessage::Status(keyring.check_of_any_epoch(signed)?)
-            }
+            Self::Status(signed) => CheckedMessage::Status(authored(signed, from, keyring)?),
             Self::Suspect(signed) => CheckedMessage::Suspect(authored(signed, from, keyring)?),
             Self::ViewChange(signed) => {
                 let change = authored(signed, from, keyring)?;
@@ -605,10 +651,8 @@ impl PeerMessage {
                     return Err(MessageError::BadNewView);
                 }
                 // A view may have begun many epochs ago: the replica asks for more than this then.
-                let mut past = keyring.clone();
-                past.set_floor(Epoch(0));
-                let new_view = past.check_with(key, *signed)?;
-                new_view.body().check(&mut past)?;
+                let new_view = keyring.check_with(key, *signed)?;
+                new_view.body().check(keyring)?;
                 CheckedMessage::NewView(new_view)
             }
             Self::Fetch(digest) => CheckedMessage::Fetch(digest),

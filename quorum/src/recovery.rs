@@ -8,12 +8,12 @@
 
 use crate::bytes::SecretBytes;
 use crate::gf256::{self, Combination};
-use crate::ids::{Epoch, ServerId, ServerSet, Timestamp};
+use crate::ids::{AttemptId, Epoch, ServerId, ServerSet, Timestamp};
 use crate::limits::{
     RECOVERY_BACKOFF, RECOVERY_CHUNKS, RECOVERY_PATIENCE_MS, RECOVERY_WAIT_MS, RETRANSMIT_MS,
 };
 use crate::message::PeerMessage;
-use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES, Field};
+use crate::refresh::{CHUNK, CHUNK_BYTES, Field};
 use crate::shares::{MaskedChunk, ShareOp, ShareSet};
 use crate::thresholds::Thresholds;
 use serde::{Deserialize, Serialize};

@@ -31,7 +31,7 @@
 use crate::bytes::{Hash, SecretBytes};
 use crate::codec::{Tagged, digest, secret_signing_bytes};
 use crate::gf256::{self, Combination};
-use crate::ids::{ClusterId, Epoch, ServerId, ServerSet};
+use crate::ids::{AttemptId, ClusterId, ServerId, ServerSet};
 use crate::scalars;
 use crate::thresholds::{MAX_SEED_SETS, Thresholds};
 use chacha20::ChaCha20;
@@ -82,16 +82,6 @@ impl Field {
             Self::Scalars => scalars::interpolate(points, x),
         }
     }
-}
-
-/// Which attempt at which epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AttemptId {
-    /// The epoch that is to begin.
-    pub epoch: Epoch,
-    /// Counts the attempts at it, from 1.
-    pub attempt: u32,
 }
 
 /// What a seed is for.

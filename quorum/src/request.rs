@@ -2,10 +2,9 @@
 
 use crate::bytes::{Blob, Element, Hash, PublicKey, SignatureBytes};
 use crate::codec::{Tagged, digest, sha256};
-use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp};
+use crate::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp};
 use crate::membership::{ChangeProof, Replacement};
 use crate::record::{Entry, Invalid, Name};
-use crate::refresh::AttemptId;
 use crate::signing::{KeyCertificate, SignatureError, SigningKey, verify};
 use serde::{Deserialize, Serialize};
 

@@ -5,8 +5,8 @@
 //! is over.
 
 use crate::bytes::SecretBytes;
-use crate::ids::{Epoch, ServerId};
-use crate::refresh::{AttemptId, CHUNK, CHUNK_BYTES, Scratch, Terms};
+use crate::ids::{AttemptId, Epoch, ServerId};
+use crate::refresh::{CHUNK, CHUNK_BYTES, Scratch, Terms};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use zeroize::{Zeroize as _, Zeroizing};

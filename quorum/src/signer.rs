@@ -2,17 +2,23 @@
 //! (design §7; PBFT-PR's co-processor).
 //!
 //! It runs in a process of its own, under a user of its own. Whoever takes a server over can have it certify
-//! keys, and must not be able to lay in a stock of them: so it certifies keys only for the epoch that a
-//! certificate of q servers shows to have begun, and for the one after it. Then a thief's keys are good for
-//! the two epochs in which the server counts as corrupt anyway. Where servers have been replaced it is shown
-//! that too, since then: an identity certifies keys for the epochs in which it is the server's. Its counter makes every certificate a new
-//! one, and never goes back; it is durable before a certificate leaves.
+//! keys, and must not be able to lay in a stock of them. So it certifies keys for the attempt by which an epoch
+//! began, as a certificate of q servers shows it; and for an attempt at the next epoch that stands in the state
+//! that such a certificate is about. Nothing is certified ahead: who leaves before an attempt begins takes
+//! nothing along that counts in its epoch, and what was certified for an attempt that came to nothing never
+//! counts (design §7). Where servers have been replaced it is shown that too: an identity certifies
+//! keys for the epochs in which it is the server's. The first ones of a new identity, which has seen no epoch
+//! yet, are certified for no attempt: they make links and ask for help, and no vote under them counts. Its
+//! counter makes every certificate a new one, and never goes back; it is durable before a certificate leaves.
 
+use crate::answer::Proved;
 use crate::bytes::PublicKey;
 use crate::certificate::{Certificate, QuorumError};
-use crate::ids::{Epoch, ServerId};
+use crate::ids::{AttemptId, Epoch, ServerId};
+use crate::map::Hasher;
 use crate::membership::{ChangeProof, Membership};
-use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, Keyring, SigningKey};
+use crate::signing::{KeyCertificate, KeyPurpose, KeyStatement, Keyring, SigningKey, Statement as _};
+use crate::state::{Epochs, layout};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -22,8 +28,8 @@ use std::sync::Arc;
 pub struct Counter {
     /// Serial number of the last certificate.
     pub serial: u64,
-    /// The last epoch that is shown to have begun.
-    pub epoch: Epoch,
+    /// The last epoch that is shown to have begun, and by which attempt.
+    pub begun: AttemptId,
 }
 
 /// What a server wants to have certified.
@@ -32,10 +38,13 @@ pub struct Counter {
 pub struct Ask {
     /// What the keys are for, and the keys.
     pub keys: Vec<(KeyPurpose, PublicKey)>,
-    /// For which epoch; a signer that knows of a later one certifies for that.
-    pub epoch: Epoch,
-    /// Shows an epoch to have begun, if there was one since the last question.
+    /// For which attempt: one that has begun, in the state that `evidence` is about; or the one by which an epoch
+    /// has begun. Of an epoch that is over: a signer that knows of a later one certifies for that.
+    pub attempt: AttemptId,
+    /// Shows which epoch has begun, if that is not known yet.
     pub evidence: Option<Certificate>,
+    /// Shows the attempt at the next epoch, in the state that `evidence` is about.
+    pub coming: Option<Proved<Epochs>>,
     /// Changes of the membership since the last question.
     pub changes: Vec<Arc<ChangeProof>>,
 }
@@ -47,12 +56,12 @@ const MAX_KEYS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Refused {
     /// Not yet.
-    #[error("epoch {asked} has not begun, nor has the one before: the last that was shown is {shown}")]
+    #[error("epoch {asked} is not shown to have begun: the last that was is {shown}")]
     TooEarly {
         /// Asked for.
-        asked: Epoch,
+        asked: AttemptId,
         /// Known.
-        shown: Epoch,
+        shown: AttemptId,
     },
     /// A certificate that does not hold, or changes of the membership that do not follow.
     #[error("the evidence does not hold")]
@@ -105,36 +114,57 @@ impl Signer {
         }
         self.membership = self.membership.follow(ask.changes.clone()).map_err(|_| Refused::Evidence)?;
         // A change is certified in the epoch before it takes effect.
-        let begun = self.membership.proofs().last().map(|proof| proof.certificate.statement.epoch);
-        self.counter.epoch = self.counter.epoch.max(begun.unwrap_or_default());
+        let begun = self.membership.proofs().last().map(|proof| proof.certificate.statement.attempt());
+        self.counter.begun = self.counter.begun.max(begun.unwrap_or_default());
         if let Some(evidence) = &ask.evidence
-            && evidence.statement.epoch > self.counter.epoch
+            && (evidence.statement.attempt() > self.counter.begun || ask.coming.is_some())
         {
             evidence.verify(&mut Keyring::of(Arc::clone(&self.membership)))?;
-            self.counter.epoch = evidence.statement.epoch;
+            self.counter.begun = self.counter.begun.max(evidence.statement.attempt());
         }
-        let shown = self.counter.epoch;
-        if ask.epoch > shown.next() {
-            return Err(Refused::TooEarly { asked: ask.epoch, shown });
-        }
-        // One whose server was restored from a backup, or slept: keys of an epoch that is over are of no use
-        // but to forge the past.
-        // Nor of one in which it was not this identity's server yet.
-        let server = self.id;
-        let own = self.membership.place(server).is_some_and(|place| place.identity == self.identity.public());
-        let since = if own { self.membership.since(server) } else { Epoch(0) };
-        let epoch = ask.epoch.max(shown).max(since);
+        let attempt = self.counts(ask)?;
+        let (server, AttemptId { epoch, attempt }) = (self.id, attempt);
         if !ask.keys.is_empty() && self.membership.identity(server, epoch) != Some(self.identity.public()) {
             return Err(Refused::NotIdentity { server, epoch });
         }
         let certified = ask.keys.iter().map(|(purpose, key)| {
             self.counter.serial += 1;
             let (purpose, key, serial) = (*purpose, *key, self.counter.serial);
-            let statement = KeyStatement { server, purpose, epoch, serial, key };
+            let statement = KeyStatement { server, purpose, epoch, attempt, serial, key };
             KeyCertificate::issue(self.membership.cluster(), &self.identity, statement)
         });
         let certified = certified.collect();
         Ok((self.counter, certified))
+    }
+
+    /// What keys are certified for: never for an epoch that is over, since collected from q servers, one after the
+    /// other, such keys would forge the past.
+    fn counts(&self, ask: &Ask) -> Result<AttemptId, Refused> {
+        let begun = self.counter.begun;
+        let coming = match (&ask.coming, &ask.evidence) {
+            (Some(proved), Some(evidence)) => {
+                let hasher = Hasher::new(*self.membership.cluster());
+                let shown = proved.verify(&hasher, &evidence.statement.root, layout::EPOCHS);
+                let epochs = shown.map_err(|_| Refused::Evidence)?;
+                epochs.and_then(|epochs| epochs.attempt.as_ref()).map(|attempt| attempt.id)
+            }
+            (Some(_), None) => return Err(Refused::Evidence),
+            (None, _) => None,
+        };
+        // An attempt that stands in an old state is over.
+        if coming == Some(ask.attempt) && ask.attempt.epoch > begun.epoch {
+            return Ok(ask.attempt);
+        }
+        let own =
+            self.membership.place(self.id).is_some_and(|place| place.identity == self.identity.public());
+        let since = if own { self.membership.since(self.id) } else { Epoch(0) };
+        if since > begun.epoch && ask.attempt.epoch <= since {
+            return Ok(AttemptId { epoch: since, attempt: 0 });
+        }
+        if ask.attempt.epoch > begun.epoch {
+            return Err(Refused::TooEarly { asked: ask.attempt, shown: begun });
+        }
+        Ok(begun)
     }
 }
 
@@ -155,28 +185,55 @@ mod tests {
             root: Hash([epoch as u8; 32]),
             time: Timestamp(epoch),
             epoch: Epoch(epoch),
+            attempt: u32::from(epoch > 0),
         };
         let (mut book, mut rng) = (VoteBook::default(), StdRng::seed_from_u64(epoch));
         for (i, identity) in identities.iter().enumerate() {
-            let (id, of) = (ServerId(i as u8), Epoch(keys_of));
+            let (id, of) = (ServerId(i as u8), AttemptId::first(Epoch(keys_of)));
             let voter = Voter::generate(manifest.cluster_id(), identity, id, of, 1, &mut rng);
             assert!(book.add(voter.sign(statement)).unwrap());
         }
         book.proof(&statement, manifest.thresholds.q()).unwrap()
     }
 
+    /// A certificate of a state in which an attempt at the next epoch is under way, and what shows that.
+    fn under_way(
+        manifest: &Manifest,
+        identities: &[SigningKey],
+        current: AttemptId,
+        next: AttemptId,
+    ) -> (Certificate, Proved<Epochs>) {
+        let epochs = crate::state::epochs::tests::standing(current, Some(next));
+        let mut map = crate::map::Map::new(manifest.cluster_id());
+        map.insert(layout::EPOCHS, crate::codec::encode(&epochs));
+        let snapshot = map.seal();
+        let statement = certificate(manifest, identities, current.epoch.0, current.epoch.0).statement;
+        let statement = Checkpoint { root: snapshot.root(), ..statement };
+        let (mut book, mut rng) = (VoteBook::default(), StdRng::seed_from_u64(9));
+        for (i, identity) in identities.iter().enumerate() {
+            let voter =
+                Voter::generate(manifest.cluster_id(), identity, ServerId(i as u8), current, 2, &mut rng);
+            assert!(book.add(voter.sign(statement)).unwrap());
+        }
+        let certificate = book.proof(&statement, manifest.thresholds.q()).unwrap();
+        (certificate, Proved::look_up(&snapshot, layout::EPOCHS))
+    }
+
+    /// Nothing is certified ahead: an adversary who leaves before an attempt begins takes along no key for it.
     #[test]
-    fn keys_are_certified_for_epochs_that_have_begun_and_the_next_one() {
+    fn keys_are_certified_for_the_epoch_that_has_begun_and_for_an_attempt_that_has() {
         let (manifest, identities) = sample(4);
         let membership = Membership::genesis(Arc::new(manifest.clone()));
         let mut signer =
             Signer::new(Arc::clone(&membership), ServerId(2), identities[2].clone(), Counter::default());
-        let ask = |epoch: u64, evidence: Option<Certificate>| Ask {
+        let ask = |attempt: AttemptId, evidence: Option<Certificate>| Ask {
             keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])), (KeyPurpose::Sealing, PublicKey([8; 32]))],
-            epoch: Epoch(epoch),
+            attempt,
             evidence,
+            coming: None,
             changes: vec![],
         };
+        let first = |epoch: u64| AttemptId::first(Epoch(epoch));
         let mut serials = Vec::new();
         let mut certified = |signer: &mut Signer, ask: &Ask| {
             let (counter, keys) = signer.certify(ask)?;
@@ -185,30 +242,51 @@ mod tests {
                 serials.push(key.statement.serial);
             }
             assert_eq!(counter.serial, keys.last().unwrap().statement.serial);
-            Ok::<_, Refused>(keys[0].statement.epoch)
+            Ok::<_, Refused>(keys[0].statement.attempt_id())
         };
-        assert_eq!(certified(&mut signer, &ask(0, None)), Ok(Epoch(0)));
-        assert_eq!(certified(&mut signer, &ask(1, None)), Ok(Epoch(1)));
-        let early = Err(Refused::TooEarly { asked: Epoch(2), shown: Epoch(0) });
-        assert_eq!(certified(&mut signer, &ask(2, None)), early);
-        // A thief of old voting keys cannot make it believe in an epoch: certificates are signed by keys
+        assert_eq!(certified(&mut signer, &ask(first(0), None)), Ok(first(0)));
+        let early = |asked, shown| Err(Refused::TooEarly { asked, shown });
+        assert_eq!(certified(&mut signer, &ask(first(1), None)), early(first(1), first(0)));
+        // An adversary with old voting keys cannot make it believe in an epoch: certificates are signed by keys
         // of their own epoch.
         let forged = certificate(&manifest, &identities, 5, 4);
-        assert_eq!(certified(&mut signer, &ask(5, Some(forged))), Err(Refused::Evidence));
+        assert_eq!(certified(&mut signer, &ask(first(5), Some(forged))), Err(Refused::Evidence));
         let mut few = certificate(&manifest, &identities, 5, 5);
         few.votes.pop();
-        assert_eq!(certified(&mut signer, &ask(5, Some(few))), Err(Refused::Evidence));
+        assert_eq!(certified(&mut signer, &ask(first(5), Some(few))), Err(Refused::Evidence));
         let shown = certificate(&manifest, &identities, 5, 5);
-        assert_eq!(certified(&mut signer, &ask(6, Some(shown.clone()))), Ok(Epoch(6)));
-        let early = Err(Refused::TooEarly { asked: Epoch(7), shown: Epoch(5) });
-        assert_eq!(certified(&mut signer, &ask(7, Some(shown))), early);
+        assert_eq!(certified(&mut signer, &ask(first(6), Some(shown.clone()))), early(first(6), first(5)));
+        assert_eq!(certified(&mut signer, &ask(first(5), Some(shown.clone()))), Ok(first(5)));
+
+        // An attempt that stands in the certified state; that one, and no other.
+        let third = AttemptId { epoch: Epoch(6), attempt: 3 };
+        let (state, epochs) = under_way(&manifest, &identities, first(5), third);
+        let coming = |attempt, evidence: &Certificate, epochs: &Proved<Epochs>| Ask {
+            coming: Some(epochs.clone()),
+            ..ask(attempt, Some(evidence.clone()))
+        };
+        assert_eq!(certified(&mut signer, &coming(third, &state, &epochs)), Ok(third));
+        let fourth = AttemptId { attempt: 4, ..third };
+        assert_eq!(certified(&mut signer, &coming(fourth, &state, &epochs)), early(fourth, first(5)));
+        // Shown once is not shown for ever; what is shown has to stand in that very state, and be certified.
+        assert_eq!(certified(&mut signer, &ask(third, None)), early(third, first(5)));
+        assert_eq!(certified(&mut signer, &coming(third, &shown, &epochs)), Err(Refused::Evidence));
+        let mut few = state.clone();
+        few.votes.pop();
+        assert_eq!(certified(&mut signer, &coming(third, &few, &epochs)), Err(Refused::Evidence));
+        let mut changed = epochs.clone();
+        changed.value.as_mut().unwrap().attempt.as_mut().unwrap().id = fourth;
+        assert_eq!(certified(&mut signer, &coming(fourth, &state, &changed)), Err(Refused::Evidence));
+
         // What is over is over, whatever the server believes; and so after a restart.
-        assert_eq!(certified(&mut signer, &ask(0, None)), Ok(Epoch(5)));
-        let counter = signer.certify(&Ask { keys: vec![], ..ask(5, None) }).unwrap().0;
+        assert_eq!(certified(&mut signer, &ask(first(0), None)), Ok(first(5)));
+        let counter = signer.certify(&Ask { keys: vec![], ..ask(first(5), None) }).unwrap().0;
         let mut again = Signer::new(Arc::clone(&membership), ServerId(2), identities[2].clone(), counter);
-        assert_eq!(certified(&mut again, &ask(0, None)), Ok(Epoch(5)));
+        assert_eq!(certified(&mut again, &ask(first(0), None)), Ok(first(5)));
+        let (old, epochs) = under_way(&manifest, &identities, first(2), first(3));
+        assert_eq!(certified(&mut again, &coming(first(3), &old, &epochs)), Ok(first(5)));
         assert!(serials.is_sorted_by(|a, b| a < b), "{serials:?}");
-        let many = Ask { keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])); 5], ..ask(5, None) };
+        let many = Ask { keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])); 5], ..ask(first(5), None) };
         assert_eq!(again.certify(&many).err(), Some(Refused::TooMany));
     }
 }

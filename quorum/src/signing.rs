@@ -4,12 +4,16 @@
 //! it votes, opens shares and makes links with, each for one epoch (design §7). Votes carry only the server's id; a [`Keyring`]
 //! knows which voting keys its identity has certified.
 //!
+//! Every statement that a server votes with names the attempt by which its epoch began ([`Statement`]), and counts
+//! under voting keys that were certified for that attempt and no other. This is the one place that says so:
+//! keys that were stolen in several epochs, one server's in each, never add up to a quorum.
+//!
 //! Bytes from outside become [`Signed`] by decoding and [`Verified`] only by a check here; the
 //! replica accepts nothing less.
 
 use crate::bytes::{Hash, PublicKey, SignatureBytes};
 use crate::codec::{Tagged, signing_bytes};
-use crate::ids::{ClusterId, Epoch, ServerId};
+use crate::ids::{AttemptId, ClusterId, Epoch, ServerId};
 use crate::limits::KEYS_PER_SERVER;
 use crate::manifest::Manifest;
 use crate::membership::Membership;
@@ -109,6 +113,8 @@ pub struct KeyStatement {
     pub purpose: KeyPurpose,
     /// The epoch that the key is for.
     pub epoch: Epoch,
+    /// By which attempt at it: keys of an attempt that came to nothing never count.
+    pub attempt: u32,
     /// Rises with every key of this server and purpose.
     pub serial: u64,
     /// The key.
@@ -116,6 +122,19 @@ pub struct KeyStatement {
 }
 impl Tagged for KeyStatement {
     const TAG: &'static str = "kds.key-statement";
+}
+impl KeyStatement {
+    /// The attempt that the key is for.
+    pub fn attempt_id(&self) -> AttemptId {
+        AttemptId { epoch: self.epoch, attempt: self.attempt }
+    }
+}
+
+/// What a server signs with a voting key.
+pub trait Statement: Tagged {
+    /// The attempt by which the epoch began that it belongs to: keys certified for it alone may sign it. Of a
+    /// statement about a sequence number, that is the epoch in which that number lies (design §7).
+    fn attempt(&self) -> AttemptId;
 }
 
 /// A key statement signed by the server's identity key.
@@ -157,8 +176,8 @@ pub enum KeyError {
     /// No known voting key of the server made the signature.
     #[error("server {0}'s signature does not verify")]
     BadSignature(ServerId),
-    /// The signature verifies under a key of an epoch that the statement does not belong to.
-    #[error("server {0}'s signature is under a key of another epoch")]
+    /// No key of the epoch that the statement names is known here, or the server has another identity by now.
+    #[error("server {0}'s statement is of an epoch that no key of it is known for")]
     OtherEpoch(ServerId),
 }
 
@@ -171,21 +190,21 @@ pub struct VotingKey {
 
 /// The certified voting keys of the cluster's servers, ready to verify with.
 ///
-/// Voting keys are renewed with every epoch, and a thief may have those of epochs that are over. A
-/// statement that names its epoch counts under a key of that epoch only. Any other counts under keys
-/// from the *floor* on, which whoever follows the log sets to the epoch before the current one: what is on
-/// its way when an epoch begins was signed in the last one.
+/// Voting keys are renewed with every epoch, and an adversary may have those of epochs that are over. A
+/// statement holds under a key of the attempt that it names; whether that is worth anything now is the
+/// receiver's to judge.
 #[derive(Clone)]
 pub struct Keyring {
     membership: Arc<Membership>,
     keys: BTreeMap<ServerId, Vec<VotingKey>>,
-    floor: Epoch,
+    /// The epoch that its owner is in.
+    current: Epoch,
 }
 
 impl Keyring {
     /// Knows who the servers are, and no voting key yet.
     pub fn of(membership: Arc<Membership>) -> Self {
-        Self { membership, keys: BTreeMap::new(), floor: Epoch(0) }
+        Self { membership, keys: BTreeMap::new(), current: Epoch(0) }
     }
     /// The same for a cluster whose servers are as the manifest has them.
     pub fn new(manifest: Arc<Manifest>) -> Self {
@@ -207,9 +226,9 @@ impl Keyring {
             }
         }
     }
-    /// Keys of earlier epochs than this do not count any more.
-    pub fn set_floor(&mut self, floor: Epoch) {
-        self.floor = floor;
+    /// Takes note of the epoch: a server that has another identity in it is not spoken to as the old one.
+    pub fn set_epoch(&mut self, current: Epoch) {
+        self.current = current;
     }
     /// The cluster that all signatures are bound to.
     pub fn cluster(&self) -> &ClusterId {
@@ -257,49 +276,36 @@ impl Keyring {
             .get(&certificate.statement.server)
             .is_some_and(|keys| keys.iter().any(|key| key.certificate == *certificate))
     }
-    /// Checks a server's signature on a value; returns the key certificate that it verified under.
-    pub fn verify<T: Tagged>(
+    /// Checks a server's statement; returns the certificate of the key that it verified under.
+    pub fn verify<T: Statement>(
         &self,
         server: ServerId,
-        value: &T,
+        statement: &T,
         signature: &SignatureBytes,
     ) -> Result<KeyCertificate, KeyError> {
-        self.verify_with(&[], server, value, signature)
+        self.verify_with(&[], server, statement, signature)
     }
     /// The same, with keys that came along.
-    pub fn verify_with<T: Tagged>(
+    pub fn verify_with<T: Statement>(
         &self,
         carried: &[VotingKey],
         server: ServerId,
-        value: &T,
+        statement: &T,
         signature: &SignatureBytes,
     ) -> Result<KeyCertificate, KeyError> {
-        let key = self.made_by(carried, server, value, signature)?;
-        let of = key.statement.epoch;
-        let counts = match value.epoch() {
-            Some(epoch) => of == epoch,
-            None => of >= self.floor,
-        };
-        if counts { Ok(key) } else { Err(KeyError::OtherEpoch(server)) }
-    }
-    /// The key that made a signature, of whatever epoch.
-    fn made_by<T: Tagged>(
-        &self,
-        carried: &[VotingKey],
-        server: ServerId,
-        value: &T,
-        signature: &SignatureBytes,
-    ) -> Result<KeyCertificate, KeyError> {
-        let of_server = |key: &&VotingKey| key.certificate.statement.server == server;
+        let attempt = statement.attempt();
         let known = self.keys.get(&server).into_iter().flatten();
+        let of_server = |key: &&VotingKey| key.certificate.statement.server == server;
         let mut keys = carried.iter().filter(of_server).chain(known).peekable();
         keys.peek().ok_or(KeyError::NoKey(server))?;
-        keys.find(|key| verify_with(self.cluster(), &key.key, value, signature).is_ok())
+        let mut keys = keys.filter(|key| key.certificate.statement.attempt_id() == attempt).peekable();
+        keys.peek().ok_or(KeyError::OtherEpoch(server))?;
+        keys.find(|key| verify_with(self.cluster(), &key.key, statement, signature).is_ok())
             .map(|key| key.certificate)
             .ok_or(KeyError::BadSignature(server))
     }
-    /// The same, with the key that came along.
-    pub fn check_with<T: Tagged>(
+    /// The same for a message, with the certificate of its author's key.
+    pub fn check_with<T: Statement>(
         &mut self,
         key: KeyCertificate,
         signed: Signed<T>,
@@ -308,27 +314,13 @@ impl Keyring {
         let key = self.verify_with(&carried, signed.server, &signed.body, &signed.signature)?;
         Ok(Verified { signed, key })
     }
-    /// Checks a message that promises nothing, from a server that may have missed epochs; not from somebody
-    /// whose identity is no longer that server's.
-    pub fn check_of_any_epoch<T: Tagged>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
-        let key = self.made_by(&[], signed.server, &signed.body, &signed.signature)?;
-        match self.membership.is_replaced(signed.server, key.statement.epoch, self.floor) {
-            false => Ok(Verified { signed, key }),
-            true => Err(KeyError::OtherEpoch(signed.server)),
-        }
-    }
-    /// Checks what a server said once, under the key that comes along.
-    pub fn verify_past<T: Tagged>(
-        &mut self,
-        signed: &Signed<T>,
-        key: &KeyCertificate,
-    ) -> Result<(), KeyError> {
-        let carried = self.carried(&[*key])?;
-        self.made_by(&carried, signed.server, &signed.body, &signed.signature).map(drop)
-    }
-    /// Turns a signed message into one that the replica accepts.
-    pub fn check<T: Tagged>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
+    /// Turns a signed message into one that the replica accepts. Not from somebody whose identity is no longer
+    /// that server's.
+    pub fn check<T: Statement>(&self, signed: Signed<T>) -> Result<Verified<T>, KeyError> {
         let key = self.verify(signed.server, &signed.body, &signed.signature)?;
+        if self.membership.is_replaced(signed.server, key.statement.epoch, self.current) {
+            return Err(KeyError::OtherEpoch(signed.server));
+        }
         Ok(Verified { signed, key })
     }
 }
@@ -418,18 +410,17 @@ impl Voter {
         cluster: ClusterId,
         identity: &SigningKey,
         server: ServerId,
-        epoch: Epoch,
+        AttemptId { epoch, attempt }: AttemptId,
         serial: u64,
         rng: &mut R,
     ) -> Self {
-        let key = SigningKey::generate(rng);
-        let statement =
-            KeyStatement { server, purpose: KeyPurpose::Voting, epoch, serial, key: key.public() };
+        let (key, purpose) = (SigningKey::generate(rng), KeyPurpose::Voting);
+        let statement = KeyStatement { server, purpose, epoch, attempt, serial, key: key.public() };
         Self { cluster, certificate: KeyCertificate::issue(&cluster, identity, statement), key }
     }
-    /// The epoch that its key is certified for.
-    pub fn epoch(&self) -> Epoch {
-        self.certificate.statement.epoch
+    /// The attempt that its key is certified for.
+    pub fn attempt(&self) -> AttemptId {
+        self.certificate.statement.attempt_id()
     }
     /// The server that votes.
     pub fn server(&self) -> ServerId {
@@ -443,8 +434,8 @@ impl Voter {
     pub fn key(&self) -> &SigningKey {
         &self.key
     }
-    /// Makes a statement.
-    pub fn sign<T: Tagged>(&self, body: T) -> Verified<T> {
+    /// Makes a statement; under a key of another attempt than it names nobody will believe it.
+    pub fn sign<T: Statement>(&self, body: T) -> Verified<T> {
         let signature = self.key.sign(&self.cluster, &body);
         Verified { signed: Signed { body, server: self.server(), signature }, key: self.certificate }
     }
@@ -462,9 +453,14 @@ pub(crate) mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-    struct Note(u64);
+    struct Note(u64, AttemptId);
     impl Tagged for Note {
         const TAG: &'static str = "test.note";
+    }
+    impl Statement for Note {
+        fn attempt(&self) -> AttemptId {
+            self.1
+        }
     }
 
     #[test]
@@ -473,46 +469,56 @@ pub(crate) mod tests {
         let cluster = manifest.cluster_id();
         let mut rng = StdRng::seed_from_u64(1);
         let mut keyring = Keyring::new(Arc::new(manifest));
-        let voter = Voter::generate(cluster, &identities[2], ServerId(2), Epoch(0), 0, &mut rng);
-        let note = voter.sign(Note(1)).signed().clone();
+        let voter = Voter::generate(cluster, &identities[2], ServerId(2), AttemptId::default(), 0, &mut rng);
+        let note = voter.sign(Note(1, AttemptId::default())).signed().clone();
         assert_eq!(keyring.check(note.clone()).unwrap_err(), KeyError::NoKey(ServerId(2)));
         assert_eq!(keyring.add(*voter.certificate()), Ok(true));
         assert_eq!(keyring.add(*voter.certificate()), Ok(false));
         assert!(keyring.check(note.clone()).is_ok());
         // Server 1 certifies a key in server 2's name.
-        let forged = Voter::generate(cluster, &identities[1], ServerId(2), Epoch(0), 9, &mut rng);
+        let forged = Voter::generate(cluster, &identities[1], ServerId(2), AttemptId::default(), 9, &mut rng);
         assert_eq!(keyring.add(*forged.certificate()), Err(KeyError::NotCertified(ServerId(2))));
         // Another server's vote in this one's name.
-        let stolen = Signed { server: ServerId(2), ..forged.sign(Note(1)).signed().clone() };
+        let stolen =
+            Signed { server: ServerId(2), ..forged.sign(Note(1, AttemptId::default())).signed().clone() };
         assert_eq!(keyring.check(stolen).unwrap_err(), KeyError::BadSignature(ServerId(2)));
         // A changed body.
-        assert!(keyring.check(Signed { body: Note(2), ..note }).is_err());
+        assert!(keyring.check(Signed { body: Note(2, AttemptId::default()), ..note }).is_err());
     }
 
+    /// A statement holds under keys of the attempt that it names: not of another epoch, nor of an attempt that
+    /// came to nothing.
     #[test]
-    fn keys_of_epochs_that_are_over_do_not_count() {
+    fn a_statement_holds_under_keys_of_its_own_attempt_only() {
         let (manifest, identities) = sample(4);
         let (cluster, mut rng) = (manifest.cluster_id(), StdRng::seed_from_u64(1));
         let mut keyring = Keyring::new(Arc::new(manifest));
+        let attempts = [(3, 1), (4, 1), (5, 1), (5, 2), (6, 1)];
+        let attempts = attempts.map(|(epoch, attempt)| AttemptId { epoch: Epoch(epoch), attempt });
         let mut voter =
-            |epoch| Voter::generate(cluster, &identities[2], ServerId(2), Epoch(epoch), epoch, &mut rng);
-        let voters: Vec<_> = (3..9).map(&mut voter).collect();
-        for voter in &voters[..3] {
+            |of| Voter::generate(cluster, &identities[2], ServerId(2), of, attempts.len() as u64, &mut rng);
+        let voters = attempts.map(&mut voter);
+        for voter in &voters[..4] {
             keyring.add(*voter.certificate()).unwrap();
         }
-        keyring.set_floor(Epoch(4));
-        let note = |voter: &Voter| voter.sign(Note(1)).signed().clone();
-        assert_eq!(keyring.check(note(&voters[0])).unwrap_err(), KeyError::OtherEpoch(ServerId(2)));
-        assert!(keyring.check(note(&voters[1])).is_ok() && keyring.check(note(&voters[2])).is_ok());
-        assert!(keyring.check_of_any_epoch(note(&voters[0])).is_ok(), "whoever slept asks for help");
+        let other = Err(KeyError::OtherEpoch(ServerId(2)));
+        for (made, said) in (0..4).flat_map(|made| (0..4).map(move |said| (made, said))) {
+            let note = voters[made].sign(Note(1, attempts[said])).signed().clone();
+            let bad = Err(KeyError::BadSignature(ServerId(2)));
+            let expected = if made == said { Ok(()) } else { bad };
+            assert_eq!(keyring.check(note.clone()).map(drop), expected, "{made} {said}");
+            // The key that made it may come along: that is no help.
+            let along = keyring.check_with(*voters[made].certificate(), note).map(drop);
+            assert_eq!(along, expected, "{made} {said}");
+        }
+        let late = voters[4].sign(Note(1, attempts[4])).signed().clone();
+        assert_eq!(keyring.check(late.clone()).map(drop), other);
         // What came along counts whatever is remembered, and what is remembered is bounded.
-        for voter in &voters[3..] {
-            keyring.add(*voter.certificate()).unwrap();
-        }
-        assert_eq!(keyring.check(note(&voters[1])).unwrap_err(), KeyError::BadSignature(ServerId(2)));
-        assert!(keyring.check_with(*voters[1].certificate(), note(&voters[1])).is_ok());
-        assert!(keyring.verify_past(&note(&voters[0]), voters[0].certificate()).is_ok());
-        assert!(keyring.verify_past(&note(&voters[0]), voters[1].certificate()).is_err());
+        keyring.add(*voters[4].certificate()).unwrap();
+        assert!(keyring.check(late).is_ok());
+        let first = voters[0].sign(Note(1, attempts[0])).signed().clone();
+        assert_eq!(keyring.check(first.clone()).map(drop), other);
+        assert!(keyring.check_with(*voters[0].certificate(), first).is_ok());
     }
 
     #[test]

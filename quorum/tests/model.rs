@@ -12,7 +12,7 @@
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{encode, sha256};
 use quorum::grid::Grid;
-use quorum::ids::{Epoch, Sequence, ServerId, Timestamp, View};
+use quorum::ids::{AttemptId, Sequence, ServerId, Timestamp, View};
 use quorum::limits::LOG_TAIL_BATCHES;
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::membership::Membership;
@@ -128,7 +128,14 @@ impl Ordering {
         let voters: Vec<_> = (0..4u8)
             .map(|i| {
                 let mut rng = StdRng::seed_from_u64(i.into());
-                Voter::generate(cluster, &identities[usize::from(i)], ServerId(i), Epoch(0), 0, &mut rng)
+                Voter::generate(
+                    cluster,
+                    &identities[usize::from(i)],
+                    ServerId(i),
+                    AttemptId::default(),
+                    0,
+                    &mut rng,
+                )
             })
             .collect();
         for voter in &voters {
@@ -154,6 +161,7 @@ impl Ordering {
                 let nothing = Witness {
                     boot: 7,
                     executed: Sequence(0),
+                    view: View(0),
                     certificate: None,
                     prepare: None,
                     commit: None,
@@ -179,7 +187,7 @@ impl Ordering {
         for time in 0..=u64::from(both) {
             let batch = Batch { time: START.plus_ms(time), requests: vec![] };
             let digest = CheckedBatch::check(&cluster, batch.clone()).unwrap().digest();
-            let slot = Slot { view: View(0), sequence: Sequence(1), digest };
+            let slot = Slot { view: View(0), sequence: Sequence(1), digest, attempt: AttemptId::default() };
             let liar = &voters[0];
             let proposal =
                 PeerMessage::PrePrepare(liar.sign(PrePrepare(slot)).signed().clone(), batch.into());

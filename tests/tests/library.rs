@@ -420,7 +420,7 @@ async fn answers_are_as_described() {
 #[tokio::test(flavor = "multi_thread")]
 async fn evidence_is_kept_and_can_be_checked_by_others() {
     use kds_client::keystore::{self, SecretKind};
-    use quorum::signing::Voter;
+    use quorum::signing::{Statement as _, Voter};
     let mut cluster = Cluster::start(4).await.unwrap();
     cluster.register("alice", 1).await.unwrap();
     cluster.level().await.unwrap();
@@ -440,10 +440,10 @@ async fn evidence_is_kept_and_can_be_checked_by_others() {
         let mut certificate: quorum::certificate::Certificate =
             serde_json::from_value(document["certificate"].clone()).unwrap();
         certificate.statement.root = quorum::Hash([9; 32]);
-        let epoch = certificate.statement.epoch;
+        let attempt = certificate.statement.attempt();
         let votes = identities.iter().enumerate().map(|(server, identity)| {
             let id = ServerId(server as u8);
-            let voter = Voter::generate(cluster_id, identity, id, epoch, 0, &mut rand::rng());
+            let voter = Voter::generate(cluster_id, identity, id, attempt, 0, &mut rand::rng());
             voter.sign(certificate.statement).vote()
         });
         (certificate.votes, certificate.keys) = votes.unzip();

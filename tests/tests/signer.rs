@@ -196,6 +196,7 @@ async fn overheard(cluster: &Cluster, of: impl Fn(Epoch) -> Epoch, seconds: u64)
             server: ServerId(1),
             purpose: KeyPurpose::Tls,
             epoch: of(epoch(cluster, 0).await),
+            attempt: 1,
             serial: u64::MAX,
             key: key.public(),
         };

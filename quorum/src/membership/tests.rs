@@ -82,10 +82,12 @@ fn an_identity_is_its_servers_from_one_epoch_on() {
     let is_replaced = |of, current| membership.is_replaced(ServerId(3), Epoch(of), Epoch(current));
     assert!(!is_replaced(0, 0) && is_replaced(0, 1) && !is_replaced(1, 1));
     // Nothing of the next epoch is handed to the one that goes, while it is still there.
-    let hears =
-        |server, of, current| membership.may_hear_secrets(ServerId(server), Epoch(of), Epoch(current));
-    assert!(!hears(3, 0, 0) && hears(3, 1, 0) && hears(3, 1, 2) && !hears(3, 1, 3));
-    assert!(hears(2, 0, 0) && hears(2, 0, 1) && !hears(2, 0, 2));
+    let hears = |server, of, current| {
+        let of_first = |epoch| AttemptId::first(Epoch(epoch));
+        membership.may_hear_secrets(ServerId(server), of_first(of), of_first(current))
+    };
+    assert!(!hears(3, 0, 0) && !hears(3, 1, 0) && hears(3, 1, 1) && !hears(3, 1, 2));
+    assert!(hears(2, 0, 0) && !hears(2, 0, 1) && hears(2, 1, 1));
     // The same from the manifest and what shows it, and from a stored state.
     let genesis = Membership::genesis(Arc::clone(membership.manifest()));
     let followed = genesis.follow([Arc::new(proof)]).unwrap();
@@ -226,7 +228,7 @@ fn a_thief_of_an_old_identity_is_nobody() {
     let (cluster, old) = (*membership.cluster(), SigningKey::from_seed(&[4; 32]));
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
     let mut voter = |identity: &SigningKey, epoch: u64| {
-        Voter::generate(cluster, identity, ServerId(3), Epoch(epoch), 90 + epoch, &mut rng)
+        Voter::generate(cluster, identity, ServerId(3), AttemptId::first(Epoch(epoch)), 90 + epoch, &mut rng)
     };
     let (before, thief, honest) = (voter(&old, 0), voter(&old, 1), voter(&new, 1));
     let mut keyring = Keyring::new(Arc::clone(membership.manifest()));
@@ -241,20 +243,21 @@ fn a_thief_of_an_old_identity_is_nobody() {
     assert_eq!(keyring.add(*thief.certificate()), not_certified);
     assert_eq!(keyring.add(*honest.certificate()), Ok(true));
     // It may have slept: that is believed of whoever the server is, not of whoever it was.
-    let note =
-        |by: &Voter| by.sign(crate::certificate::Held { sequence: crate::Sequence(1) }).signed().clone();
-    keyring.set_floor(Epoch(0));
-    assert!(keyring.check_of_any_epoch(note(&before)).is_ok(), "its epoch is not long ago");
-    keyring.set_floor(Epoch(1));
-    let late = keyring.check_of_any_epoch(note(&before)).unwrap_err();
+    let held = |by: &Voter| crate::certificate::Held { sequence: crate::Sequence(1), attempt: by.attempt() };
+    let note = |by: &Voter| by.sign(held(by)).signed().clone();
+    keyring.set_epoch(Epoch(0));
+    assert!(keyring.check(note(&before)).is_ok(), "it still is the server");
+    keyring.set_epoch(Epoch(1));
+    let late = keyring.check(note(&before)).unwrap_err();
     assert_eq!(late, KeyError::OtherEpoch(ServerId(3)));
-    assert!(keyring.check_of_any_epoch(note(&honest)).is_ok());
+    assert!(keyring.check(note(&honest)).is_ok());
     // Checkpoints of the old epoch were its own, and evidence of them says so to those who have the manifest.
     let statement = |root: u8| crate::certificate::Checkpoint {
         sequence: crate::Sequence(9),
         root: Hash([root; 32]),
         time: crate::Timestamp(5),
         epoch: Epoch(1),
+        attempt: 1,
     };
     let (first, second) = (honest.sign(statement(1)).stored(), honest.sign(statement(2)).stored());
     let votes = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
@@ -274,8 +277,9 @@ fn a_signer_certifies_for_the_epochs_in_which_its_identity_is_the_servers() {
     let evidence = Some(certificate(&mut world));
     let ask = |epoch: u64, evidence: Option<Certificate>, changes: Vec<Arc<ChangeProof>>| Ask {
         keys: key.clone(),
-        epoch: Epoch(epoch),
+        attempt: AttemptId::first(Epoch(epoch)),
         evidence,
+        coming: None,
         changes,
     };
     let shown = vec![Arc::new(shown)];
@@ -289,7 +293,11 @@ fn a_signer_certifies_for_the_epochs_in_which_its_identity_is_the_servers() {
     let certified = fresh.certify(&ask(0, None, shown.clone())).unwrap().1;
     assert_eq!(certified[0].statement.epoch, Epoch(1));
     certified[0].verify(world.state.membership()).unwrap();
-    assert!(fresh.certify(&ask(2, evidence.clone(), vec![])).is_ok());
+    // Of no attempt: nobody counts a vote under it, until the epoch is shown to have begun.
+    assert_eq!(certified[0].statement.attempt, 0);
+    let begun = fresh.certify(&ask(1, evidence.clone(), vec![])).unwrap().1;
+    assert_eq!(begun[0].statement.attempt_id(), AttemptId::first(Epoch(1)));
+    assert!(fresh.certify(&ask(2, evidence.clone(), vec![])).is_err());
     // The old one's: not any more, as soon as it knows.
     let mut old = signer(&SigningKey::from_seed(&[4; 32]));
     assert!(old.certify(&ask(0, None, vec![])).is_ok());

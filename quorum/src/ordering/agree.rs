@@ -46,6 +46,28 @@ impl Replica {
         self.advance(slot.sequence);
     }
 
+    /// Casts the votes that waited for a key of this epoch: only a server that started has any.
+    pub(super) fn vote_where_missing(&mut self) {
+        if !self.may_vote() || !self.changing.active {
+            return;
+        }
+        let (attempt, first) = (self.state.attempt(), self.executed().next());
+        let mut votes = Vec::new();
+        for (_, entry) in self.log.range_mut(first..) {
+            let Some(slot) = entry.slot().filter(|slot| slot.attempt == attempt) else { continue };
+            if entry.own_prepare.is_none() {
+                let vote = self.voter.sign(Prepare(slot));
+                let _ = entry.prepares.add(vote.clone());
+                entry.own_prepare = Some(vote.clone());
+                votes.push((slot.sequence, vote));
+            }
+        }
+        for (sequence, vote) in votes {
+            self.pending.send_all(&vote, PeerMessage::Prepare);
+            self.advance(sequence);
+        }
+    }
+
     /// Takes whatever step the votes for a sequence number allow.
     pub(super) fn advance(&mut self, sequence: Sequence) {
         let (quorum, may_vote) = (self.quorum(), self.may_vote());

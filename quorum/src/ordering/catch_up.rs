@@ -8,11 +8,11 @@ use super::Replica;
 use super::effects::{Target, Write};
 use super::log::LogEntry;
 use crate::certificate::QuorumProof;
-use crate::ids::{Epoch, Sequence, ServerId, Timestamp, View};
+use crate::ids::{AttemptId, Sequence, ServerId, Timestamp, View};
 use crate::limits::{
     CATCH_UP_BATCHES, CATCH_UP_BYTES, CHANGES_TOGETHER, FORWARD_TO_ALL_MS, RETRANSMIT_MS, WINDOW,
 };
-use crate::message::{CheckedBatch, Commit, PeerMessage, Status};
+use crate::message::{CheckedBatch, Commit, PeerMessage, Slot, Status};
 use crate::signing::Verified;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) struct Progress {
     helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
     /// The view that each server said last it takes part in, and the epoch of the key that it said so under:
     /// what a thief says in a server's name counts no longer than the server's key does.
-    pub(super) views: BTreeMap<ServerId, (Epoch, View)>,
+    pub(super) views: BTreeMap<ServerId, (AttemptId, View)>,
 }
 
 impl Progress {
@@ -56,6 +56,7 @@ impl Replica {
             || self.executed() > self.certified()
             || self.target > self.certified()
             || self.changing.later_view_seen
+            || self.later_epoch_seen
             || !self.changing.active
             || self.wants_state();
         if !stalled || !outstanding {
@@ -126,7 +127,8 @@ impl Replica {
         let active = self.changing.active;
         let (executed, certified) = (self.executed(), self.certified());
         let (wants_state, changes) = (self.wants_state(), self.membership.proofs().len() as u32);
-        let status = Status { view: self.view, active, executed, certified, wants_state, changes };
+        let (view, attempt) = (self.view, self.voter.attempt());
+        let status = Status { view, active, executed, certified, wants_state, changes, attempt };
         let status = self.voter.sign(status);
         self.pending.send(Target::One(peer), PeerMessage::Status(status.signed().clone()));
     }
@@ -142,10 +144,13 @@ impl Replica {
 
     /// Somebody says how far it is: help, if this replica is further.
     pub(super) fn on_status(&mut self, now: Timestamp, status: &Verified<Status>) {
-        let of = status.key().statement.epoch;
         let (peer, status) = (status.server(), *status.body());
         if status.active {
-            self.progress.views.insert(peer, (of, status.view));
+            // What an adversary says under an old key does not displace what the server says.
+            let said = self.progress.views.entry(peer).or_insert((status.attempt, status.view));
+            if status.attempt >= said.0 {
+                *said = (status.attempt, status.view);
+            }
         }
         let behind = status.view < self.view || (status.view == self.view && !status.active);
         if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {
@@ -183,6 +188,10 @@ impl Replica {
             self.offer_state(peer, status.executed);
         }
         let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
+        // First: batches count only as far as a certificate shows that there are some.
+        if let Some(certificate) = self.certificate.as_ref().filter(|_| status.certified < self.certified()) {
+            self.pending.send(Target::One(peer), PeerMessage::Certificate(certificate.as_ref().clone()));
+        }
         let mut bytes = 0;
         for (_, entry) in self.log.range(first..=last) {
             let Some(proof) = &entry.committed else { continue };
@@ -195,21 +204,26 @@ impl Replica {
                 self.pending.send(Target::One(peer), message);
             }
         }
-        if let Some(certificate) = self.certificate.as_ref().filter(|_| status.certified < self.certified()) {
-            self.pending.send(Target::One(peer), PeerMessage::Certificate(certificate.as_ref().clone()));
-        }
     }
 
     /// A batch that q servers committed to.
     pub(super) fn on_committed(&mut self, from: ServerId, proof: QuorumProof<Commit>, batch: CheckedBatch) {
-        let sequence = proof.statement.0.sequence;
-        let executed = self.executed();
+        let Slot { sequence, attempt, .. } = proof.statement.0;
+        let (executed, current) = (self.executed(), self.state.attempt());
         self.target = self.target.max(sequence);
-        if sequence <= executed || sequence.0 > executed.0 + WINDOW {
+        // No further beyond what q servers vouch for than ordering itself goes: so whatever is executed on commit
+        // proofs is soon compared with a certificate.
+        let certified = self.ahead.as_ref().map_or(Sequence(0), |ahead| ahead.statement.sequence);
+        let shown = certified.max(self.certified());
+        if sequence <= executed || sequence.0 > executed.0 + WINDOW || sequence.0 > shown.0 + WINDOW {
+            return;
+        }
+        // In which epoch the next place lies is certain; of those after it that shows when they are executed.
+        if attempt < current || (sequence == executed.next() && attempt != current) {
             return;
         }
         let entry: &mut LogEntry = self.log.entry(sequence).or_default();
-        if entry.committed.is_none() {
+        if entry.committed.as_ref().is_none_or(|known| known.statement.0.attempt < attempt) {
             let wire = Arc::new(batch.to_batch());
             let accepted_here = entry.slot().is_some_and(|slot| slot.digest == proof.statement.0.digest);
             let batch_to_write = (!accepted_here).then(|| Arc::clone(&wire));
@@ -244,8 +258,8 @@ mod tests {
         let mut replica = Replica::start(identity, Stored::default());
         let mut shows = |changes: u32| {
             let (executed, certified) = (Sequence(0), Sequence(0));
-            let status =
-                Status { view: View(0), active: true, executed, certified, wants_state: false, changes };
+            let (view, attempt, wants_state) = (View(0), world.voters[1].attempt(), false);
+            let status = Status { view, active: true, executed, certified, wants_state, changes, attempt };
             let status = CheckedMessage::Status(world.voters[1].sign(status));
             replica.handle(Timestamp(1_000_000), Input::Message(ServerId(1), status));
             let sent = replica.drain_free();

@@ -9,7 +9,7 @@ use crate::ids::Sequence;
 use crate::limits::{LOG_TAIL_BYTES, WINDOW};
 use crate::message::PeerMessage;
 use crate::request::RequestId;
-use crate::signing::Verified;
+use crate::signing::{Statement as _, Verified};
 use std::sync::Arc;
 
 impl Replica {
@@ -73,6 +73,10 @@ impl Replica {
         if let Some(book) = self.checkpoints.get(&sequence) {
             for server in book.dissenters(&statement) {
                 let vote = book.of(server).expect("a dissenter has voted");
+                if vote.body().attempt() != statement.attempt() {
+                    // Under a key of another epoch: that need not have been the server.
+                    continue;
+                }
                 let (vote, key) = vote.stored();
                 let certificate = Box::new(certificate.clone());
                 self.pending.evidence(Evidence::Dissent { certificate, vote, key });
@@ -93,10 +97,7 @@ impl Replica {
         self.checkpoints = self.checkpoints.split_off(&sequence.next());
 
         // Executed and certified; the writes above are durable before this leaves (design §2).
-        let held = self.voter.sign(Held { sequence });
-        self.promise(&held, PeerMessage::Held);
-        self.own_held = Some(held.clone());
-        self.completion.add(held);
+        self.hold(sequence);
         self.update_completion();
         self.publish();
         if self.offered().is_none() {
@@ -104,6 +105,17 @@ impl Replica {
         }
         self.flush_certified();
         self.collect_garbage(before);
+    }
+
+    /// Says that everything up to here is held, in the epoch that this replica is in; later if it has no key of it.
+    pub(super) fn hold(&mut self, sequence: Sequence) {
+        let attempt = self.state.attempt();
+        self.own_held =
+            (self.voter.attempt() == attempt).then(|| self.voter.sign(Held { sequence, attempt }));
+        if let Some(held) = self.own_held.clone() {
+            self.promise(&held, PeerMessage::Held);
+            self.completion.add(held);
+        }
     }
 
     pub(super) fn on_held(&mut self, held: Verified<Held>) {

@@ -8,11 +8,10 @@
 use crate::bytes::SecretBlob;
 use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::evidence::Evidence;
-use crate::ids::{Epoch, Sequence, ServerId, View};
+use crate::ids::{AttemptId, Epoch, Sequence, ServerId, View};
 use crate::map::{PartError, Snapshot};
 use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
 use crate::ordering::PoolError;
-use crate::refresh::AttemptId;
 use crate::request::{RequestId, VerifiedRequest};
 use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Signed, Verified};

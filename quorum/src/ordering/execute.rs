@@ -20,6 +20,8 @@ impl Replica {
             return;
         }
         while let Some(entry) = self.log.get_mut(&self.state.sequence().next()) {
+            // Who is right about the place is known only now: commits of another epoch than it lies in are void.
+            entry.enter_epoch(self.state.attempt());
             if entry.committed.is_none() {
                 break;
             }
@@ -38,8 +40,11 @@ impl Replica {
     }
 
     fn execute(&mut self, batch: &CheckedBatch) {
-        let before = self.state.time();
+        let (before, epoch) = (self.state.time(), self.state.attempt());
         let executed = self.state.execute(batch);
+        if self.state.attempt() != epoch {
+            self.enter_epoch();
+        }
         self.keep_snapshot(before, &executed);
         for (place, event) in &executed.events {
             self.on_event(batch, *place, event);

@@ -3,8 +3,9 @@
 
 use crate::bytes::Hash;
 use crate::certificate::{QuorumProof, VoteBook};
-use crate::ids::{Sequence, Timestamp, View};
+use crate::ids::{AttemptId, Sequence, Timestamp, View};
 use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare, Slot};
+use crate::request::{Operation, Step};
 use crate::signing::{Signed, Verified};
 use std::sync::Arc;
 
@@ -20,6 +21,10 @@ pub(super) struct LogEntry {
     /// A batch as it travels and is stored, with its digest: the committed one once there is one,
     /// otherwise the accepted one.
     wire: Option<(Hash, Arc<Batch>)>,
+    /// Whether an epoch may begin with that batch.
+    barrier: bool,
+    /// A proposal that came before the one that it follows.
+    pub(super) early: Option<(Verified<PrePrepare>, CheckedBatch)>,
     pub(super) prepares: VoteBook<Prepare>,
     pub(super) commits: VoteBook<Commit>,
     /// This replica's own votes, to send again.
@@ -37,7 +42,12 @@ impl LogEntry {
     pub(super) fn slot(&self) -> Option<Slot> {
         self.pre_prepare.as_ref().map(|proposal| proposal.body.0)
     }
+    /// What a proposal is about that came before the one that it follows.
+    pub(super) fn early_slot(&self) -> Option<Slot> {
+        self.early.as_ref().map(|(proposal, _)| proposal.body().0)
+    }
     pub(super) fn set_batch(&mut self, batch: CheckedBatch, wire: Arc<Batch>) {
+        self.barrier = is_barrier(&wire);
         self.wire = Some((batch.digest(), wire));
         self.batch = Some(batch);
     }
@@ -61,16 +71,39 @@ impl LogEntry {
     pub(super) fn prepared_now(&self, quorum: usize) -> Option<QuorumProof<Prepare>> {
         self.prepares.proof(&Prepare(self.slot()?), quorum)
     }
+    /// Whether what follows can be voted for: this batch is known, and no epoch begins with it.
+    pub(super) fn leads_on(&self) -> bool {
+        self.batch.is_some() && !self.barrier
+    }
+    /// This place lies in the epoch that began by `attempt`: what was said about it in another one is void.
+    pub(super) fn enter_epoch(&mut self, attempt: AttemptId) {
+        self.prepares.keep_only(attempt);
+        self.commits.keep_only(attempt);
+        self.early.take_if(|(proposal, _)| proposal.body().0.attempt != attempt);
+        self.prepared.take_if(|(proof, _)| proof.statement.0.attempt != attempt);
+        let accepted = self.slot().is_some_and(|slot| slot.attempt == attempt);
+        if !accepted {
+            (self.pre_prepare, self.accepted_at) = (None, None);
+            (self.own_prepare, self.own_commit) = (None, None);
+        }
+        let void = self.committed.take_if(|proof| proof.statement.0.attempt != attempt).is_some();
+        if self.committed.is_none() && (void || !accepted) {
+            self.forget_batch();
+        }
+    }
+    fn forget_batch(&mut self) {
+        (self.batch, self.wire, self.barrier) = (None, None, false);
+    }
     /// Votes count in their view only.
     pub(super) fn leave_view(&mut self) {
         self.pre_prepare = None;
+        self.early = None;
         self.prepares = VoteBook::default();
         self.commits = VoteBook::default();
         self.own_prepare = None;
         self.own_commit = None;
         if self.committed.is_none() {
-            self.batch = None;
-            self.wire = None;
+            self.forget_batch();
         }
     }
     /// The batch with this digest, if this entry has it.
@@ -122,6 +155,13 @@ fn request_bytes(request: &crate::request::SignedRequest) -> usize {
 }
 
 /// What votes for a batch at this place are about.
-pub(super) fn slot(view: View, sequence: Sequence, batch: &CheckedBatch) -> Slot {
-    Slot { view, sequence, digest: batch.digest() }
+pub(super) fn slot(view: View, attempt: AttemptId, sequence: Sequence, batch: &CheckedBatch) -> Slot {
+    Slot { view, sequence, digest: batch.digest(), attempt }
+}
+
+/// Whether an epoch may begin with a batch. Whatever follows it then lies in the next one, and is voted for by
+/// keys of that: so nobody votes for anything after it before it is executed (design §7).
+fn is_barrier(batch: &Batch) -> bool {
+    let seals = |operation: &Operation| matches!(operation, Operation::Step(Step::Ready { .. }));
+    batch.requests.iter().any(|request| seals(&request.request.operation))
 }

@@ -19,6 +19,7 @@
 //! | `standing` | whether it remembers its votes, and may vote | PBFT-PR §4.3.2, design §3 |
 
 mod agree;
+mod barrier;
 mod catch_up;
 mod certify;
 mod effects;
@@ -44,7 +45,7 @@ pub use view_change::Plan;
 
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
-use crate::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
+use crate::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 #[cfg(doc)]
 use crate::limits::LOG_TAIL_BATCHES;
 use crate::limits::{HEARTBEAT_MS, RETRANSMIT_MS, WINDOW};
@@ -151,6 +152,8 @@ pub struct Replica {
     target: Sequence,
     progress: catch_up::Progress,
     changing: Changing,
+    /// Somebody has spoken in an epoch after this replica's.
+    later_epoch_seen: bool,
     /// When the current view began here.
     entered: Timestamp,
     /// The time of the step that is being taken.
@@ -187,6 +190,8 @@ pub struct ReplicaStatus {
     pub target: Sequence,
     /// The epoch of the executed state.
     pub epoch: Epoch,
+    /// The attempt by which that began.
+    pub attempt: AttemptId,
     /// Requests waiting.
     pub pending_requests: usize,
     /// Sequence numbers in the log.
@@ -197,8 +202,8 @@ pub struct ReplicaStatus {
     pub part: Part,
     /// The state that it fetches.
     pub transfer: Option<TransferProgress>,
-    /// The epoch that it needs keys and randomness for.
-    pub wants_keys: Option<Epoch>,
+    /// The attempt that it needs keys and randomness for.
+    pub wants_keys: Option<AttemptId>,
     /// The key that it votes with.
     pub voting: KeyCertificate,
 }
@@ -241,6 +246,9 @@ impl Replica {
                 self.renew(now);
             }
         }
+        while let Some((proposal, batch)) = self.next_early() {
+            self.on_pre_prepare(now, proposal, batch);
+        }
         self.propose(now);
         if self.executed() > before {
             let membership = Arc::clone(self.state.membership());
@@ -263,6 +271,9 @@ impl Replica {
     }
 
     fn on_message(&mut self, now: Timestamp, from: ServerId, message: CheckedMessage) {
+        if !self.counts(&message) {
+            return;
+        }
         match message {
             // Keys were learnt when the message was checked.
             CheckedMessage::Keys(_) => {}
@@ -330,6 +341,7 @@ impl Replica {
         let parts = (
             (self.id, self.view, self.state.sequence(), self.state.time(), self.entered, self.next_sequence),
             (self.last_proposed, self.certified(), self.target, self.certified_anywhere, self.part()),
+            (self.state.attempt(), self.later_epoch_seen),
             slots.collect::<Vec<_>>(),
             checkpoints.collect::<Vec<_>>(),
             self.changing.fingerprint(),
@@ -358,6 +370,7 @@ impl Replica {
             certified: self.certified(),
             target: self.target,
             epoch: self.state.epoch(),
+            attempt: self.state.attempt(),
             pending_requests: self.pool.len(),
             log_entries: self.log.len(),
             log_bytes: self.log_bytes,

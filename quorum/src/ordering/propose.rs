@@ -64,12 +64,21 @@ impl Replica {
         loop {
             let in_flight = self.next_sequence.0.saturating_sub(self.executed().0 + 1);
             let room = in_flight < PIPELINE && self.next_sequence.0 <= self.certified().0 + WINDOW;
+            // Where an epoch may begin with what is under way, the next place lies in another one perhaps.
+            if !room || !self.leads_to(self.next_sequence) {
+                return;
+            }
+            if let Some(batch) = self.changing.carried.remove(&self.next_sequence) {
+                // What the new view calls for keeps its time.
+                self.propose_at_next(batch);
+                continue;
+            }
             let beat = in_flight == 0 && now.since_ms(self.last_proposed) >= HEARTBEAT_MS;
             let gathered = in_flight == 0
                 || self.pool.unproposed() >= MAX_BATCH_REQUESTS
                 || now.since_ms(self.last_proposed) >= GATHER_MS;
             let due = beat || (gathered && self.pool.has_unproposed());
-            if !room || !due {
+            if !due {
                 return;
             }
             let requests = self.pool.take(MAX_BATCH_BYTES - BATCH_ENVELOPE_BYTES);
@@ -79,12 +88,16 @@ impl Replica {
             // Agreed time (design §3): the clock, and never backwards.
             let time = now.max(self.last_proposed).max(self.state.time());
             self.last_proposed = time;
-            let batch = CheckedBatch::new(&self.cluster, time, requests);
-            let sequence = self.next_sequence;
-            self.next_sequence = sequence.next();
-            let proposal = self.voter.sign(PrePrepare(log::slot(self.view, sequence, &batch)));
-            self.accept(sequence, proposal, batch);
+            self.propose_at_next(CheckedBatch::new(&self.cluster, time, requests));
         }
+    }
+
+    fn propose_at_next(&mut self, batch: CheckedBatch) {
+        let sequence = self.next_sequence;
+        self.next_sequence = sequence.next();
+        let slot = log::slot(self.view, self.state.attempt(), sequence, &batch);
+        let proposal = self.voter.sign(PrePrepare(slot));
+        self.accept(sequence, proposal, batch);
     }
 
     /// A proposal from the primary. Conditions as in PBFT §4.2, and design §3's on time.
@@ -109,9 +122,10 @@ impl Replica {
         if slot.sequence.0 > self.executed().0 + PROPOSALS_AHEAD {
             return;
         }
-        let known = self.log.get(&slot.sequence).and_then(|entry| entry.slot());
+        let known = self.log.get(&slot.sequence).and_then(|entry| entry.slot().or(entry.early_slot()));
         if let Some(known) = known {
-            if known != slot {
+            // What a primary said in another epoch is void, and contradicts nothing.
+            if known != slot && known.attempt == slot.attempt {
                 let accusation =
                     Accusation::Equivocation { server, sequence: slot.sequence, phase: "pre-prepare" };
                 self.pending.accuse(accusation);
@@ -122,7 +136,12 @@ impl Replica {
         // old certificate is the client's to refuse. It occurs when a primary repeats a proposal
         // from before an outage, which must not be stuck (docs/decisions/0006-agreed-time.md).
         // Nor is a time refused that view changes have carried over (design §3).
-        if !self.fits_plan(slot.sequence, slot.digest) {
+        let now_here = slot.attempt == self.state.attempt();
+        if now_here && !self.fits_plan(slot.sequence, slot.digest) {
+            return;
+        }
+        if !now_here || !self.leads_to(slot.sequence) {
+            self.log.entry(slot.sequence).or_default().early = Some((proposal, batch));
             return;
         }
         let carried = self.changing.expected(slot.sequence).is_some();

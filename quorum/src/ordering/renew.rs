@@ -18,15 +18,15 @@ use crate::answer::Proved;
 use crate::bytes::{Hash, SecretBlob, SecretBytes};
 use crate::certificate::{Certificate, Checkpoint};
 use crate::codec::{decode, encode_secret};
-use crate::ids::{ClusterId, Epoch, ServerId, Timestamp};
+use crate::ids::{AttemptId, ClusterId, Epoch, ServerId, Timestamp};
 use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
 use crate::membership::{Change, ChangeProof};
 use crate::message::{HandedOut, PeerMessage, WantedDealing};
-use crate::refresh::{AttemptId, Dealing, Seeds};
+use crate::refresh::{Dealing, Seeds};
 use crate::request::{Operation, SignedRequest, Step};
 use crate::sealing::OpeningKey;
 use crate::shares::{Helping, Renewal, ShareOp};
-use crate::signing::{KeyCertificate, Verified, Voter};
+use crate::signing::{KeyCertificate, Statement as _, Verified, Voter};
 use crate::state::{Attempt, Epochs, layout};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,8 +34,8 @@ use std::sync::Arc;
 /// What a server needs for an epoch, freshly drawn: the core has no randomness of its own.
 #[derive(Debug)]
 pub struct EpochKeys {
-    /// For which epoch.
-    pub epoch: Epoch,
+    /// For which attempt.
+    pub attempt: AttemptId,
     /// Seed of the key that opens shares.
     pub opening: SecretBytes,
     /// What the server's identity says about that key.
@@ -57,8 +57,8 @@ struct Opening {
 pub(super) struct Renewing {
     openings: BTreeMap<Epoch, Opening>,
     /// Keys to vote with, in the current epoch and the next one.
-    voters: BTreeMap<Epoch, Voter>,
-    entropy: Option<(Epoch, SecretBytes)>,
+    voters: BTreeMap<AttemptId, Voter>,
+    entropy: Option<(AttemptId, SecretBytes)>,
     /// What dealers handed to this server, checked against their commitments; in the vault as soon as
     /// they are complete.
     dealings: BTreeMap<(AttemptId, ServerId), Dealing>,
@@ -145,20 +145,27 @@ impl Replica {
         layout::epochs(self.state.map()).unwrap_or_default()
     }
 
-    /// The epoch that this server needs keys and randomness for, if any.
-    pub(super) fn wants_keys(&self) -> Option<Epoch> {
-        let current = self.state.epoch();
-        if !self.renewing.openings.contains_key(&current) || self.voter.epoch() != current {
+    /// The attempt that this server needs keys and randomness for, if any: the one by which the epoch began, or
+    /// one at the next that stands in the certified state, since nothing is certified for it before (design §7).
+    pub(super) fn wants_keys(&self) -> Option<AttemptId> {
+        let current = self.state.attempt();
+        let opening = self.renewing.openings.get(&current.epoch);
+        let opens = opening.is_some_and(|opening| opening.sealing.statement.attempt_id() == current);
+        if !opens || self.voter.attempt() != current {
             return Some(current);
         }
-        let next = self.epochs().attempt?.id.epoch;
-        let drawn = self.renewing.entropy.as_ref().is_some_and(|(epoch, _)| *epoch == next);
-        (!drawn && self.may_vote()).then_some(next)
+        let next = self.epochs().attempt?.id;
+        let drawn = self.renewing.entropy.as_ref().is_some_and(|(attempt, _)| *attempt == next);
+        let shown = || {
+            let epochs = self.certified_snapshot.as_ref().and_then(layout::epochs);
+            epochs.and_then(|epochs| epochs.attempt).is_some_and(|attempt| attempt.id == next)
+        };
+        (!drawn && self.may_vote() && shown()).then_some(next)
     }
 
     /// Votes with the key of the current epoch, if there is one, and casts the votes that waited for it.
     pub(super) fn take_up_voter(&mut self) {
-        let current = self.state.epoch();
+        let current = self.state.attempt();
         self.renewing.voters = self.renewing.voters.split_off(&current);
         let Some(voter) = self.renewing.voters.remove(&current) else { return };
         // Before anything that is signed with it.
@@ -172,12 +179,13 @@ impl Replica {
                 own.vote = vote;
             }
         }
+        self.vote_where_missing();
     }
 
     /// Votes for a state that this replica has executed; not with a key of another epoch, which nobody
     /// would count.
     pub(super) fn vote_for(&mut self, checkpoint: Checkpoint) -> Option<Verified<Checkpoint>> {
-        if self.voter.epoch() != checkpoint.epoch {
+        if self.voter.attempt() != checkpoint.attempt() {
             return None;
         }
         let vote = self.voter.sign(checkpoint);
@@ -188,20 +196,21 @@ impl Replica {
     }
 
     pub(super) fn on_keys(&mut self, keys: EpochKeys) {
-        let EpochKeys { epoch, opening, sealing, voter, entropy } = keys;
-        let known = self.renewing.openings.contains_key(&epoch);
-        if self.wants_keys() != Some(epoch) {
+        let EpochKeys { attempt, opening, sealing, voter, entropy } = keys;
+        let epoch = attempt.epoch;
+        let known = self.renewing.openings.get(&epoch).map(|known| known.sealing.statement.attempt_id());
+        if self.wants_keys() != Some(attempt) {
             return;
         }
-        self.renewing.voters.insert(epoch, voter);
-        if !known {
+        self.renewing.voters.insert(attempt, voter);
+        if known != Some(attempt) {
             // One that is known may be in the log already, and shares sealed to it.
             let value = seal_vault(&(&opening, &sealing));
             self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value });
             let key = Arc::new(OpeningKey::derive(opening.expose()));
             self.renewing.openings.insert(epoch, Opening { key, sealing });
         }
-        self.renewing.entropy = Some((epoch, entropy));
+        self.renewing.entropy = Some((attempt, entropy));
         self.take_up_voter();
         self.certify();
     }
@@ -315,10 +324,11 @@ impl Replica {
             }
             return;
         }
-        let drawn = self.renewing.entropy.as_ref().filter(|(epoch, _)| *epoch == attempt.id.epoch);
+        let drawn = self.renewing.entropy.as_ref().filter(|(of, _)| *of == attempt.id);
         let opening = self.renewing.openings.get(&attempt.id.epoch);
+        let opening = opening.filter(|opening| opening.sealing.statement.attempt_id() == attempt.id);
         let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
-        let Some(voter) = self.renewing.voters.get(&attempt.id.epoch) else { return };
+        let Some(voter) = self.renewing.voters.get(&attempt.id) else { return };
         let (voting, sealing) = (Box::new(*voter.certificate()), Box::new(opening.sealing));
         let root = match &self.renewing.own {
             Some((of, _, root)) if *of == attempt.id => *root,
@@ -358,7 +368,7 @@ impl Replica {
     /// deal, after it lost them.
     fn announce_keys(&mut self, now: Timestamp) {
         let Some(opening) = self.renewing.openings.get(&self.state.epoch()) else { return };
-        if self.voter.epoch() != self.state.epoch() {
+        if self.voter.attempt() != self.state.attempt() {
             return;
         }
         let (voting, sealing) = (*self.voter.certificate(), opening.sealing);
@@ -510,7 +520,6 @@ impl Replica {
             self.pending.write(Write::Vault { key: VaultKey::Opening(epoch), value: None });
         }
         self.take_up_voter();
-        self.completion.forget_before(Epoch(current.0.saturating_sub(1)));
         self.put_in_place();
     }
 
@@ -576,7 +585,7 @@ impl Replica {
         self.erase_dealings_of(|id| Some(id) != sealed && Some(id) < current);
         self.renewing.early.retain(|_, (id, _)| Some(*id) >= current);
         self.renewing.own.take_if(|(id, ..)| Some(*id) != current);
-        self.renewing.entropy.take_if(|(epoch, _)| *epoch <= epochs.current);
+        self.renewing.entropy.take_if(|(attempt, _)| attempt.epoch <= epochs.current);
     }
 
     fn erase_dealings_of(&mut self, over: impl Fn(AttemptId) -> bool) {

@@ -21,7 +21,7 @@ use crate::map::Map;
 use crate::membership::{ChangeProof, Membership};
 use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
 use crate::shares::ShareOp;
-use crate::signing::{KeyCertificate, Keyring, Signed};
+use crate::signing::{KeyCertificate, Keyring, Signed, Statement as _};
 use crate::state::{RestoreError, State, layout};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -209,6 +209,7 @@ impl Replica {
             replied_before: Vec::new(),
             certified_snapshot: None,
             own_held: None,
+            later_epoch_seen: false,
             completion: CompletionTracker::new(manifest.grid()),
             published_completion: None,
             flushed,
@@ -280,11 +281,13 @@ impl Replica {
             self.log.insert(sequence, entry);
         }
         self.execute_ready();
+        // Where an epoch has begun since it was written, what follows may be void.
+        let (attempt, first) = (self.state.attempt(), self.executed().next());
+        self.log.range_mut(first..).for_each(|(_, entry)| entry.enter_epoch(attempt));
         Ok(())
     }
 
-    /// Puts back the votes that may have left. Signatures are deterministic, so signing again
-    /// gives the same ones.
+    /// Puts back the votes that may have left: under another key of the epoch, perhaps, but for the same.
     fn restore_votes(
         &mut self,
         entry: &mut LogEntry,
@@ -303,9 +306,11 @@ impl Replica {
         if slot.view != self.view || !self.changing.active {
             return Ok(());
         }
-        let vote = self.voter.sign(Prepare(slot));
-        let _ = entry.prepares.add(vote.clone());
-        entry.own_prepare = Some(vote);
+        if slot.attempt == self.voter.attempt() {
+            let vote = self.voter.sign(Prepare(slot));
+            let _ = entry.prepares.add(vote.clone());
+            entry.own_prepare = Some(vote);
+        }
         entry.set_batch(batch, wire);
         entry.pre_prepare = Some(pre_prepare);
         Ok(())
@@ -323,7 +328,7 @@ impl Replica {
         if CheckedBatch::from_own_log(&self.cluster, batch).digest() != slot.digest {
             return Err(Damage::Batch(slot.sequence));
         }
-        if entry.slot() == Some(slot) {
+        if entry.slot() == Some(slot) && slot.attempt == self.voter.attempt() {
             let vote = self.voter.sign(Commit(slot));
             let _ = entry.commits.add(vote.clone());
             entry.own_commit = Some(vote);
@@ -362,7 +367,7 @@ impl Replica {
     }
 
     fn vote_again(&mut self, checkpoint: Checkpoint, snapshot: crate::map::Snapshot) {
-        let vote = (self.voter.epoch() == checkpoint.epoch).then(|| self.voter.sign(checkpoint));
+        let vote = (self.voter.attempt() == checkpoint.attempt()).then(|| self.voter.sign(checkpoint));
         if let Some(vote) = &vote {
             let _ = self.checkpoints.entry(checkpoint.sequence).or_default().add(vote.clone());
         }

@@ -15,15 +15,22 @@
 //!   what the others have, by catching up or by state transfer; and it takes part in no view before
 //!   one that it has been shown to have changed to.
 //!
+//! What it is shown may be an adversary's, who had one of its keys once. So nothing grows by one claim alone: what
+//! was signed in an epoch that a certificate shows to be over is void (see `barrier`); a place counts as far as
+//! the others' certificates and the window after them reach; a view as far as it follows one that f+1 of
+//! those that answered are in. A claim of a later view is not believed, and may be true: then it
+//! waits until the epoch is over in which it was made. And two epochs later nothing that it may have forgotten
+//! counts in any case.
+//!
 //! Until then it promises nothing, proposes nothing, and shows readers nothing.
 
 use super::Replica;
 use super::effects::{Accusation, Target, Write};
 use crate::certificate::QuorumProof;
-use crate::ids::{Sequence, ServerId, Timestamp, View};
+use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp, View};
 use crate::limits::{PROPOSALS_AHEAD, WINDOW};
-use crate::message::{Commit, Evidence, PeerMessage, Prepare, Witness};
-use crate::signing::{Signed, Verified};
+use crate::message::{Commit, Evidence, PeerMessage, Prepare, Slot, ViewChange, Witness};
+use crate::signing::{Signed, Statement as _, Verified};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -46,7 +53,18 @@ pub enum Part {
 pub(super) enum Standing {
     Voting,
     Estimating(Estimation),
-    Recovering { until: Sequence },
+    Recovering(Forgotten),
+}
+
+/// Until when something that a server has forgotten may matter.
+#[derive(Clone, Copy)]
+pub(super) struct Forgotten {
+    /// Votes, below a certificate as high as this.
+    until: Sequence,
+    /// A view change, in the epoch in which it was made.
+    view_change_in: Option<Epoch>,
+    /// Anything, before this epoch.
+    before: Epoch,
 }
 
 /// What the others have said since the start.
@@ -58,10 +76,23 @@ pub(super) struct Estimation {
     amnesia: bool,
     /// Views of the proposals and proofs that the database holds at each sequence number.
     memory: BTreeMap<Sequence, Memory>,
-    /// What each server that answered has executed, as far as it proved that.
-    answers: BTreeMap<ServerId, Sequence>,
-    /// The highest sequence number and view of any own signature that was shown.
-    shown: (Sequence, View),
+    /// What each server that answered has executed, as far as it proved that, and its view.
+    answers: BTreeMap<ServerId, (Sequence, View)>,
+    /// The last certificate that was shown, and its epoch.
+    certified: (Sequence, AttemptId),
+    /// Own signatures that were shown.
+    claims: Vec<Claim>,
+}
+
+/// An own signature that another server shows.
+#[derive(Clone, Copy)]
+struct Claim {
+    attempt: AttemptId,
+    sequence: Sequence,
+    /// Of a view change.
+    view: Option<View>,
+    /// Whether the database accounts for it.
+    remembered: bool,
 }
 
 /// What a database says about one sequence number.
@@ -73,7 +104,8 @@ pub(super) struct Memory {
 
 impl Estimation {
     pub(super) fn new(boot: u64, amnesia: bool, memory: BTreeMap<Sequence, Memory>) -> Self {
-        Self { boot, amnesia, memory, answers: BTreeMap::new(), shown: Default::default() }
+        let (answers, certified) = (BTreeMap::new(), Default::default());
+        Self { boot, amnesia, memory, answers, certified, claims: Vec::new() }
     }
 }
 
@@ -93,6 +125,10 @@ fn keep_newer<T, K: Ord>(known: &mut Option<Evidence<T>>, evidence: Evidence<T>,
     }
 }
 
+fn place(slot: &Slot) -> (AttemptId, Sequence, View) {
+    (slot.attempt, slot.sequence, slot.view)
+}
+
 /// The votes of a proof, each by itself.
 fn evidence<T: Copy>(proof: &QuorumProof<T>) -> impl Iterator<Item = (ServerId, Evidence<T>)> + '_ {
     proof.votes.iter().filter_map(|vote| {
@@ -104,26 +140,22 @@ fn evidence<T: Copy>(proof: &QuorumProof<T>) -> impl Iterator<Item = (ServerId, 
 
 impl Witnessed {
     pub(super) fn prepare(&mut self, vote: &Verified<Prepare>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().prepare, vote.stored(), |p| {
-            (p.0.sequence, p.0.view)
-        });
+        keep_newer(&mut self.0.entry(vote.server()).or_default().prepare, vote.stored(), |p| place(&p.0));
     }
     pub(super) fn commit(&mut self, vote: &Verified<Commit>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| {
-            (c.0.sequence, c.0.view)
-        });
+        keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| place(&c.0));
     }
     /// From proofs in this replica's own database, which were checked before they were written.
     pub(super) fn prepared(&mut self, proof: &QuorumProof<Prepare>) {
         for (server, evidence) in evidence(proof) {
             let known = &mut self.0.entry(server).or_default().prepare;
-            keep_newer(known, evidence, |p| (p.0.sequence, p.0.view));
+            keep_newer(known, evidence, |p| place(&p.0));
         }
     }
     pub(super) fn committed(&mut self, proof: &QuorumProof<Commit>) {
         for (server, evidence) in evidence(proof) {
             let known = &mut self.0.entry(server).or_default().commit;
-            keep_newer(known, evidence, |c| (c.0.sequence, c.0.view));
+            keep_newer(known, evidence, |c| place(&c.0));
         }
     }
     fn of(&self, server: ServerId) -> Seen {
@@ -134,7 +166,9 @@ impl Witnessed {
 impl Replica {
     /// Whether it may promise anything.
     pub(super) fn may_vote(&self) -> bool {
-        matches!(self.standing, Standing::Voting) && !self.diverged
+        // Under a key of another epoch nobody would count it.
+        let has_key = self.voter.attempt() == self.state.attempt();
+        matches!(self.standing, Standing::Voting) && !self.diverged && has_key
     }
 
     /// For operators.
@@ -143,7 +177,7 @@ impl Replica {
             _ if self.diverged => Part::Repairing,
             Standing::Voting => Part::Voting,
             Standing::Estimating(_) => Part::Estimating,
-            Standing::Recovering { .. } => Part::Recovering,
+            Standing::Recovering(_) => Part::Recovering,
         }
     }
 
@@ -163,8 +197,8 @@ impl Replica {
         let Seen { prepare, commit } = self.witnessed.of(from);
         let view_change = self.view_change_of(from).map(Verified::stored);
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
-        let executed = self.executed();
-        let witness = Witness { boot, executed, certificate, prepare, commit, view_change };
+        let (executed, view) = (self.executed(), self.view);
+        let witness = Witness { boot, executed, view, certificate, prepare, commit, view_change };
         self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
     }
 
@@ -179,72 +213,91 @@ impl Replica {
             return;
         }
         // More than a certificate and the window after it is not believed.
-        let certified =
-            witness.certificate.as_ref().map_or(0, |certificate| certificate.statement.sequence.0);
-        let executed = Sequence(witness.executed.0.min(certified.saturating_add(WINDOW)));
-        estimation.answers.insert(from, executed);
+        let certified = witness.certificate.as_ref().map(|certificate| certificate.statement);
+        let through = certified.map_or(0, |statement| statement.sequence.0).saturating_add(WINDOW);
+        let executed = Sequence(witness.executed.0.min(through));
+        estimation.answers.insert(from, (executed, witness.view));
+        let shown = certified.map(|statement| (statement.sequence, statement.attempt()));
+        estimation.certified = estimation.certified.max(shown.unwrap_or_default());
 
-        let mut forgotten = Vec::new();
-        let mut shown = |sequence: Sequence, view: View, remembered: bool| {
-            estimation.shown.0 = estimation.shown.0.max(sequence);
-            estimation.shown.1 = estimation.shown.1.max(view);
-            if !remembered {
-                forgotten.push(sequence);
-            }
-        };
         let memory = |sequence: Sequence| estimation.memory.get(&sequence).copied().unwrap_or_default();
-        if let Some((vote, _)) = witness.prepare.as_ref().filter(|(vote, _)| vote.server == id) {
-            let slot = vote.body.0;
-            let known = slot.sequence <= own_executed || memory(slot.sequence).accepted >= Some(slot.view);
-            // A vote in a view means only that this replica was in it then.
-            shown(slot.sequence, View(0), known);
+        let mut claims = Vec::new();
+        // A vote in a view means only that this replica was in it then.
+        let mut vote = |slot: Slot, known: Option<View>| {
+            let remembered = slot.sequence <= own_executed || known >= Some(slot.view);
+            let Slot { attempt, sequence, .. } = slot;
+            claims.push(Claim { attempt, sequence, view: None, remembered });
+        };
+        if let Some((shown, _)) = witness.prepare.as_ref().filter(|(shown, _)| shown.server == id) {
+            vote(shown.body.0, memory(shown.body.0.sequence).accepted);
         }
-        if let Some((vote, _)) = witness.commit.as_ref().filter(|(vote, _)| vote.server == id) {
-            let slot = vote.body.0;
-            let known = slot.sequence <= own_executed || memory(slot.sequence).prepared >= Some(slot.view);
-            shown(slot.sequence, View(0), known);
+        if let Some((shown, _)) = witness.commit.as_ref().filter(|(shown, _)| shown.server == id) {
+            vote(shown.body.0, memory(shown.body.0.sequence).prepared);
         }
         if let Some((change, _)) = witness.view_change.as_ref().filter(|(change, _)| change.server == id) {
-            shown(Sequence(0), change.body.view, change.body.view <= own_view);
+            let ViewChange { view, attempt, .. } = change.body;
+            let (sequence, remembered) = (Sequence(0), view <= own_view);
+            claims.push(Claim { attempt, sequence, view: Some(view), remembered });
         }
-        if let Some(sequence) = forgotten.into_iter().max() {
-            if !estimation.amnesia {
-                self.pending.accuse(Accusation::Amnesia { sequence });
-            }
-            estimation.amnesia = true;
-        }
+        estimation.claims.extend(claims);
         self.conclude(now);
     }
 
     /// With q−1 answers it is clear whether anything is forgotten.
     pub(super) fn conclude(&mut self, now: Timestamp) {
-        let quorum = self.quorum();
+        let (quorum, f) = (self.quorum(), self.manifest.thresholds.f());
         let Standing::Estimating(estimation) = &self.standing else { return };
         if estimation.answers.len() + 1 < quorum {
             return;
         }
-        if !estimation.amnesia {
-            self.standing = Standing::Voting;
-            self.take_part(now);
+        // Nothing that was signed in an epoch that is over counts with those who have certified a later one.
+        let own = self.certificate.as_ref().map_or_else(AttemptId::default, |own| own.statement.attempt());
+        let (certified, shown) = estimation.certified;
+        let epoch = shown.max(own).max(self.state.attempt());
+        let claims = || estimation.claims.iter().filter(|claim| claim.attempt >= epoch);
+        let forgotten = claims().filter(|claim| !claim.remembered).map(|claim| claim.sequence).max();
+        if let Some(sequence) = forgotten.filter(|_| !estimation.amnesia) {
+            self.pending.accuse(Accusation::Amnesia { sequence });
+        }
+        let amnesia = estimation.amnesia || forgotten.is_some();
+        if !amnesia {
+            // Votes of an epoch that is over bind nobody; but what was said to be held then is to be held now.
+            let lost = |claim: &Claim| !claim.remembered && claim.view.is_none();
+            let until = if estimation.claims.iter().any(lost) { certified } else { Sequence(0) };
+            self.standing =
+                Standing::Recovering(Forgotten { until, view_change_in: None, before: Epoch(u64::MAX) });
+            self.recovered(now);
             return;
         }
-        let highest = estimation.answers.values().copied().max().unwrap_or_default();
-        let (sequence, view) = estimation.shown;
-        let until = Sequence(highest.max(sequence).0.saturating_add(2 * PROPOSALS_AHEAD));
+        let highest = estimation.answers.values().map(|(executed, _)| *executed).max().unwrap_or_default();
+        let bound = Sequence(highest.0.saturating_add(2 * WINDOW));
+        let shown = claims().map(|claim| claim.sequence).max().unwrap_or_default().min(bound);
+        let until = Sequence(highest.max(shown).0.saturating_add(2 * PROPOSALS_AHEAD));
+        // Of f+1 servers one is correct: some correct server was in a view before the one that this one left for.
+        let mut views: Vec<_> = estimation.answers.values().map(|(_, view)| *view).collect();
+        views.sort_unstable_by(|a, b| b.cmp(a));
+        let plausible = views.get(f).copied().unwrap_or_default().next();
+        let changes = || claims().filter_map(|claim| Some((claim.view?, claim.attempt.epoch)));
+        let view = changes().map(|(view, _)| view).filter(|view| *view <= plausible).max();
+        let view_change_in = changes().filter(|(view, _)| *view > plausible).map(|(_, of)| of).max();
+        // Its last votes may be of the epoch after the last that anyone has a certificate of.
+        let before = claims().map(|claim| claim.attempt.epoch).chain([epoch.epoch]).max();
+        let before = Epoch(before.unwrap_or_default().0.min(epoch.epoch.0 + 1).saturating_add(2));
         // Written before anything else: a crash on the way does not make it forget that it forgot.
         self.pending.write(Write::Amnesia(true));
-        self.standing = Standing::Recovering { until };
-        if view > self.view {
+        self.standing = Standing::Recovering(Forgotten { until, view_change_in, before });
+        if let Some(view) = view.filter(|view| *view > self.view) {
             self.leave_for(now, view);
         }
         self.recovered(now);
     }
 
-    /// Nothing that was forgotten matters below a certificate as high as this.
+    /// Nothing that was forgotten matters below a certificate as high as this, or of an epoch as late.
     pub(super) fn recovered(&mut self, now: Timestamp) {
-        if let Standing::Recovering { until } = self.standing
-            && self.certified() >= until
-        {
+        let Standing::Recovering(Forgotten { until, view_change_in, before }) = self.standing else { return };
+        let epoch = self.certificate.as_ref().map_or(Epoch(0), |certificate| certificate.statement.epoch);
+        let votes = self.certified() >= until && view_change_in.is_none_or(|of| epoch > of);
+        if votes || epoch >= before {
             self.pending.write(Write::Amnesia(false));
             self.standing = Standing::Voting;
             self.take_part(now);

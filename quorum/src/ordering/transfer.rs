@@ -12,7 +12,7 @@
 
 use super::effects::{Accusation, Target, Write};
 use super::{Boundary, Replica};
-use crate::certificate::{Certificate, Held, VoteBook};
+use crate::certificate::{Certificate, VoteBook};
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
 use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
 use crate::map::{self, Map, Snapshot};
@@ -326,7 +326,11 @@ impl Replica {
         self.pending.write(Write::Certified(Arc::clone(&certificate)));
         self.pending.write(Write::Trim { through: statement.sequence });
 
+        let epoch = self.state.attempt();
         self.state = state;
+        if self.state.attempt() != epoch {
+            self.enter_epoch();
+        }
         // If this server took part in the seal that it jumps over it has its new shares by that.
         self.resume_renewal();
         let indices = layout::secret_indices(&snapshot).collect();
@@ -353,10 +357,7 @@ impl Replica {
         let replied = self.pool.take_if(|id| state.reply(id).is_some());
         self.tell_clients(replied);
 
-        let held = self.voter.sign(Held { sequence: statement.sequence });
-        self.promise(&held, PeerMessage::Held);
-        self.own_held = Some(held.clone());
-        self.completion.add(held);
+        self.hold(statement.sequence);
         self.update_completion();
         self.publish();
         self.recovered(now);

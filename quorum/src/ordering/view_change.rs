@@ -14,16 +14,16 @@
 //! changes contain one of an honest server among them, whose proof for s is from that view or a
 //! later one, and in later views only the same batch can have been prepared.
 
+use super::Replica;
 use super::effects::{Accusation, Target, Write};
-use super::{Replica, log};
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
-use crate::ids::{Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
+use crate::ids::{AttemptId, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
     CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_REQUESTS, SLUGGISH_FOR_MS, SLUGGISH_MS,
     SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS,
 };
-use crate::message::{CheckedBatch, NewView, PeerMessage, PrePrepare, Suspect, ViewChange};
+use crate::message::{CheckedBatch, NewView, PeerMessage, Suspect, ViewChange};
 use crate::signing::Verified;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(super) struct Changing {
     low: Sequence,
     /// What has to be proposed again in the current view.
     expected: BTreeMap<Sequence, Hash>,
+    /// As primary: those of them that are not proposed yet.
+    pub(super) carried: BTreeMap<Sequence, CheckedBatch>,
     /// As the next primary: batches that the plan needs and this server lacks.
     wanted: BTreeSet<Hash>,
     fetched: BTreeMap<Hash, CheckedBatch>,
@@ -72,6 +74,7 @@ impl Changing {
             new_view: None,
             low: Sequence(0),
             expected: BTreeMap::new(),
+            carried: BTreeMap::new(),
             wanted: BTreeSet::new(),
             fetched: BTreeMap::new(),
             timeout_ms: VIEW_CHANGE_TIMEOUT_MS,
@@ -88,9 +91,25 @@ impl Changing {
         let suspicions: Vec<_> = self.suspicions.iter().map(|(server, since)| (*server, *since)).collect();
         let expected: Vec<_> = self.expected.iter().map(|(sequence, digest)| (*sequence, *digest)).collect();
         let wanted: Vec<_> = self.wanted.iter().copied().collect();
+        let carried: Vec<_> =
+            self.carried.iter().map(|(sequence, batch)| (*sequence, batch.digest())).collect();
         let pace = (self.pace.agreement_ms, self.pace.late);
         let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low, pace);
-        (changes, new_view, fetched, suspicions, expected, wanted, timers)
+        (changes, new_view, fetched, suspicions, (expected, carried), wanted, timers)
+    }
+    /// An epoch has begun after the batch at `began`: what was said about views before that counts no more. A
+    /// view that began in the last one goes on, and calls for nothing.
+    pub(super) fn enter_epoch(&mut self, attempt: AttemptId, began: Sequence) {
+        self.view_changes.retain(|_, change| change.body().attempt == attempt);
+        self.suspicions.clear();
+        self.wanted.clear();
+        self.fetched.clear();
+        self.carried.clear();
+        self.low = self.low.max(began);
+        // At a start the log is executed again below a view that began in this epoch.
+        if self.new_view.as_ref().is_none_or(|new_view| new_view.body().attempt != attempt) {
+            self.expected.clear();
+        }
     }
     /// Nobody has had a chance yet.
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
@@ -106,19 +125,24 @@ impl Changing {
 pub struct Plan<'a> {
     /// The highest certificate among them; none at the very beginning.
     pub stable: Option<&'a Certificate>,
+    /// Everything up to here is decided: certified, or of the epoch before.
+    pub low: Sequence,
     /// Which batch goes to each sequence number after it.
     pub slots: BTreeMap<Sequence, Hash>,
 }
 
 impl<'a> Plan<'a> {
-    /// From view changes that have been checked.
+    /// From view changes that have been checked, all of one epoch.
     pub fn of(null: Hash, view_changes: impl Iterator<Item = &'a ViewChange> + Clone) -> Self {
+        let low = view_changes.clone().map(ViewChange::low).max().unwrap_or_default();
         let stable = view_changes.clone().filter_map(|change| change.stable.as_ref());
         let stable = stable.max_by_key(|certificate| certificate.statement.sequence);
-        let low = stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
         let mut best: BTreeMap<Sequence, (View, Hash)> = BTreeMap::new();
         for proof in view_changes.flat_map(|change| &change.prepared) {
             let slot = proof.statement.0;
+            if slot.sequence <= low {
+                continue;
+            }
             let known = best.entry(slot.sequence).or_insert((slot.view, slot.digest));
             if slot.view > known.0 {
                 *known = (slot.view, slot.digest);
@@ -128,7 +152,7 @@ impl<'a> Plan<'a> {
         let slots = (low.0 + 1..=high.0)
             .map(|s| (Sequence(s), best.get(&Sequence(s)).map_or(null, |(_, digest)| *digest)))
             .collect();
-        Self { stable, slots }
+        Self { stable, low, slots }
     }
 }
 
@@ -198,7 +222,7 @@ impl Replica {
             && waited < timeout
             && self.stale_since(now);
         if starved || censored || idle || stale || self.is_sluggish(now) {
-            let suspect = self.voter.sign(Suspect { view: self.view });
+            let suspect = self.voter.sign(Suspect { view: self.view, attempt: self.state.attempt() });
             self.promise(&suspect, PeerMessage::Suspect);
             self.on_suspect(now, &suspect);
         }
@@ -286,6 +310,7 @@ impl Replica {
         self.changing.active = false;
         self.changing.new_view = None;
         self.changing.expected.clear();
+        self.changing.carried.clear();
         self.changing.wanted.clear();
         self.changing.fetched.clear();
         self.changing.since = now;
@@ -299,11 +324,16 @@ impl Replica {
     }
 
     fn send_view_change(&mut self) {
-        let after = self.certified().next();
+        if !self.may_vote() {
+            // It has left; it says so with the key of this epoch, as soon as it has one.
+            return;
+        }
+        let (attempt, began) = (self.state.attempt(), self.state.began());
+        let after = self.certified().max(began).next();
         let prepared = self.log.range(after..).filter_map(|(_, entry)| entry.prepared.as_ref());
         let prepared = prepared.map(|(proof, _)| proof.clone()).collect();
         let stable = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
-        let change = self.voter.sign(ViewChange { view: self.view, stable, prepared });
+        let change = self.voter.sign(ViewChange { view: self.view, attempt, began, stable, prepared });
         self.pending.send_all(&change, PeerMessage::ViewChange);
         self.changing.view_changes.insert(self.id, change);
     }
@@ -311,7 +341,8 @@ impl Replica {
     pub(super) fn on_view_change(&mut self, now: Timestamp, change: Verified<ViewChange>) {
         let (server, view) = (change.server(), change.body().view);
         let known = self.changing.view_changes.get(&server).map(|known| known.body().view);
-        if known.is_some_and(|known| known > view) {
+        // Correct servers that are in an epoch agree on where it began.
+        if known.is_some_and(|known| known > view) || change.body().began != self.state.began() {
             return;
         }
         if let Some(stable) = &change.body().stable {
@@ -343,19 +374,16 @@ impl Replica {
         }
         let null = self.null_batch().digest();
         let plan = Plan::of(null, changes.iter().map(Verified::body));
-        let executed = self.executed();
+        let (executed, low) = (self.executed(), plan.low);
         let slots: Vec<_> = plan.slots.into_iter().filter(|(sequence, _)| *sequence > executed).collect();
-        let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
         // Before the view begins: entering it drops what was accepted and not prepared here.
-        let mut batches = Vec::new();
+        let mut batches = BTreeMap::new();
         self.changing.wanted.clear();
         for (sequence, digest) in slots {
             match self.batch_with(&digest) {
-                Some(batch) => batches.push((sequence, batch)),
-                None if digest == null => batches.push((sequence, self.null_batch())),
-                None => {
-                    self.changing.wanted.insert(digest);
-                }
+                Some(batch) => drop(batches.insert(sequence, batch)),
+                None if digest == null => drop(batches.insert(sequence, self.null_batch())),
+                None => drop(self.changing.wanted.insert(digest)),
             }
         }
         if !self.changing.wanted.is_empty() {
@@ -363,15 +391,12 @@ impl Replica {
             return;
         }
         let view_changes = changes.iter().map(|change| (change.signed().clone(), *change.key())).collect();
-        let new_view = self.voter.sign(NewView { view: self.view, view_changes });
+        let (view, attempt) = (self.view, self.state.attempt());
+        let new_view = self.voter.sign(NewView { view, attempt, view_changes });
         self.send_new_view(Target::All, &new_view);
         self.enter(now, new_view);
-        let last = batches.last().map_or(stable, |(last, _)| *last);
-        self.next_sequence = last.max(stable).max(executed).next();
-        for (sequence, batch) in batches {
-            let proposal = self.voter.sign(PrePrepare(log::slot(self.view, sequence, &batch)));
-            self.accept(sequence, proposal, batch);
-        }
+        self.next_sequence = low.max(executed).next();
+        self.changing.carried = batches;
         self.changing.fetched.clear();
     }
 
@@ -419,17 +444,20 @@ impl Replica {
         }
     }
 
-    /// Whether a new-view message can be believed. Its signatures may be of epochs that are over, whose keys
-    /// thieves may have: then f+1 servers, of which one is correct, must say under their present keys that
-    /// they are in that view or a later one.
-    fn is_vouched_for(&self, new_view: &Verified<NewView>) -> bool {
-        let floor = self.state.epoch().0.saturating_sub(1);
-        let keys = new_view.body().view_changes.iter().map(|(_, key)| key).chain([new_view.key()]);
-        let fresh = keys.into_iter().all(|key| key.statement.epoch.0 >= floor);
-        let view = new_view.body().view;
-        let vouches = |(of, known): &&(Epoch, View)| of.0 >= floor && *known >= view;
+    /// Whether a new-view message can be believed. It may be of an epoch that is over: then f+1 servers, of which
+    /// one is correct, must say in the present one that they are in that view or a later one. One of an epoch that
+    /// has not begun here is judged when it has: its author's help comes first.
+    fn is_vouched_for(&mut self, new_view: &Verified<NewView>) -> bool {
+        let (current, NewView { view, attempt, .. }) = (self.state.attempt(), new_view.body());
+        self.later_epoch_seen |= attempt.epoch > current.epoch;
+        let vouches = |(of, known): &&(AttemptId, View)| *of == current && known >= view;
         let vouching = self.progress.views.values().filter(vouches).count();
-        fresh || vouching > self.manifest.thresholds.f()
+        let began_here = || new_view.body().began() == Some(self.state.began());
+        if *attempt == current {
+            began_here()
+        } else {
+            *attempt < current && vouching > self.manifest.thresholds.f()
+        }
     }
 
     /// Takes part in a view from now on.
@@ -445,13 +473,15 @@ impl Replica {
     pub(super) fn install(&mut self, new_view: Verified<NewView>) {
         let null = self.null_batch().digest();
         let plan = Plan::of(null, new_view.body().view_changes.iter().map(|(change, _)| &change.body));
-        let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
-        let slots = plan.slots;
-        self.note_certified(stable);
+        let (low, slots) = (plan.low, plan.slots);
+        self.note_certified(plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence));
+        // What a view of an epoch that is over called for is decided, or void.
+        let over = new_view.body().attempt < self.state.attempt();
         self.view = new_view.body().view;
         self.changing.active = true;
-        self.changing.low = stable;
-        self.changing.expected = slots;
+        self.changing.low = if over { self.state.began() } else { low };
+        self.changing.expected = if over { BTreeMap::new() } else { slots };
+        self.changing.carried.clear();
         self.changing.new_view = Some(new_view);
         self.changing.suspicions.clear();
         self.changing.pace.late = None;

@@ -1,7 +1,8 @@
 use super::*;
 use crate::bytes::Hash;
+use crate::ids::AttemptId;
 use crate::ids::ClusterId;
-use crate::refresh::{AttemptId, SCALARS_FROM, Seeds};
+use crate::refresh::{SCALARS_FROM, Seeds};
 use crate::scalars;
 use crate::shares::{Helping, Renewal, ShareOp};
 use rand::rngs::StdRng;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::gf256::{invert, lagrange, multiply};
+use crate::ids::Epoch;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng};
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
 use super::*;
 use crate::bytes::Hash;
+use crate::ids::AttemptId;
 use crate::ids::ClusterId;
-use crate::refresh::{AttemptId, Seeds};
+use crate::refresh::Seeds;
 use crate::thresholds::Thresholds;
 
 fn store(index: u64, epoch: u64, share: Option<u8>) -> ShareOp {

@@ -23,11 +23,10 @@
 use super::{Event, Lookup, State, layout};
 use crate::Thresholds;
 use crate::bytes::{Hash, PublicKey};
-use crate::ids::{Epoch, ServerId, Timestamp};
+use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
 use crate::limits::{ATTEMPT_LACKING_MS, ATTEMPT_MS};
 use crate::membership::Membership;
 use crate::record::Invalid;
-use crate::refresh::AttemptId;
 use crate::request::{Done, Refusal, Request, Step};
 use crate::signing::{KeyCertificate, KeyPurpose};
 use serde::{Deserialize, Serialize};
@@ -41,6 +40,8 @@ pub struct Epochs {
     pub current: Epoch,
     /// Agreed time at which it began.
     pub since: Timestamp,
+    /// The last batch of the one before: places after it lie in this epoch.
+    pub began: Sequence,
     /// The attempt at the next one, once it is time for it.
     pub attempt: Option<Attempt>,
     /// The attempt by which the current epoch began.
@@ -96,10 +97,15 @@ pub(super) fn takes_step(
     let server = step.server();
     let keys = layout::server_keys(state, server).filter(|keys| keys.voting.statement.key == request.client);
     let (Some(keys), Some(epochs)) = (keys, layout::epochs(state)) else { return false };
-    keys.voting.statement.epoch == epochs.current && epochs.check(membership, step).is_ok()
+    keys.voting.statement.attempt_id() == epochs.attempt_id() && epochs.check(membership, step).is_ok()
 }
 
 impl Epochs {
+    /// The attempt by which the current epoch began: keys that count in it were certified for that.
+    pub fn attempt_id(&self) -> AttemptId {
+        self.sealed.as_ref().map_or_else(AttemptId::default, |sealed| sealed.id)
+    }
+
     fn attempt(&self, id: AttemptId) -> Result<&Attempt, Refusal> {
         let attempt = self.attempt.as_ref().filter(|attempt| attempt.id == id);
         attempt.ok_or(Refusal::EpochPassed { current: self.current })
@@ -126,7 +132,7 @@ impl Epochs {
                     let statement = &key.statement;
                     statement.server == *server
                         && statement.purpose == purpose
-                        && statement.epoch == attempt.epoch
+                        && statement.attempt_id() == *attempt
                         && key.verify(membership).is_ok()
                 };
                 if !holds(voting, KeyPurpose::Voting) || !holds(sealing, KeyPurpose::Sealing) {
@@ -238,6 +244,7 @@ impl State {
                     let attempt = epochs.attempt.take().expect("it is the one that was matched");
                     if attempt.renews {
                         (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
+                        epochs.began = self.sequence;
                         (epochs.sealed, epochs.last_attempt) = (Some(attempt.clone()), 0);
                         self.renew_epoch(&attempt);
                     } else {
@@ -257,7 +264,7 @@ impl State {
 
     /// The epoch begins here, for everyone.
     fn renew_epoch(&mut self, attempt: &Attempt) {
-        self.epoch = attempt.id.epoch;
+        (self.attempt, self.began) = (attempt.id, self.sequence);
         for (server, deal) in &attempt.deals {
             let at = layout::server_key(*server);
             if let Some(keys) = layout::server_keys(&self.map, *server) {

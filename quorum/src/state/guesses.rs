@@ -52,7 +52,7 @@ impl State {
         }
         let index = secret.index;
         self.record_release(index, to, release, ephemeral, Some(blinded))?;
-        Ok(Done::Guessed { index, release, epoch: self.epoch, left: left - 1 })
+        Ok(Done::Guessed { index, release, epoch: self.epoch(), left: left - 1 })
     }
 
     pub(super) fn unlocked(&mut self, client: PublicKey, name: &Name, release: u64) -> Result<Done, Refusal> {

@@ -24,12 +24,13 @@ pub use server_keys::ServerKeys;
 use crate::bytes::PublicKey;
 use crate::certificate::Checkpoint;
 use crate::codec::{decode, encode};
-use crate::ids::{ClusterId, Epoch, Sequence, Timestamp};
+use crate::ids::{AttemptId, ClusterId, Epoch, Sequence, Timestamp};
 use crate::manifest::Manifest;
 use crate::map::{Map, Snapshot};
 use crate::membership::{Change, ChangeProof, Membership};
 use crate::message::CheckedBatch;
 use crate::request::{Operation, Outcome, Refusal, Request, RequestId, VerifiedRequest};
+use crate::signing::Statement as _;
 use clients::ClientIndex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -77,7 +78,9 @@ pub struct State {
     map: Map,
     sequence: Sequence,
     time: Timestamp,
-    epoch: Epoch,
+    /// The attempt by which the epoch began, and the last batch before it.
+    attempt: AttemptId,
+    began: Sequence,
     clients: ClientIndex,
     changed: BTreeSet<Vec<u8>>,
 }
@@ -105,7 +108,8 @@ impl State {
             map: Map::new(cluster),
             sequence: Sequence(0),
             time: Timestamp(0),
-            epoch: Epoch(0),
+            attempt: AttemptId::default(),
+            began: Sequence(0),
             clients: ClientIndex::default(),
             changed: BTreeSet::new(),
             membership: Membership::genesis(Arc::clone(&manifest)),
@@ -133,11 +137,16 @@ impl State {
             let reply: crate::request::Reply = decode(value).map_err(|_| RestoreError::Damaged)?;
             clients.add(id, reply.expiry);
         }
+        let epochs = layout::epochs(&map).unwrap_or_default();
+        if epochs.attempt_id() != checkpoint.attempt() {
+            return Err(RestoreError::Damaged);
+        }
         Ok(Self {
             cluster,
             sequence: checkpoint.sequence,
             time: checkpoint.time,
-            epoch: checkpoint.epoch,
+            attempt: epochs.attempt_id(),
+            began: epochs.began,
             clients,
             changed: BTreeSet::new(),
             membership: membership(Arc::clone(&manifest), &map)?,
@@ -156,7 +165,15 @@ impl State {
     }
     /// The current epoch.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.attempt.epoch
+    }
+    /// The attempt by which it began: only keys certified for that count in it.
+    pub fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
+    /// The last batch of the epoch before: whatever lies after it lies in this epoch, as far as it is executed.
+    pub fn began(&self) -> Sequence {
+        self.began
     }
     /// Who the servers are, as decided so far.
     pub fn membership(&self) -> &Arc<Membership> {
@@ -169,9 +186,9 @@ impl State {
     /// Hashes what changed and says what a replica would sign now.
     pub fn seal(&mut self) -> (Checkpoint, Snapshot) {
         let snapshot = self.map.seal();
-        let checkpoint =
-            Checkpoint { sequence: self.sequence, root: snapshot.root(), time: self.time, epoch: self.epoch };
-        (checkpoint, snapshot)
+        let (sequence, root, time) = (self.sequence, snapshot.root(), self.time);
+        let AttemptId { epoch, attempt } = self.attempt;
+        (Checkpoint { sequence, root, time, epoch, attempt }, snapshot)
     }
     /// The entries that changed since this was last asked.
     pub fn take_changes(&mut self) -> Vec<Leaf> {

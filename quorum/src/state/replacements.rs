@@ -21,8 +21,8 @@ pub(super) fn attests(
     proof: &ChangeProof,
 ) -> bool {
     let keys = layout::server_keys(state, server).filter(|keys| keys.voting.statement.key == request.client);
-    let epoch = layout::epochs(state).unwrap_or_default().current;
-    keys.is_some_and(|keys| keys.voting.statement.epoch == epoch) && shows(membership, proof)
+    let attempt = layout::epochs(state).unwrap_or_default().attempt_id();
+    keys.is_some_and(|keys| keys.voting.statement.attempt_id() == attempt) && shows(membership, proof)
 }
 
 /// Whether it is for the change that nothing shows yet, and holds.
@@ -41,7 +41,7 @@ impl State {
             return Err(Refusal::AlreadySo);
         }
         // One in an epoch: the shares of the one before must be on their way back.
-        if last.is_some_and(|last| last.from > self.epoch) {
+        if last.is_some_and(|last| last.from > self.epoch()) {
             return Err(Refusal::TooOften);
         }
         match self.membership.can_have(replacement) {
@@ -52,7 +52,7 @@ impl State {
 
     pub(super) fn replace(&mut self, replacement: &Replacement) {
         let number = self.membership.changes().len() as u32;
-        let change = Change { number, from: self.epoch.next(), replacement: replacement.clone() };
+        let change = Change { number, from: self.epoch().next(), replacement: replacement.clone() };
         self.put(layout::change_key(number), &change);
         self.membership = self.membership.with_change(change);
         let mut epochs = layout::epochs(&self.map).unwrap_or_default();

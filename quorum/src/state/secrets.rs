@@ -138,15 +138,15 @@ impl State {
         events: &mut Vec<Event>,
     ) -> Result<Done, Refusal> {
         self.check_deposit(deposit).map_err(Refusal::Invalid)?;
-        if deposit.epoch != self.epoch {
-            return Err(Refusal::EpochPassed { current: self.epoch });
+        if deposit.epoch != self.epoch() {
+            return Err(Refusal::EpochPassed { current: self.epoch() });
         }
         // Every server whose key is on record is given a share. So a slot without one is either at a server
         // that was not there, which recovers it, or its depositor's fault, which nobody waits for.
         for (server, sealed) in self.manifest.grid().servers().zip(&deposit.shares) {
             let key = layout::server_keys(&self.map, server).map(|keys| keys.sealing.statement.epoch);
-            if sealed.is_empty() && key == Some(self.epoch) {
-                return Err(Refusal::EpochPassed { current: self.epoch });
+            if sealed.is_empty() && key == Some(self.epoch()) {
+                return Err(Refusal::EpochPassed { current: self.epoch() });
             }
         }
         if let Some(existing) = layout::secret(&self.map, &deposit.name) {
@@ -232,7 +232,7 @@ impl State {
         }
         let to = RequestId { client, sequence: client_sequence };
         self.record_release(secret.index, to, release, ephemeral, None)?;
-        Ok(Done::Released { index: secret.index, release, epoch: self.epoch })
+        Ok(Done::Released { index: secret.index, release, epoch: self.epoch() })
     }
 
     /// Puts a release, or a guess, on the record.
@@ -256,7 +256,7 @@ impl State {
             releases.chain = Some(sha256(&[before, digest(&self.cluster, &oldest).0].concat()));
             releases.earlier += 1;
         }
-        releases.last.push(Release { release, to, ephemeral, epoch: self.epoch, time: self.time, blinded });
+        releases.last.push(Release { release, to, ephemeral, epoch: self.epoch(), time: self.time, blinded });
         releases.guessed += u32::from(blinded.is_some());
         self.put(layout::releases_key(index), &releases);
         Ok(())

@@ -38,8 +38,8 @@ pub(super) fn announces_itself(
     let due = layout::server_keys(state, voting.statement.server)
         .is_none_or(|known| now.since_ms(known.announced) >= interval_ms);
     // Those of another epoch would be refused, and are ordered for nobody: not for a thief, and not for a liar.
-    let current = layout::epochs(state).unwrap_or_default().current;
-    due && voting.statement.epoch == current
+    let current = layout::epochs(state).unwrap_or_default().attempt_id();
+    due && voting.statement.attempt_id() == current
         && certified(membership, &request.client, voting, sealing).is_some()
 }
 
@@ -66,8 +66,8 @@ impl State {
         certified(&self.membership, &client, voting, sealing)
             .ok_or(Refusal::Invalid(Invalid::Certificate))?;
         // That of the voting key is looked at before it is ordered.
-        if sealing.statement.epoch != self.epoch {
-            return Err(Refusal::EpochPassed { current: self.epoch });
+        if sealing.statement.attempt_id() != self.attempt {
+            return Err(Refusal::EpochPassed { current: self.epoch() });
         }
         let server = voting.statement.server;
         let announced = self.time;

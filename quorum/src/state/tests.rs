@@ -436,11 +436,12 @@ fn servers_announce_their_own_keys_and_nobody_elses() {
     let announce = |server: u8, identity: &SigningKey, serial: u64, rng: &mut StdRng| {
         let (manifest, _) = sample(4);
         let cluster = manifest.cluster_id();
-        let voter = Voter::generate(cluster, identity, ServerId(server), Epoch(0), serial, rng);
+        let voter = Voter::generate(cluster, identity, ServerId(server), AttemptId::default(), serial, rng);
         let statement = KeyStatement {
             server: ServerId(server),
             purpose: KeyPurpose::Sealing,
             epoch: Epoch(0),
+            attempt: 0,
             serial,
             key: PublicKey([serial as u8 + 1; 32]),
         };

@@ -8,7 +8,7 @@ use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
 use quorum::grid::Grid;
-use quorum::ids::{ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
+use quorum::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::membership::{Membership, Replacement};
@@ -21,7 +21,7 @@ use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::recovery::Keeper;
 use quorum::request::{Decision, Done, Operation, Outcome, RequestId, SignedRequest};
 use quorum::signer::{Counter, Signer};
-use quorum::signing::{KeyCertificate, Keyring, SigningKey, Voter};
+use quorum::signing::{KeyCertificate, Keyring, SigningKey, Statement as _, Voter};
 use quorum::state::layout;
 use quorum::thresholds::Thresholds;
 use rand::rngs::StdRng;
@@ -193,7 +193,7 @@ pub struct Simulation {
     cut_off: Vec<ServerId>,
     trace: Hash,
     /// What each server promised: no server ever says two things (checked at every send).
-    promises: BTreeMap<(ServerId, &'static str, View, Sequence), Hash>,
+    promises: BTreeMap<(ServerId, &'static str, View, Sequence, AttemptId), Hash>,
     roots: BTreeMap<Sequence, Hash>,
     /// The view that each server last said it changes to.
     left: BTreeMap<ServerId, View>,
@@ -252,7 +252,14 @@ impl Simulation {
         let cluster = manifest.cluster_id();
         let voters = (0..n).map(|i| {
             let id = ServerId(i as u8);
-            Voter::generate(cluster, &identities[i], id, Epoch(0), 0, &mut StdRng::seed_from_u64(i as u64))
+            Voter::generate(
+                cluster,
+                &identities[i],
+                id,
+                AttemptId::default(),
+                0,
+                &mut StdRng::seed_from_u64(i as u64),
+            )
         });
         let signers = grid.servers().map(|id| {
             let identity = identities[id.index()].clone();
@@ -646,7 +653,7 @@ impl Simulation {
         if let Some(certificate) = shown {
             assert!(certificate.votes.len() >= self.manifest.thresholds.q(), "a certificate without q votes");
         }
-        let (phase, view, sequence, said) = match message {
+        let (phase, view, sequence, attempt, said) = match message {
             PeerMessage::PrePrepare(signed, _) => {
                 let slot = signed.body.0;
                 let known = disk.slots.get(&slot.sequence).and_then(|s| s.accepted.as_ref());
@@ -654,7 +661,7 @@ impl Simulation {
                     covers(disk, known.map(|(p, _)| p.body.0), slot),
                     "pre-prepare sent before it was durable"
                 );
-                ("pre-prepare", slot.view, slot.sequence, slot.digest)
+                ("pre-prepare", slot.view, slot.sequence, slot.attempt, slot.digest)
             }
             PeerMessage::Prepare(signed) => {
                 let slot = signed.body.0;
@@ -663,7 +670,7 @@ impl Simulation {
                     covers(disk, known.map(|(p, _)| p.body.0), slot),
                     "prepare sent before it was durable"
                 );
-                ("prepare", slot.view, slot.sequence, slot.digest)
+                ("prepare", slot.view, slot.sequence, slot.attempt, slot.digest)
             }
             PeerMessage::Commit(signed) => {
                 let slot = signed.body.0;
@@ -673,7 +680,7 @@ impl Simulation {
                     "commit sent before it was durable"
                 );
                 assert!(known.is_none_or(|(p, _)| p.votes.len() >= self.manifest.thresholds.q()));
-                ("commit", slot.view, slot.sequence, slot.digest)
+                ("commit", slot.view, slot.sequence, slot.attempt, slot.digest)
             }
             PeerMessage::Checkpoint(signed) => {
                 let checkpoint = signed.body;
@@ -683,7 +690,7 @@ impl Simulation {
                     "seed {}: two states at {}",
                     self.seed, checkpoint.sequence
                 );
-                ("checkpoint", View(0), checkpoint.sequence, checkpoint.root)
+                ("checkpoint", View(0), checkpoint.sequence, checkpoint.attempt(), checkpoint.root)
             }
             PeerMessage::ViewChange(signed) => {
                 let promised = disk.view.as_ref().map(|stored| stored.view);
@@ -706,9 +713,9 @@ impl Simulation {
             let left = self.left.get(&id).copied().unwrap_or_default();
             assert!(view >= left, "seed {}: server {id} votes in view {view} after {left}", self.seed);
         }
-        let before = *self.promises.entry((id, phase, view, sequence)).or_insert(said);
+        let before = *self.promises.entry((id, phase, view, sequence, attempt)).or_insert(said);
         if before != said && self.may_take_back(id) {
-            self.promises.insert((id, phase, view, sequence), said);
+            self.promises.insert((id, phase, view, sequence, attempt), said);
             return;
         }
         assert_eq!(before, said, "seed {}: server {id} contradicts its {phase} for {sequence}", self.seed);
@@ -947,7 +954,7 @@ impl Simulation {
         let digest = sha256(bytes);
         let heard = self.is_liar(to);
         let replica = self.servers[to.index()].replica.as_ref();
-        let floor = Epoch(replica.map_or(0, |replica| replica.state().epoch().0.saturating_sub(1)));
+        let epoch = replica.map_or(Epoch(0), |replica| replica.state().epoch());
         if let Some(replica) = self.servers[to.index()].replica.as_ref().filter(|_| !heard)
             && decode::<PeerMessage>(bytes).is_ok_and(|message| replica.status().needs_no(&message))
         {
@@ -956,7 +963,7 @@ impl Simulation {
         let membership =
             self.servers[to.index()].replica.as_ref().map(|replica| Arc::clone(replica.membership()));
         let changes = membership.as_ref().map_or(0, |membership| membership.changes().len());
-        if let Some(known) = self.checked.get(&(from, digest, floor, changes)).filter(|_| !heard) {
+        if let Some(known) = self.checked.get(&(from, digest, epoch, changes)).filter(|_| !heard) {
             return known.clone();
         }
         let message: PeerMessage = decode(bytes).expect("what was encoded decodes");
@@ -966,7 +973,7 @@ impl Simulation {
         // Whoever dials says which keys it votes with, and again before the first vote with a new one.
         let hello: Vec<_> = self.hello(from).collect();
         let keyring = self.servers[to.index()].keyrings.get_mut(&from).expect("there is one for each server");
-        keyring.set_floor(floor);
+        keyring.set_epoch(epoch);
         if let Some(membership) = &membership {
             keyring.follow(membership);
         }
@@ -987,7 +994,7 @@ impl Simulation {
         if self.checked.len() > 4_000 {
             self.checked.clear();
         }
-        self.checked.insert((from, digest, floor, changes), checked.as_ref().ok().cloned());
+        self.checked.insert((from, digest, epoch, changes), checked.as_ref().ok().cloned());
         checked.ok()
     }
 

@@ -5,12 +5,12 @@
 use quorum::bytes::{Blob, Hash, SecretBytes};
 use quorum::certificate::{Certificate, Checkpoint, Held};
 use quorum::codec::{decode, encode};
-use quorum::ids::{ClusterId, Sequence, ServerId, Timestamp, View};
+use quorum::ids::{AttemptId, ClusterId, Sequence, ServerId, Timestamp, View};
 use quorum::map::PartItem;
 use quorum::message::{
     Batch, Commit, Evidence, NewView, PeerMessage, PrePrepare, Prepare, Slot, Status, Suspect, ViewChange,
 };
-use quorum::signing::{KeyCertificate, Signed, Voter};
+use quorum::signing::{KeyCertificate, Signed, Statement, Voter};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngExt as _};
@@ -67,6 +67,8 @@ pub struct Conspiracy {
     certificates: Vec<Certificate>,
     view_changes: BTreeMap<View, BTreeMap<ServerId, Vec<Evidence<ViewChange>>>>,
     highest_view: View,
+    /// Where the epoch began.
+    began: Sequence,
 }
 
 /// Messages that a conspiracy remembers.
@@ -86,6 +88,7 @@ impl Conspiracy {
             PeerMessage::Certificate(certificate) => self.certificates.push(certificate.clone()),
             PeerMessage::ViewChange(change) => {
                 self.highest_view = self.highest_view.max(change.body.view);
+                self.began = self.began.max(change.body.began);
                 if let Some(stable) = &change.body.stable {
                     self.certificates.push(stable.clone());
                 }
@@ -213,10 +216,17 @@ impl Liar {
         }
         let view = View(all.highest_view.0 + self.rng.random_range(0..3));
         let message = match self.rng.random_range(0..5) {
-            0 => PeerMessage::Suspect(self.sign(Suspect { view: all.highest_view })),
+            0 => PeerMessage::Suspect(self.sign(Suspect { view: all.highest_view, attempt: self.attempt() })),
             1 => {
                 let stable = all.certificates.choose(&mut self.rng).cloned();
-                PeerMessage::ViewChange(self.sign(ViewChange { view, stable, prepared: vec![] }))
+                let (attempt, began) = (self.attempt(), all.began);
+                PeerMessage::ViewChange(self.sign(ViewChange {
+                    view,
+                    attempt,
+                    began,
+                    stable,
+                    prepared: vec![],
+                }))
             }
             2 => match self.new_view(view, all) {
                 Some(message) => message,
@@ -243,7 +253,10 @@ impl Liar {
         to.into_iter().filter(|_| self.rng.random_bool(0.7)).map(|to| (to, 0, message.clone())).collect()
     }
 
-    fn sign<T: quorum::codec::Tagged + Clone>(&self, body: T) -> Signed<T> {
+    fn attempt(&self) -> AttemptId {
+        self.voter.attempt()
+    }
+    fn sign<T: Statement + Clone>(&self, body: T) -> Signed<T> {
         self.voter.sign(body).signed().clone()
     }
 
@@ -256,7 +269,7 @@ impl Liar {
             let out = self.rng.random_range(0..view_changes.len());
             view_changes.remove(out);
         }
-        let new_view = self.sign(NewView { view, view_changes });
+        let new_view = self.sign(NewView { view, attempt: self.attempt(), view_changes });
         Some(PeerMessage::NewView(Box::new(new_view), *self.voter.certificate()))
     }
 
@@ -265,9 +278,9 @@ impl Liar {
         match honest {
             PeerMessage::ViewChange(change) if self.habits.hides => {
                 PeerMessage::ViewChange(self.sign(ViewChange {
-                    view: change.body.view,
                     stable: None,
                     prepared: vec![],
+                    ..change.body.clone()
                 }))
             }
             PeerMessage::PrePrepare(proposal, batch) => match self.habits.censors {
@@ -330,7 +343,7 @@ impl Liar {
             }
             PeerMessage::Held(held) => {
                 let sequence = Sequence(held.body.sequence.0 + self.rng.random_range(1..40));
-                PeerMessage::Held(self.sign(Held { sequence }))
+                PeerMessage::Held(self.sign(Held { sequence, ..held.body }))
             }
             PeerMessage::Status(status) => {
                 let executed = Sequence(self.rng.random_range(0..=status.body.executed.0));

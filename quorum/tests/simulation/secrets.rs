@@ -2,23 +2,24 @@
 //! put together again.
 
 use crate::cluster::{Event, Simulation};
+use quorum::answer::Proved;
 use quorum::bytes::{Blob, Hash, PublicKey, SecretBytes};
 use quorum::certificate::Certificate;
-use quorum::ids::{Epoch, ServerId};
+use quorum::ids::{AttemptId, Epoch, ServerId};
 use quorum::limits::DEALINGS_KEPT_MS;
 use quorum::membership::Membership;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
 use quorum::record::Name;
-use quorum::refresh::{AttemptId, Field};
+use quorum::refresh::Field;
 use quorum::request::{
     Deposit, Done, Hardness, Operation, Outcome, Passphrase, Refusal, Request, RequestId, SignedRequest, Step,
 };
 use quorum::sealing::{OpeningKey, ShareContext};
 use quorum::shamir::{ServerShare, deal, reconstruct};
 use quorum::signer::Ask;
-use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
-use quorum::state::{data_key_commitment, layout};
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Statement as _, Voter};
+use quorum::state::{Epochs, data_key_commitment, layout};
 use quorum::{oprf, scalars};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
@@ -175,17 +176,18 @@ impl Simulation {
         certificate: Option<&Certificate>,
         membership: &Membership,
     ) -> Voter {
-        let epoch = certificate.map_or(Epoch(0), |certificate| certificate.statement.epoch);
-        let epoch = epoch.max(membership.since(self.identity(id)));
-        self.drawn_voter(id, epoch, certificate.cloned(), vec![], membership).0
+        let attempt =
+            certificate.map_or_else(AttemptId::default, |certificate| certificate.statement.attempt());
+        let since = AttemptId { epoch: membership.since(self.identity(id)), attempt: 0 };
+        self.drawn_voter(id, attempt.max(since), (certificate.cloned(), None), vec![], membership).0
     }
 
     /// Has a server's signer certify a new voting key, and others.
     fn drawn_voter(
         &mut self,
         id: ServerId,
-        epoch: Epoch,
-        evidence: Option<Certificate>,
+        attempt: AttemptId,
+        (evidence, coming): (Option<Certificate>, Option<Proved<Epochs>>),
         more: Vec<(KeyPurpose, PublicKey)>,
         membership: &Membership,
     ) -> (Voter, Vec<KeyCertificate>) {
@@ -194,7 +196,8 @@ impl Simulation {
         let mut keys = vec![(KeyPurpose::Voting, key.public())];
         keys.extend(more);
         let signer = self.signers.get_mut(&own).expect("every server has one");
-        let certified = signer.certify(&Ask { keys, epoch, evidence, changes: membership.proofs().to_vec() });
+        let certified =
+            signer.certify(&Ask { keys, attempt, evidence, coming, changes: membership.proofs().to_vec() });
         let (_, mut certified) =
             certified.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
         let voter = Voter::new(self.cluster, key, certified.remove(0)).unwrap();
@@ -224,9 +227,14 @@ impl Simulation {
     pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
         let Some(replica) = &self.servers[id.index()].replica else { return };
         let wanted = replica.status().wants_keys;
-        let evidence = replica.certificate().map(|certificate| certificate.as_ref().clone());
+        // With the state that it is about, where that is published; a server that may not vote publishes none.
+        let last = replica.certificate().map(|certificate| certificate.as_ref().clone());
+        let published = self.servers[id.index()].published.as_ref();
+        let published = published.filter(|published| Some(published.certificate.as_ref()) == last.as_ref());
+        let coming = published.map(|published| Proved::look_up(&published.snapshot, layout::EPOCHS));
         let membership = Arc::clone(replica.membership());
-        if let Some(epoch) = wanted.filter(|epoch| self.may_be_certified(id, *epoch, evidence.as_ref())) {
+        let shown = (last, coming);
+        if let Some(attempt) = wanted.filter(|attempt| self.may_be_certified(id, *attempt, &shown)) {
             let mut draw = || {
                 let mut bytes = [0; 32];
                 self.rng.fill_bytes(&mut bytes);
@@ -235,8 +243,8 @@ impl Simulation {
             let (opening, entropy) = (draw(), draw());
             let key = OpeningKey::derive(opening.expose()).public();
             let more = vec![(KeyPurpose::Sealing, key)];
-            let (voter, certified) = self.drawn_voter(id, epoch, evidence, more, &membership);
-            let keys = EpochKeys { epoch: voter.epoch(), opening, sealing: certified[0], voter, entropy };
+            let (voter, certified) = self.drawn_voter(id, attempt, shown, more, &membership);
+            let keys = EpochKeys { attempt: voter.attempt(), opening, sealing: certified[0], voter, entropy };
             self.step(id, Input::Keys(keys));
         }
         let server = &mut self.servers[id.index()];
@@ -248,12 +256,18 @@ impl Simulation {
         self.step(id, Input::Holding(holding));
     }
 
-    /// Whether a server's signer can certify keys for an epoch: not for one that nobody has shown it. The
-    /// server waits for a certificate then.
-    fn may_be_certified(&self, id: ServerId, epoch: Epoch, evidence: Option<&Certificate>) -> bool {
-        let own = self.identity(id);
-        let shown = evidence.map_or(Epoch(0), |evidence| evidence.statement.epoch);
-        epoch <= shown.max(self.signers[&own].counter().epoch).next()
+    /// Whether a server's signer can certify keys for an attempt: not before somebody has shown it. The server
+    /// waits for a certificate then.
+    fn may_be_certified(
+        &self,
+        id: ServerId,
+        attempt: AttemptId,
+        (evidence, coming): &(Option<Certificate>, Option<Proved<Epochs>>),
+    ) -> bool {
+        let begun = evidence.as_ref().map_or(Epoch(0), |evidence| evidence.statement.epoch);
+        let under_way = coming.as_ref().and_then(|shown| shown.value.as_ref()?.attempt.as_ref());
+        let begun = begun.max(self.signers[&self.identity(id)].counter().begun.epoch);
+        attempt.epoch <= begun || under_way.is_some_and(|under_way| under_way.id == attempt)
     }
 
     /// Steps that no honest server takes: it acknowledges what it does not hold, is ready without anything,
@@ -273,14 +287,15 @@ impl Simulation {
             2 => Step::Recover { server },
             _ => {
                 let identity = SigningKey::from_seed(&[server.0 + 1; 32]);
-                let epoch = attempt.id.epoch;
+                let AttemptId { epoch, attempt: number } = attempt.id;
                 let (purpose, serial) = (KeyPurpose::Sealing, self.rng.random());
                 let key = OpeningKey::derive(&[server.0; 32]).public();
-                let statement = KeyStatement { server, purpose, epoch, serial, key };
+                let statement = KeyStatement { server, purpose, epoch, attempt: number, serial, key };
                 let sealing = KeyCertificate::issue(&self.cluster, &identity, statement);
                 let root = Hash([self.rng.random(); 32]);
-                let voting = *Voter::generate(self.cluster, &identity, server, epoch, serial, &mut self.rng)
-                    .certificate();
+                let voting =
+                    *Voter::generate(self.cluster, &identity, server, attempt.id, serial, &mut self.rng)
+                        .certificate();
                 Step::Deal {
                     server,
                     attempt: attempt.id,

@@ -2,21 +2,34 @@ use super::*;
 use crate::certificate::tests::voters;
 use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::Epoch;
-use crate::message::{CheckedMessage, Prepare, Slot};
+use crate::message::{CheckedMessage, PrePrepare, Prepare, Slot};
 use crate::ordering::{Identity, Input, Stored};
+use crate::state::epochs::tests::standing;
+use crate::state::layout;
 
 const NULL: Hash = Hash([0; 32]);
 
+fn slot(view: u64, sequence: u64, digest: Hash) -> Slot {
+    Slot { view: View(view), sequence: Sequence(sequence), digest, attempt: AttemptId::default() }
+}
+
 /// A view change with a certificate at `stable` and batches prepared at (view, sequence, digest).
 fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
-    let checkpoint =
-        Checkpoint { sequence: Sequence(stable), root: NULL, time: Timestamp(1), epoch: Epoch(0) };
+    let checkpoint = Checkpoint {
+        sequence: Sequence(stable),
+        root: NULL,
+        time: Timestamp(1),
+        epoch: Epoch(0),
+        attempt: 0,
+    };
     let proof = |(view, sequence, digest): &(u64, u64, u8)| {
-        let slot = Slot { view: View(*view), sequence: Sequence(*sequence), digest: Hash([*digest; 32]) };
+        let slot = slot(*view, *sequence, Hash([*digest; 32]));
         QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] }
     };
     ViewChange {
         view: View(9),
+        attempt: AttemptId::default(),
+        began: Sequence(0),
         stable: (stable > 0).then(|| QuorumProof { statement: checkpoint, votes: vec![], keys: vec![] }),
         prepared: prepared.iter().map(proof).collect(),
     }
@@ -49,23 +62,27 @@ fn q_view_changes_decide_what_is_proposed_again() {
 fn a_backup_votes_only_for_what_the_new_view_calls_for() {
     let (keyring, voters) = voters(4);
     let cluster = *keyring.cluster();
-    let mut backup = replica(&voters, 2, &keyring);
+    let mut backup = replica_at(2, &voters, 2, &keyring);
     let now = Timestamp(1_000_000);
     let batch = |ms| CheckedBatch::new(&cluster, Timestamp(ms), vec![]);
     // Far older than the clock bound: a batch that is carried over keeps its time.
     let (right, wrong) = (batch(5), batch(6));
-    let slot = Slot { view: View(0), sequence: Sequence(3), digest: right.digest() };
+    let slot = slot(0, 3, right.digest());
     let proof = QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] };
     let changes = [0, 1, 3].map(|i| {
         let body = ViewChange { view: View(1), prepared: vec![proof.clone()], ..change(2, &[]) };
         let change = voters[i].sign(body);
         (change.signed().clone(), *change.key())
     });
-    let new_view = voters[1].sign(NewView { view: View(1), view_changes: changes.to_vec() });
+    let new_view = voters[1].sign(NewView {
+        view: View(1),
+        attempt: AttemptId::default(),
+        view_changes: changes.to_vec(),
+    });
     backup.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
 
     let mut votes_for = |sequence, batch: &CheckedBatch| {
-        let slot = Slot { view: View(1), sequence: Sequence(sequence), digest: batch.digest() };
+        let slot = super::tests::slot(1, sequence, batch.digest());
         let proposal = voters[1].sign(PrePrepare(slot));
         backup.handle(now, Input::Message(ServerId(1), CheckedMessage::PrePrepare(proposal, batch.clone())));
         let Some((writes, unsent)) = backup.drain() else { return (false, false) };
@@ -83,13 +100,27 @@ fn a_backup_votes_only_for_what_the_new_view_calls_for() {
 }
 
 fn replica(voters: &[crate::signing::Voter], id: usize, keyring: &crate::signing::Keyring) -> Replica {
+    replica_at(0, voters, id, keyring)
+}
+
+/// One that has executed so many batches, all of them empty.
+fn replica_at(
+    executed: u64,
+    voters: &[crate::signing::Voter],
+    id: usize,
+    keyring: &crate::signing::Keyring,
+) -> Replica {
+    let root = crate::map::Map::new(*keyring.cluster()).seal().root();
+    let (sequence, time, epoch) = (Sequence(executed), Timestamp(1), Epoch(0));
+    let checkpoint = Checkpoint { sequence, root, time, epoch, attempt: 0 };
+    let state = (executed > 0).then_some(crate::ordering::StoredState { checkpoint, leaves: vec![] });
     let identity = Identity {
         membership: Arc::clone(keyring.membership()),
         voter: voters[id].clone(),
         boot: 0,
         log_tail: crate::limits::LOG_TAIL_BATCHES,
     };
-    let mut replica = Replica::start(identity, Stored::default());
+    let mut replica = Replica::start(identity, Stored { state, ..Stored::default() });
     replica.standing = crate::ordering::standing::Standing::Voting;
     replica
 }
@@ -104,7 +135,14 @@ fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
     let mut of = |epoch: u64| -> Vec<_> {
         let voter = |(i, identity)| {
             let id = ServerId(i as u8);
-            crate::signing::Voter::generate(cluster, identity, id, Epoch(epoch), epoch, &mut rng)
+            crate::signing::Voter::generate(
+                cluster,
+                identity,
+                id,
+                AttemptId::first(Epoch(epoch)),
+                epoch,
+                &mut rng,
+            )
         };
         identities.iter().enumerate().map(voter).collect()
     };
@@ -112,9 +150,13 @@ fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
     let membership = crate::Membership::genesis(Arc::new(manifest));
     let now = Timestamp(1_000_000);
     let entered = |signers: &[crate::signing::Voter], vouching: &[&crate::signing::Voter]| {
-        let root = crate::map::Map::new(cluster).seal().root();
-        let checkpoint = Checkpoint { sequence: Sequence(1), root, time: Timestamp(1), epoch: Epoch(5) };
-        let state = Some(crate::ordering::StoredState { checkpoint, leaves: vec![] });
+        let epochs = crate::codec::encode(&standing(present[0].attempt(), None));
+        let mut map = crate::map::Map::new(cluster);
+        map.insert(layout::EPOCHS, epochs.clone());
+        let (epoch, time, root) = (Epoch(5), Timestamp(1), map.seal().root());
+        let checkpoint = Checkpoint { sequence: Sequence(1), root, time, epoch, attempt: 1 };
+        let leaves = vec![(layout::EPOCHS.to_vec(), epochs)];
+        let state = Some(crate::ordering::StoredState { checkpoint, leaves });
         let log_tail = crate::limits::LOG_TAIL_BATCHES;
         let (membership, voter) = (Arc::clone(&membership), present[0].clone());
         let identity = Identity { membership, voter, boot: 0, log_tail };
@@ -129,15 +171,17 @@ fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
                 certified,
                 wants_state: false,
                 changes: 0,
+                attempt: voter.attempt(),
             };
             let status = CheckedMessage::Status(voter.sign(status));
             replica.handle(now, Input::Message(voter.server(), status));
         }
         let changes = [1, 2, 3].map(|i| {
-            let change = signers[i].sign(change(0, &[]));
+            let change = signers[i].sign(ViewChange { attempt: signers[i].attempt(), ..change(0, &[]) });
             (change.signed().clone(), *change.key())
         });
-        let new_view = signers[1].sign(NewView { view: View(9), view_changes: changes.to_vec() });
+        let attempt = signers[1].attempt();
+        let new_view = signers[1].sign(NewView { view: View(9), attempt, view_changes: changes.to_vec() });
         replica.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
         replica.view == View(9)
     };
@@ -156,7 +200,7 @@ fn a_view_ends_when_more_than_f_servers_suspect_its_primary() {
     let now = Timestamp(1_000_000);
     let mut suspects = |server: usize| {
         for _ in 0..3 {
-            let suspect = voters[server].sign(Suspect { view: View(0) });
+            let suspect = voters[server].sign(Suspect { view: View(0), attempt: AttemptId::default() });
             let from = ServerId(server as u8);
             replica.handle(now, Input::Message(from, CheckedMessage::Suspect(suspect)));
         }
@@ -174,7 +218,7 @@ fn evidence_for_a_new_view_is_checked() {
     for voter in &voters {
         keyring.add(*voter.certificate()).unwrap();
     }
-    let slot = Slot { view: View(0), sequence: Sequence(1), digest: Hash([5; 32]) };
+    let slot = slot(0, 1, Hash([5; 32]));
     let mut book = crate::certificate::VoteBook::default();
     for voter in &voters[..3] {
         book.add(voter.sign(Prepare(slot))).unwrap();
@@ -184,7 +228,8 @@ fn evidence_for_a_new_view_is_checked() {
     forged.statement.0.digest = Hash([6; 32]);
     let mut short = proof.clone();
     short.votes.pop();
-    let body = |prepared| ViewChange { view: View(1), stable: None, prepared };
+    let attempt = AttemptId::default();
+    let body = |prepared| ViewChange { view: View(1), attempt, began: Sequence(0), stable: None, prepared };
     let mut check =
         |from: usize, message: PeerMessage| message.check(ServerId(from as u8), &mut keyring).map(drop);
     let change = |prepared| PeerMessage::ViewChange(voters[2].sign(body(prepared)).signed().clone());
@@ -201,7 +246,7 @@ fn evidence_for_a_new_view_is_checked() {
         ids.iter().map(|id| voters[*id].sign(body(prepared.clone())).stored()).collect()
     };
     let new_view = |view_changes| {
-        let new_view = voters[1].sign(NewView { view: View(1), view_changes });
+        let new_view = voters[1].sign(NewView { view: View(1), attempt, view_changes });
         PeerMessage::NewView(Box::new(new_view.signed().clone()), *new_view.key())
     };
     assert_eq!(check(3, new_view(changes(&[0, 1, 2], vec![proof.clone()]))), Ok(()));
@@ -210,7 +255,7 @@ fn evidence_for_a_new_view_is_checked() {
     assert_eq!(check(3, new_view(changes(&[0, 1, 2, 3], vec![]))), Err(MessageError::BadNewView));
     assert!(check(3, new_view(changes(&[0, 1, 2], vec![forged]))).is_err());
     // Not from the view's primary.
-    let other = voters[2].sign(NewView { view: View(1), view_changes: changes(&[0, 1, 2], vec![]) });
+    let other = voters[2].sign(NewView { view: View(1), attempt, view_changes: changes(&[0, 1, 2], vec![]) });
     let other = PeerMessage::NewView(Box::new(other.signed().clone()), *other.key());
     assert_eq!(check(2, other), Err(MessageError::BadNewView));
 }
@@ -223,7 +268,7 @@ fn a_time_ahead_of_the_clock_is_refused() {
     let now = Timestamp(1_000_000);
     let mut votes_for = |ms: u64| {
         let batch = CheckedBatch::new(keyring.cluster(), Timestamp(ms), vec![]);
-        let slot = Slot { view: View(0), sequence: Sequence(1), digest: batch.digest() };
+        let slot = slot(0, 1, batch.digest());
         let proposal = voters[0].sign(PrePrepare(slot));
         backup.handle(now, Input::Message(ServerId(0), CheckedMessage::PrePrepare(proposal, batch)));
         let Some((writes, unsent)) = backup.drain() else { return (false, false) };
@@ -241,8 +286,13 @@ fn a_server_that_is_behind_does_not_suspect_the_primary() {
     for behind in [false, true] {
         let mut replica = replica(&voters, 2, &keyring);
         if behind {
-            let statement =
-                Checkpoint { sequence: Sequence(5), root: NULL, time: Timestamp(1), epoch: Epoch(0) };
+            let statement = Checkpoint {
+                sequence: Sequence(5),
+                root: NULL,
+                time: Timestamp(1),
+                epoch: Epoch(0),
+                attempt: 0,
+            };
             let certificate = QuorumProof { statement, votes: vec![], keys: vec![] };
             let shown = CheckedMessage::Certificate(certificate);
             replica.handle(Timestamp(1_000_000), Input::Message(ServerId(1), shown));

@@ -27,7 +27,14 @@ impl World {
         let cluster = manifest.cluster_id();
         let mut rng = StdRng::seed_from_u64(1);
         let voters = (0..4u8).map(|i| {
-            Voter::generate(cluster, &identities[usize::from(i)], ServerId(i), Epoch(0), 0, &mut rng)
+            Voter::generate(
+                cluster,
+                &identities[usize::from(i)],
+                ServerId(i),
+                AttemptId::default(),
+                0,
+                &mut rng,
+            )
         });
         let voters = voters.collect();
         let state = State::genesis(Arc::new(manifest));
@@ -39,16 +46,23 @@ impl World {
         }
         world
     }
-    /// A server's voting key of an epoch.
+    /// A server's voting key of an epoch's first attempt.
     pub(crate) fn voter(&self, server: u8, epoch: Epoch) -> Voter {
+        self.voter_of(server, AttemptId::first(epoch))
+    }
+    pub(crate) fn voter_of(&self, server: u8, attempt: AttemptId) -> Voter {
         let identity = &self.identities[usize::from(server)];
-        let mut rng = StdRng::seed_from_u64(u64::from(server) << 32 | epoch.0);
-        Voter::generate(self.cluster, identity, ServerId(server), epoch, epoch.0, &mut rng)
+        let (seed, serial) = (u64::from(server) << 32 | attempt.epoch.0, attempt.epoch.0);
+        let mut rng = StdRng::seed_from_u64(seed | u64::from(attempt.attempt) << 16);
+        Voter::generate(self.cluster, identity, ServerId(server), attempt, serial, &mut rng)
     }
     pub(crate) fn sealing(&self, server: u8, epoch: Epoch) -> KeyCertificate {
+        self.sealing_of(server, AttemptId::first(epoch))
+    }
+    pub(crate) fn sealing_of(&self, server: u8, AttemptId { epoch, attempt }: AttemptId) -> KeyCertificate {
         let key = PublicKey([server + 1 + epoch.0 as u8; 32]);
         let (server, purpose) = (ServerId(server), KeyPurpose::Sealing);
-        let statement = KeyStatement { server, purpose, epoch, serial: epoch.0, key };
+        let statement = KeyStatement { server, purpose, epoch, attempt, serial: epoch.0, key };
         KeyCertificate::issue(&self.cluster, &self.identities[server.index()], statement)
     }
     fn run(&mut self, requests: Vec<SignedRequest>) {
@@ -97,8 +111,8 @@ impl World {
     }
     pub(crate) fn deal(&mut self, server: u8) -> bool {
         let attempt = self.attempt().id;
-        let sealing = Box::new(self.sealing(server, attempt.epoch));
-        let voting = Box::new(*self.voter(server, attempt.epoch).certificate());
+        let sealing = Box::new(self.sealing_of(server, attempt));
+        let voting = Box::new(*self.voter_of(server, attempt).certificate());
         let root = Hash([server + 10; 32]);
         self.step(server, Step::Deal { server: ServerId(server), attempt, root, voting, sealing })
     }
@@ -114,6 +128,15 @@ impl World {
         let attempt = self.attempt().id;
         self.step(server, Step::Ready { server: ServerId(server), attempt, whole })
     }
+}
+
+/// Where a cluster stands whose epoch began with attempt `current`, and that makes attempt `next`.
+pub(crate) fn standing(current: AttemptId, next: Option<AttemptId>) -> Epochs {
+    let mut world = World::new();
+    world.pass(30 * SECOND);
+    let of = |id| Attempt { id, ..world.attempt() };
+    let sealed = (current.epoch > Epoch(0)).then(|| of(current));
+    Epochs { current: current.epoch, sealed, attempt: next.map(of), ..world.epochs() }
 }
 
 #[test]
