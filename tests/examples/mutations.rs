@@ -7,6 +7,23 @@
 //! A copy of the workspace is changed, built and hunted (`quorum/examples/hunt.rs`); what the hunt
 //! does not notice within its time, the unit tests must. Ends with status 1 if anything survives, and
 //! if a mutation no longer finds the code that it changes.
+//!
+//! A row of the table is
+//!
+//! ```text
+//! "what is broken", "who is to notice", "file":
+//!     "text that stands there once" => "what it becomes";
+//! ```
+//!
+//! `file` is a path below `quorum/src`, or, where it begins with the folder of another crate, a path in the workspace
+//! (`kds-client/src/cache.rs`). Who is to notice:
+//!
+//! | | |
+//! |---|---|
+//! | `unit` | the unit tests of the crate that the file is part of |
+//! | `unit:kds-client` | the unit tests of that package, which may be another one (`quorum`, `kds-certs`, `kds-client`, `kds-server`) |
+//! | `tests:lying_server` | the end-to-end tests in `tests/tests/lying_server.rs`, with real servers: they take longest |
+//! | anything else | the hunt in that scenario (`everything`, `everything:4`, `all`), and if it does not, the unit tests |
 
 use anyhow::{Context as _, ensure};
 use std::path::{Path, PathBuf};
@@ -19,6 +36,37 @@ struct Mutation {
     file: &'static str,
     find: &'static str,
     replace: &'static str,
+}
+
+/// The folders of the workspace's crates, and what their unit tests are called for cargo.
+const CRATES: &[(&str, [&str; 3])] = &[
+    ("quorum", QUORUM_TESTS),
+    ("certs", ["--package", "kds-certs", "--lib"]),
+    ("kds-client", ["--package", "kds-client", "--lib"]),
+    ("kds-server", ["--package", "kds-server", "--bins"]),
+];
+const QUORUM_TESTS: [&str; 3] = ["--package", "quorum", "--lib"];
+
+impl Mutation {
+    /// The file's path in the workspace.
+    fn path(&self) -> PathBuf {
+        let whole = CRATES.iter().any(|(folder, _)| self.file.starts_with(&format!("{folder}/")));
+        if whole { PathBuf::from(self.file) } else { Path::new("quorum/src").join(self.file) }
+    }
+
+    /// The tests that are to notice it, as arguments to cargo; none where the hunt is to.
+    fn tests(&self) -> Option<[&'static str; 3]> {
+        let crates = |package: &str| CRATES.iter().find(|(_, tests)| tests[1] == package);
+        match self.scenario.split_once(':') {
+            Some(("unit", package)) => Some(crates(package).expect("there is such a package").1),
+            Some(("tests", name)) => Some(["--package=kds-tests", "--test", name]),
+            _ if self.scenario == "unit" => {
+                let of = CRATES.iter().find(|(folder, _)| self.path().starts_with(folder));
+                Some(of.expect("it stands in a crate").1)
+            }
+            _ => None,
+        }
+    }
 }
 
 macro_rules! mutations {
@@ -246,7 +294,7 @@ fn main() -> anyhow::Result<()> {
     for mutation in
         MUTATIONS.iter().filter(|m| only.is_empty() || only.iter().any(|only| m.name.contains(only.as_str())))
     {
-        let path = copy.join("quorum/src").join(mutation.file);
+        let path = copy.join(mutation.path());
         let original = std::fs::read_to_string(&path)?;
         if original.matches(mutation.find).count() != 1 {
             outdated.push(mutation.name);
@@ -254,26 +302,29 @@ fn main() -> anyhow::Result<()> {
         }
         std::fs::write(&path, original.replace(mutation.find, mutation.replace))?;
         // What does not build is not noticed but wrong.
-        let built = match mutation.scenario {
-            "unit" => cargo(&["test", "--quiet", "--package", "quorum", "--lib", "--no-run"])?,
-            _ => cargo(&["build", "--quiet", "--package", "quorum", "--example", "hunt"])?,
+        let tests = mutation.tests();
+        let built = match tests {
+            Some(tests) => cargo(&[&["test", "--quiet"], &tests[..], &["--no-run"]].concat())?,
+            None => cargo(&["build", "--quiet", "--package", "quorum", "--example", "hunt"])?,
         };
         ensure!(built.status.success(), "{}: {}", mutation.name, String::from_utf8_lossy(&built.stderr));
         // Some rules no liar of the simulation happens to test: their unit tests do.
-        let mut hunt = match mutation.scenario {
-            "unit" => Command::new("true"),
-            _ => Command::new(target.join("debug/examples/hunt")),
+        let mut hunt = match tests {
+            Some(_) => Command::new("true"),
+            None => Command::new(target.join("debug/examples/hunt")),
         };
         let hunt = hunt.args([MINUTES, mutation.scenario]).env("KDS_HUNT_STOP", "1").output()?;
         let text = String::from_utf8_lossy(&hunt.stdout).into_owned();
         let noticed = text.lines().find_map(|line| line.strip_prefix("run "));
         // Those beside the rule first: most are noticed there, in a second.
-        let (folder, _) =
-            mutation.file.split_once('/').unwrap_or((mutation.file.trim_end_matches(".rs"), ""));
+        let file = path.to_string_lossy();
+        let (_, file) = file.rsplit_once("/src/").context("sources stand in a crate's src")?;
+        let (folder, _) = file.split_once('/').unwrap_or((file.trim_end_matches(".rs"), ""));
         let beside = format!("{folder}::");
         let by_unit_test = || -> anyhow::Result<bool> {
-            for tests in [&beside, ""] {
-                let arguments = ["test", "--quiet", "--package", "quorum", "--lib", "--", tests];
+            for filter in [&beside, ""] {
+                let tests = tests.unwrap_or(QUORUM_TESTS);
+                let arguments = [&["test", "--quiet"], &tests[..], &["--", filter]].concat();
                 if !cargo(&arguments)?.status.success() {
                     return Ok(true);
                 }
@@ -287,7 +338,7 @@ fn main() -> anyhow::Result<()> {
             }
             None if !hunt.status.success() => println!("{:<55} by a crash of the hunt", mutation.name),
             None if by_unit_test()? => {
-                println!("{:<55} by a unit test", mutation.name)
+                println!("{:<55} by a test", mutation.name)
             }
             None => {
                 println!("{:<55} NOT AT ALL: {}", mutation.name, text.lines().last().unwrap_or_default());
