@@ -151,7 +151,7 @@ impl Replica {
         if !self.renewing.openings.contains_key(&current) || self.voter.epoch() != current {
             return Some(current);
         }
-        let next = self.epochs().attempt?.id.epoch;
+        let next = layout::attempt_under_way(self.state.map())?.epoch;
         let drawn = self.renewing.entropy.as_ref().is_some_and(|(epoch, _)| *epoch == next);
         (!drawn && self.may_vote()).then_some(next)
     }
