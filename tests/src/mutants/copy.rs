@@ -51,7 +51,7 @@ impl Copy {
         }
         let copy = self.root();
         let mut wanted = BTreeSet::new();
-        files(&self.source, Path::new(""), &mut wanted)?;
+        files(&self.source, Path::new(""), &self.target, &mut wanted)?;
         wanted.extend(instead.keys().cloned());
         for path in &wanted {
             let bytes = match instead.get(path) {
@@ -66,7 +66,7 @@ impl Copy {
             }
         }
         let mut there = BTreeSet::new();
-        files(&copy, Path::new(""), &mut there)?;
+        files(&copy, Path::new(""), &self.target, &mut there)?;
         for path in there.difference(&wanted) {
             fs::remove_file(copy.join(path))?;
         }
@@ -127,6 +127,10 @@ impl Copy {
         // workspace's own build, and are there already.
         cargo.args([command, "--workspace", "--locked", "--message-format=json"]).args(targets);
         cargo.args((command == "test").then_some("--no-run"));
+        // What is built here runs for seconds: optimising it longer than that costs more than it saves.
+        for (key, value) in [("opt-level", "0"), ("debug", "false"), ("package.quorum.opt-level", "1")] {
+            cargo.arg(format!("--config=profile.dev.{key}={value}"));
+        }
         cargo.current_dir(self.root()).env("CARGO_TARGET_DIR", &self.folder);
         if std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
             cargo.env("CARGO_BUILD_BUILD_DIR", &self.target);
@@ -173,17 +177,17 @@ fn other_version(text: &str) -> String {
 }
 
 /// All files below a folder but what is hidden or built.
-fn files(root: &Path, folder: &Path, found: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
+fn files(root: &Path, folder: &Path, built: &Path, found: &mut BTreeSet<PathBuf>) -> anyhow::Result<()> {
     let Ok(entries) = fs::read_dir(root.join(folder)) else { return Ok(()) };
     for entry in entries {
         let entry = entry?;
         let path = folder.join(entry.file_name());
         let name = entry.file_name();
-        if name == "target" || name.as_encoded_bytes().starts_with(b".") {
+        if name == "target" || entry.path() == built || name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
         match entry.file_type()? {
-            kind if kind.is_dir() => files(root, &path, found)?,
+            kind if kind.is_dir() => files(root, &path, built, found)?,
             kind if kind.is_file() => drop(found.insert(path)),
             _ => bail!("{} is neither file nor folder", path.display()),
         }

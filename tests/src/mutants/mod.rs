@@ -68,7 +68,9 @@ impl Mutation {
 
 /// Checks that each mutation is noticed. `arguments` choose some by parts of their names; `--anew` forgets the record.
 pub fn check(table: &[Mutation], arguments: &[String]) -> anyhow::Result<()> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests stand in the workspace")?;
+    // Cargo says where it runs this; what was built may have been built from another clone.
+    let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let source = Path::new(&tests).parent().context("tests stand in the workspace")?;
     let program = std::env::current_exe()?;
     let target = program.ancestors().nth(3).context("examples stand in target/PROFILE/examples")?;
     let (options, only): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("--"));

@@ -58,8 +58,8 @@ impl Suite {
             Self::Hunt => vec![("build", "--example=hunt".into())],
             Self::Unit(package) => {
                 let of = CRATES.iter().find(|(_, name, _)| name == package);
-                let kind = if of.is_some_and(|(_, _, kind)| *kind == "bin") { "--bins" } else { "--lib" };
-                vec![("test", kind.into())]
+                let program = of.is_some_and(|(_, _, kind)| *kind == "bin");
+                vec![("test", if program { format!("--bin={package}") } else { "--lib".into() })]
             }
             Self::EndToEnd(name) => vec![("build", "--bins".into()), ("test", format!("--test={name}"))],
         }
