@@ -6,7 +6,8 @@
 //!
 //! Every scenario of the simulation with every number of servers in turn, with new seeds each time.
 //! Prints each failure with the command that replays it, and ends with status 1 if there was one.
-//! With `SCENARIO:SERVERS` it stays there. The mutation check runs it on broken copies of the core.
+//! With `SCENARIO:SERVERS` it stays there. The mutation check runs it on broken copies of the core; `KDS_HUNT_STOP`
+//! ends it at the first failure, `KDS_HUNT_RUNS` after so many runs.
 
 #![allow(
     clippy::disallowed_methods,
@@ -37,6 +38,8 @@ fn main() {
     let only = arguments.get(1).filter(|text| *text != "all");
     let first: u64 = arguments.get(2).map_or(1_000_000, |text| text.parse().expect("a seed"));
     let stop_at_first = std::env::var_os("KDS_HUNT_STOP").is_some();
+    let most =
+        std::env::var("KDS_HUNT_RUNS").map_or(u64::MAX, |text| text.parse().expect("a number of runs"));
     let mut lairs = Vec::new();
     for (name, sizes, faults) in scenarios::ALL {
         for servers in *sizes {
@@ -55,7 +58,7 @@ fn main() {
         for (place, (name, servers, faults)) in lairs.iter().enumerate() {
             // Some stand there more than once: each with seeds of its own.
             let seed = first + round + 1_000_000_000 * place as u64;
-            if start.elapsed() >= limit {
+            if start.elapsed() >= limit || runs >= most {
                 println!(
                     "{runs} runs, {failures} failures; {equivocations} equivocations noticed, {transfers} states transferred, {recoveries} servers recovered from forgetting, {views} views began; trace of the last run {trace}"
                 );

@@ -92,6 +92,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     if rest.is_empty() { Ok(value) } else { Err(DecodeError::TrailingBytes(rest.len())) }
 }
 
+/// Decodes what one of our own encodings begins with: a value's first fields, one after the other.
+pub(crate) fn decode_start<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    postcard::take_from_bytes(bytes).ok().map(|(value, _)| value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

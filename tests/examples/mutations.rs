@@ -1,25 +1,31 @@
-//! Breaks the core on purpose, one rule at a time, and counts the simulated runs until that is noticed.
+//! Breaks rules on purpose, one at a time, and looks for what notices that. The table; `tests/src/mutants` does it.
 //!
 //! ```text
-//! cargo run -p kds-tests --example mutations [-- NAME...]
+//! cargo run --example mutations [-- [--anew] [PART-OF-A-NAME...]]
 //! ```
 //!
-//! A copy of the workspace is changed, built and hunted (`quorum/examples/hunt.rs`); what the hunt
-//! does not notice within its time, the unit tests must. Ends with status 1 if anything survives, and
-//! if a mutation no longer finds the code that it changes.
+//! What notices each is written to `tests/mutations.md`, to be tried first the next time; `--anew` does without. Ends with
+//! status 1 if anything survives, does not build, or no longer finds the code that it changes.
+//!
+//! A row of the table is
+//!
+//! ```text
+//! "what is broken", "who is to notice", "file":
+//!     "text that stands there once" => "what it becomes";
+//! ```
+//!
+//! `file` is a path below `quorum/src`, or, where it begins with the folder of another crate, a path in the workspace
+//! (`kds-client/src/cache.rs`). What is broken inside a function costs one test; a constant, a `const fn` or what returns
+//! `impl Trait` costs a build. Who is to notice:
+//!
+//! | | |
+//! |---|---|
+//! | `unit` | the unit tests of the crate that the file is part of |
+//! | `unit:kds-client` | the unit tests of that package, which may be another one (`quorum`, `kds-certs`, `kds-client`, `kds-server`) |
+//! | `tests:lying_server` | the end-to-end tests in `tests/tests/lying_server.rs`, with real servers: they take longest |
+//! | anything else | the hunt in that scenario (`everything`, `everything:4`, `all`), and if it does not, the unit tests |
 
-use anyhow::{Context as _, ensure};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// A rule, and how to break it: in `file`, `find` (which stands there once) becomes `replace`.
-struct Mutation {
-    name: &'static str,
-    scenario: &'static str,
-    file: &'static str,
-    find: &'static str,
-    replace: &'static str,
-}
+use kds_tests::mutants::Mutation;
 
 macro_rules! mutations {
     ($($name:literal, $scenario:literal, $file:literal: $find:literal => $replace:literal;)*) => {
@@ -223,100 +229,15 @@ const MUTATIONS: &[Mutation] = mutations! {
         "whole: product.whole * (i64::from(i) - i64::from(l.share_index()))," => "whole: product.whole * (i64::from(i) + i64::from(l.share_index())),";
     "rows and columns that meet in b servers", "unit", "thresholds.rs":
         "let columns = (masked + 1).div_ceil(rows);" => "let columns = masked.div_ceil(rows);";
+    "accept any server's certificate", "unit", "certs/src/lib.rs":
+        "if *self.certificate != **certificate {" => "if self.certificate.is_empty() {";
+    "give kept answers that are older than what was seen", "unit", "kds-client/src/cache.rs":
+        "if kept.record.as_ref().map_or(0, |record| record.version) < seen {" => "if seen == u64::MAX {";
+    "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/http/rate.rs":
+        "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
 };
 
-/// Minutes that the hunt gets for one mutation at most: the slowest took half of one on two idle cores.
-const MINUTES: &str = "3";
-
 fn main() -> anyhow::Result<()> {
-    let only: Vec<String> = std::env::args().skip(1).collect();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests stand in the workspace")?;
-    let folder = tempfile::tempdir()?;
-    let copy = folder.path().join("copy");
-    copy_workspace(source, &copy)?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or(source.join("target"), PathBuf::from).join("mutants");
-    let cargo = |arguments: &[&str]| -> anyhow::Result<std::process::Output> {
-        let mut command = Command::new("cargo");
-        command.args(arguments).current_dir(&copy).env("CARGO_TARGET_DIR", &target);
-        Ok(command.env("CARGO_INCREMENTAL", "1").output()?)
-    };
-    let (mut survivors, mut outdated) = (Vec::new(), Vec::new());
-    println!("{:<55} noticed", "rule broken");
-    for mutation in
-        MUTATIONS.iter().filter(|m| only.is_empty() || only.iter().any(|only| m.name.contains(only.as_str())))
-    {
-        let path = copy.join("quorum/src").join(mutation.file);
-        let original = std::fs::read_to_string(&path)?;
-        if original.matches(mutation.find).count() != 1 {
-            outdated.push(mutation.name);
-            continue;
-        }
-        std::fs::write(&path, original.replace(mutation.find, mutation.replace))?;
-        // What does not build is not noticed but wrong.
-        let built = match mutation.scenario {
-            "unit" => cargo(&["test", "--quiet", "--package", "quorum", "--lib", "--no-run"])?,
-            _ => cargo(&["build", "--quiet", "--package", "quorum", "--example", "hunt"])?,
-        };
-        ensure!(built.status.success(), "{}: {}", mutation.name, String::from_utf8_lossy(&built.stderr));
-        // Some rules no liar of the simulation happens to test: their unit tests do.
-        let mut hunt = match mutation.scenario {
-            "unit" => Command::new("true"),
-            _ => Command::new(target.join("debug/examples/hunt")),
-        };
-        let hunt = hunt.args([MINUTES, mutation.scenario]).env("KDS_HUNT_STOP", "1").output()?;
-        let text = String::from_utf8_lossy(&hunt.stdout).into_owned();
-        let noticed = text.lines().find_map(|line| line.strip_prefix("run "));
-        // Those beside the rule first: most are noticed there, in a second.
-        let (folder, _) =
-            mutation.file.split_once('/').unwrap_or((mutation.file.trim_end_matches(".rs"), ""));
-        let beside = format!("{folder}::");
-        let by_unit_test = || -> anyhow::Result<bool> {
-            for tests in [&beside, ""] {
-                let arguments = ["test", "--quiet", "--package", "quorum", "--lib", "--", tests];
-                if !cargo(&arguments)?.status.success() {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        };
-        match noticed {
-            Some(how) => {
-                let how: String = how.chars().take(150).collect();
-                println!("{:<55} after run {how}", mutation.name);
-            }
-            None if !hunt.status.success() => println!("{:<55} by a crash of the hunt", mutation.name),
-            None if by_unit_test()? => {
-                println!("{:<55} by a unit test", mutation.name)
-            }
-            None => {
-                println!("{:<55} NOT AT ALL: {}", mutation.name, text.lines().last().unwrap_or_default());
-                survivors.push(mutation.name);
-            }
-        }
-        std::fs::write(&path, original)?;
-    }
-    ensure!(outdated.is_empty(), "these mutations no longer find what they change: {outdated:?}");
-    ensure!(survivors.is_empty(), "nothing noticed: {survivors:?}");
-    Ok(())
-}
-
-/// What is needed to build the core: all members' manifests, and their sources.
-fn copy_workspace(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let text = name.to_string_lossy();
-        if text == "target" || (text.starts_with('.') && text != ".cargo") {
-            continue;
-        }
-        let (path, to) = (entry.path(), to.join(&name));
-        if entry.file_type()?.is_dir() {
-            copy_workspace(&path, &to)?;
-        } else {
-            std::fs::copy(&path, &to)?;
-        }
-    }
-    Ok(())
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    kds_tests::mutants::check(MUTATIONS, &arguments)
 }

@@ -6,6 +6,7 @@ pub mod faults;
 pub mod liar;
 pub mod linearizable;
 pub mod load;
+pub mod mutants;
 pub mod thief;
 
 use anyhow::{Context as _, bail, ensure};

@@ -154,13 +154,10 @@ impl Replica {
         if !opens || self.voter.attempt() != current {
             return Some(current);
         }
-        let next = self.epochs().attempt?.id;
+        let next = layout::attempt_under_way(self.state.map())?;
         let drawn = self.renewing.entropy.as_ref().is_some_and(|(attempt, _)| *attempt == next);
-        let shown = || {
-            let epochs = self.certified_snapshot.as_ref().and_then(layout::epochs);
-            epochs.and_then(|epochs| epochs.attempt).is_some_and(|attempt| attempt.id == next)
-        };
-        (!drawn && self.may_vote() && shown()).then_some(next)
+        let certified = || self.certified_snapshot.as_ref().and_then(layout::attempt_under_way);
+        (!drawn && self.may_vote() && certified() == Some(next)).then_some(next)
     }
 
     /// Votes with the key of the current epoch, if there is one, and casts the votes that waited for it.

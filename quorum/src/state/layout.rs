@@ -19,8 +19,8 @@
 
 use super::{Epochs, Releases, SealedShares, Secret, ServerKeys};
 use crate::bytes::{Blob, Hash, PublicKey};
-use crate::codec::decode;
-use crate::ids::ServerId;
+use crate::codec::{decode, decode_start};
+use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
 use crate::map::{Map, Snapshot};
 use crate::record::{Name, Record};
 use crate::request::{Reply, RequestId};
@@ -69,6 +69,13 @@ pub const PASSPHRASES_EVER: &[u8] = b"i";
 /// Where the cluster stands in its epochs.
 pub fn epochs(state: &impl Lookup) -> Option<Epochs> {
     read(state, EPOCHS)
+}
+/// The attempt at the next epoch that is under way, as [`epochs`] has it: asked after every step of a server, and an
+/// attempt is large.
+pub fn attempt_under_way(state: &impl Lookup) -> Option<AttemptId> {
+    let (_, _, _, attempt): (Epoch, Timestamp, Sequence, Option<AttemptId>) =
+        decode_start(state.value(EPOCHS)?)?;
+    attempt
 }
 /// Key of a name's current record.
 pub fn name_key(name: &Name) -> Vec<u8> {

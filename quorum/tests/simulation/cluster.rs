@@ -1098,7 +1098,10 @@ impl Simulation {
         let up_to_date = |server: &Server| {
             server.published.as_ref().is_some_and(|published| {
                 published.certificate.statement.sequence.0 + 1 >= last.0
-                    && self.clients.iter().all(|c| layout::record(&published.snapshot, &c.name).is_some())
+                    && self
+                        .clients
+                        .iter()
+                        .all(|c| published.snapshot.get(&layout::name_key(&c.name)).is_some())
             })
         };
         // One that forgot may have to wait for longer than this goes on; it counts as faulty till then.

@@ -104,7 +104,10 @@ impl World {
         self.run(vec![]);
     }
     pub(crate) fn epochs(&self) -> Epochs {
-        layout::epochs(self.state.map()).unwrap()
+        let epochs = layout::epochs(self.state.map()).unwrap();
+        let under_way = epochs.attempt.as_ref().map(|attempt| attempt.id);
+        assert_eq!(layout::attempt_under_way(self.state.map()), under_way);
+        epochs
     }
     pub(crate) fn attempt(&self) -> Attempt {
         self.epochs().attempt.expect("an attempt is under way")
