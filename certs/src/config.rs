@@ -1,10 +1,9 @@
 //! What every link has in common, in one place: TLS 1.3, the key exchange, and that nothing is resumed.
 
-use crate::CertsError;
+use crate::{CertsError, TlsIdentity};
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
@@ -41,13 +40,12 @@ pub fn provider(exchange: KeyExchange) -> Arc<CryptoProvider> {
 pub fn server_config(
     exchange: KeyExchange,
     clients: Arc<dyn ClientCertVerifier>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    own: &TlsIdentity,
 ) -> Result<ServerConfig, CertsError> {
     let mut config = ServerConfig::builder_with_provider(provider(exchange))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)?;
+        .with_single_cert(own.shown(), own.key.clone_key())?;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
@@ -61,14 +59,14 @@ pub fn server_config(
 pub fn client_config(
     exchange: KeyExchange,
     server: Arc<dyn ServerCertVerifier>,
-    own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    own: Option<&TlsIdentity>,
 ) -> Result<ClientConfig, CertsError> {
     let builder = ClientConfig::builder_with_provider(provider(exchange))
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(server);
     let mut config = match own {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        Some(own) => builder.with_client_auth_cert(own.shown(), own.key.clone_key())?,
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
@@ -79,7 +77,7 @@ pub fn client_config(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{TlsIdentity, generate, https_client, https_server};
+    use crate::{generate, https_client, https_server};
     use quorum::Blob;
     use rustls::{ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConnection};
 

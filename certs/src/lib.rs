@@ -141,12 +141,7 @@ impl TlsIdentity {
 /// # Errors
 /// If the key cannot be used.
 pub fn https_server(identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
-    server_config(
-        KeyExchange::HybridPreferred,
-        Arc::new(NoClientAuth),
-        identity.shown(),
-        identity.key.clone_key(),
-    )
+    server_config(KeyExchange::HybridPreferred, Arc::new(NoClientAuth), identity)
 }
 
 /// For a client of the server that has this certificate (DER), while that is valid.

@@ -75,7 +75,7 @@ pub fn certified_key(membership: &Membership, certificate: &[u8]) -> Option<KeyC
 /// If the key cannot be used.
 pub fn peer_server(membership: &Arc<Membership>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
     let clients = Certified::of(membership, None);
-    server_config(KeyExchange::Hybrid, clients, identity.shown(), identity.key.clone_key())
+    server_config(KeyExchange::Hybrid, clients, identity)
 }
 
 /// For a server's link to server `server`.
@@ -88,7 +88,7 @@ pub fn peer_client(
     server: ServerId,
 ) -> Result<ClientConfig, CertsError> {
     let verifier = Certified::of(membership, Some(server));
-    client_config(KeyExchange::Hybrid, verifier, Some((identity.shown(), identity.key.clone_key())))
+    client_config(KeyExchange::Hybrid, verifier, Some(identity))
 }
 
 /// Accepts keys that identities of the cluster have certified: of one server, or of any.

@@ -9,7 +9,7 @@
 //! | [`Client::lookup`], [`Client::lookup_many`] | verified, complete, one row of servers |
 //! | [`Client::lookup_cached`] | from memory, at most `max_age` old |
 //! | [`Client::verify_signature`] | a message's signature under a name's current keys |
-//! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered |
+//! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered, for as long as they are |
 //! | [`Client::watch`], [`Client::history`], [`Client::list`] | versions as they come, and as they were |
 //! | [`blocking::Client`] | the same without an async runtime |
 //!

@@ -160,12 +160,11 @@ impl Client {
         receipt: Receipt,
     ) -> Result<Result<Written, ClientError>, quorum::answer::AnswerError> {
         let id = RequestId { client: request.request.client, sequence: request.request.sequence };
-        let (reply, complete) = self.with_verifier(|verifier| {
+        let (receipt, reply, complete) = self.with_verifier(|verifier| {
             let reply = verifier.receipt(&receipt, id)?.clone();
-            if let Some(completion) = &receipt.completion {
-                verifier.completion(completion)?;
-            }
-            Ok::<_, quorum::answer::AnswerError>((reply.clone(), verifier.complete() >= reply.sequence))
+            let receipt = verifier.to_keep(receipt)?;
+            let complete = verifier.complete() >= reply.sequence;
+            Ok::<_, quorum::answer::AnswerError>((receipt, reply, complete))
         })?;
         if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
             return Ok(Err(ClientError::NumberReused));
