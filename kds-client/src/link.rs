@@ -252,11 +252,16 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         text = error.to_string();
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        tls |= inner.is_some_and(|inner| inner.is::<rustls::Error>());
+        tls |= is_tls(error);
         cause = error.source();
     }
     if tls { format!("TLS: {text}") } else { text }
+}
+
+/// Whether an error is TLS's, or wraps one of TLS's.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls(inner))
 }
 
 /// A name as one segment of a path.
