@@ -3,8 +3,11 @@
 //! There is no certificate authority to trust or to steal: a client accepts for server i exactly
 //! the certificate that the membership names for server i, and servers accept from each other keys of
 //! an epoch that identities of the cluster have certified, which also tells who called
-//! ([`certified_key`]). TLS 1.3, with the post-quantum hybrid X25519MLKEM768 preferred, so that
-//! traffic recorded today stays closed.
+//! ([`certified_key`]).
+//!
+//! All links are made by [`server_config`] and [`client_config`]: TLS 1.3, keys exchanged by the post-quantum
+//! hybrid X25519MLKEM768 ([`KeyExchange`]), so that traffic recorded today stays closed, and nothing resumed
+//! (decision 0026).
 
 /// What every verifier does with the signature of a handshake: methods of an `impl` of rustls's verifiers, for a
 /// type with a field `provider`.
@@ -13,12 +16,11 @@ macro_rules! signature_checks {
     () => {
         fn verify_tls12_signature(
             &self,
-            message: &[u8],
-            certificate: &::rustls::pki_types::CertificateDer<'_>,
-            signature: &::rustls::DigitallySignedStruct,
+            _message: &[u8],
+            _certificate: &::rustls::pki_types::CertificateDer<'_>,
+            _signature: &::rustls::DigitallySignedStruct,
         ) -> Result<::rustls::client::danger::HandshakeSignatureValid, ::rustls::Error> {
-            let algorithms = &self.provider.signature_verification_algorithms;
-            ::rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+            Err(::rustls::Error::General("TLS 1.2 is not spoken here".into()))
         }
         fn verify_tls13_signature(
             &self,
@@ -35,16 +37,20 @@ macro_rules! signature_checks {
     };
 }
 
+mod config;
 mod links;
 
+pub use config::{KeyExchange, client_config, provider, server_config};
 pub use links::{LinkKey, certified_key, peer_client, peer_server};
 use quorum::Blob;
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::NoClientAuth;
 use rustls::{CertificateError, ClientConfig, Error, ServerConfig};
 use std::sync::Arc;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// Years that a new certificate is valid for.
@@ -121,40 +127,52 @@ impl TlsIdentity {
             .map_err(|e| CertsError::Pem { what: "private key", why: e.to_string() })?;
         Ok(Self { certificate, key })
     }
+    fn shown(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.certificate.clone()]
+    }
     /// DER of the certificate.
     pub fn certificate(&self) -> &[u8] {
         &self.certificate
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
-
 /// For a server's HTTPS listener: no client certificates.
+///
+/// # Errors
+/// If the key cannot be used.
 pub fn https_server(identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
-    let config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    Ok(config)
+    server_config(KeyExchange::HybridPreferred, Arc::new(NoClientAuth), identity)
 }
 
-/// For a client of the server that has this certificate (DER).
+/// For a client of the server that has this certificate (DER), while that is valid.
+///
+/// # Errors
+/// If no configuration can be made.
 pub fn https_client(certificate: &Blob) -> Result<ClientConfig, CertsError> {
-    let pin = Arc::new(Pin { certificate: certificate.clone(), provider: provider() });
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(pin)
-        .with_no_client_auth();
-    Ok(config)
+    pinned(certificate, true)
+}
+
+/// The same even where the certificate has expired by this machine's clock: to ask what time it is. It is still
+/// the pinned server that answers.
+///
+/// # Errors
+/// If no configuration can be made.
+pub fn https_client_at_any_date(certificate: &Blob) -> Result<ClientConfig, CertsError> {
+    pinned(certificate, false)
+}
+
+fn pinned(certificate: &Blob, dated: bool) -> Result<ClientConfig, CertsError> {
+    let provider = provider(KeyExchange::Hybrid);
+    let pin = Pin { certificate: certificate.clone(), dated, provider };
+    client_config(KeyExchange::Hybrid, Arc::new(pin), None)
 }
 
 /// Accepts one certificate, byte for byte.
 #[derive(Debug)]
 struct Pin {
     certificate: Blob,
+    /// Whether its end counts.
+    dated: bool,
     provider: Arc<CryptoProvider>,
 }
 
@@ -164,8 +182,10 @@ impl Pin {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         let end = not_after(certificate).map_err(|_| CertificateError::BadEncoding)?;
-        if end < now.as_secs() as i64 {
-            return Err(CertificateError::Expired.into());
+        // One that ended before 1970 ended then.
+        let end = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(end).unwrap_or(0)));
+        if self.dated && end < now {
+            return Err(CertificateError::ExpiredContext { time: now, not_after: end }.into());
         }
         Ok(())
     }
@@ -193,15 +213,20 @@ mod tests {
     fn only_the_pinned_certificate_passes_and_only_while_it_is_valid() {
         let hosts = ["127.0.0.1".to_owned()];
         let (one, two) = (generate("a", &hosts, 2026).unwrap(), generate("a", &hosts, 2026).unwrap());
-        let pin = Pin { certificate: Blob(one.certificate.clone()), provider: provider() };
-        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let provider = provider(KeyExchange::Hybrid);
+        let mut pin = Pin { certificate: Blob(one.certificate.clone()), dated: true, provider };
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let now = at(1_790_000_000);
         assert!(pin.check(&one.certificate.as_slice().into(), now).is_ok());
         // Same name, same hosts, other key.
         assert!(pin.check(&two.certificate.as_slice().into(), now).is_err());
-        let late = pin
-            .check(&one.certificate.as_slice().into(), at(not_after(&one.certificate).unwrap() as u64 + 1));
-        assert_eq!(late, Err(Error::InvalidCertificate(CertificateError::Expired)));
+        let late = at(not_after(&one.certificate).unwrap() as u64 + 1);
+        let refused = pin.check(&one.certificate.as_slice().into(), late).unwrap_err();
+        assert!(refused.to_string().contains("expired"), "{refused}");
+        // To ask for the time, the certificate alone counts.
+        pin.dated = false;
+        assert!(pin.check(&one.certificate.as_slice().into(), late).is_ok());
+        assert!(pin.check(&two.certificate.as_slice().into(), now).is_err());
     }
 
     #[test]

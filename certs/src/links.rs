@@ -6,7 +6,7 @@
 //! keys are old soon, and nothing secret is sent to the holder of an old one. They open a link nevertheless,
 //! since a server that slept through epochs has no other, and can only be helped over a link.
 
-use crate::{CertsError, TlsIdentity, provider};
+use crate::{CertsError, KeyExchange, TlsIdentity, client_config, provider, server_config};
 use quorum::Membership;
 use quorum::codec::{decode, encode, sha256};
 use quorum::signing::{KeyCertificate, KeyPurpose};
@@ -74,14 +74,8 @@ pub fn certified_key(membership: &Membership, certificate: &[u8]) -> Option<KeyC
 /// # Errors
 /// If the key cannot be used.
 pub fn peer_server(membership: &Arc<Membership>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Certified::of(membership, None))
-        .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    // Every link has its own handshake: session keys are to be renewed, not resumed (design §7).
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(config)
+    let clients = Certified::of(membership, None);
+    server_config(KeyExchange::Hybrid, clients, identity)
 }
 
 /// For a server's link to server `server`.
@@ -93,13 +87,8 @@ pub fn peer_client(
     identity: &TlsIdentity,
     server: ServerId,
 ) -> Result<ClientConfig, CertsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Certified::of(membership, Some(server)))
-        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    config.resumption = rustls::client::Resumption::disabled();
-    Ok(config)
+    let verifier = Certified::of(membership, Some(server));
+    client_config(KeyExchange::Hybrid, verifier, Some(identity))
 }
 
 /// Accepts keys that identities of the cluster have certified: of one server, or of any.
@@ -112,7 +101,7 @@ struct Certified {
 
 impl Certified {
     fn of(membership: &Arc<Membership>, only: Option<ServerId>) -> Arc<Self> {
-        Arc::new(Self { membership: Arc::clone(membership), only, provider: provider() })
+        Arc::new(Self { membership: Arc::clone(membership), only, provider: provider(KeyExchange::Hybrid) })
     }
     fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let key = certified_key(&self.membership, certificate);
@@ -220,5 +209,41 @@ mod tests {
         for bad in [&plain.certificate[..], b"garbage", &longer] {
             assert!(certified_key(&membership, bad).is_none());
         }
+    }
+
+    #[test]
+    fn servers_agree_on_keys_by_the_hybrid() {
+        use crate::config::tests::handshake;
+        let (manifest, identities) = manifest();
+        let membership = Membership::genesis(Arc::new(manifest));
+        let link_key = |server: u8| {
+            let (drawn, epoch) = (LinkKey::draw().unwrap(), Epoch(1));
+            let (server, purpose) = (ServerId(server), KeyPurpose::Tls);
+            let statement = KeyStatement { server, purpose, epoch, serial: 1, key: drawn.public() };
+            let identity = &identities[server.index()];
+            drawn.certified(&KeyCertificate::issue(membership.cluster(), identity, statement)).unwrap()
+        };
+        let (one, other) = (link_key(1), link_key(2));
+        let dials = Arc::new(peer_client(&membership, &one, ServerId(2)).unwrap());
+        let accepts = Arc::new(peer_server(&membership, &other).unwrap());
+        for _ in 0..2 {
+            let (client, server) = handshake(&dials, &accepts).unwrap();
+            for group in [client.negotiated_key_exchange_group(), server.negotiated_key_exchange_group()] {
+                assert_eq!(group.unwrap().name(), rustls::NamedGroup::X25519MLKEM768);
+            }
+            assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        }
+        // Whoever cannot do it is no server of this cluster, whatever its key says.
+        let x25519 = rustls::crypto::aws_lc_rs::kx_group::X25519;
+        let provider =
+            CryptoProvider { kx_groups: vec![x25519], ..rustls::crypto::aws_lc_rs::default_provider() };
+        let old = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Certified::of(&membership, Some(ServerId(2))))
+            .with_client_auth_cert(one.shown(), one.key.clone_key())
+            .unwrap();
+        assert!(handshake(&Arc::new(old), &accepts).is_err());
     }
 }

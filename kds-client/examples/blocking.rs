@@ -4,7 +4,6 @@
 use kds_client::quorum::record::Name;
 use kds_client::tls::RegisteredPeers;
 use kds_client::{LookupOptions, Options, blocking, manifest_file};
-use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::var("KDS_MANIFEST").unwrap_or("kds-dev/manifest.toml".into());
@@ -15,10 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("version {}", found.record.map_or(0, |record| record.version));
 
     // rustls accepts a peer exactly if its key is one that is registered for the name that is dialled.
-    let config = rustls::ClientConfig::builder()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(RegisteredPeers::new(client)))
-        .with_no_client_auth();
+    let config = RegisteredPeers::blocking(client).client_config(None)?;
     println!("TLS is configured, client certificates: {}", config.client_auth_cert_resolver.has_certs());
     Ok(())
 }

@@ -63,7 +63,8 @@ impl Batcher {
         if queue.waiting.len() >= MAX_WAITING {
             queue.waiting.retain(|waiting| !waiting.answers.is_closed());
             if queue.waiting.len() >= MAX_WAITING {
-                let _ = answers.send((server, ask, Reply::Silent));
+                let why = "too many questions wait for it here";
+                let _ = answers.send((server, ask, Reply::Silent(why.into())));
                 return;
             }
         }
@@ -112,7 +113,7 @@ impl Batcher {
         question.known = known.as_deref().map(KnownState::of);
         let asked = tokio::time::timeout(PATIENCE, self.link.post("/v1/records/lookup", &question)).await;
         let answer = asked
-            .unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into())))
+            .unwrap_or_else(|_| Err(LinkError::late(PATIENCE)))
             .and_then(|answer| Checked::new(answer, &question, known));
         match answer {
             Ok(answer) => {
@@ -163,9 +164,11 @@ impl Drop for Slot {
 /// What a failed request means for a read.
 pub(crate) fn as_reply(error: &LinkError) -> Reply {
     match error {
-        LinkError::Silent(_) => Reply::Silent,
+        LinkError::Silent(why) => Reply::Silent(why.clone()),
         // Not now: no lie.
-        LinkError::Problem(problem) if matches!(problem.status, 429 | 503) => Reply::Silent,
+        LinkError::Problem(problem) if matches!(problem.status, 429 | 503) => {
+            Reply::Silent(error.to_string())
+        }
         LinkError::Problem(_) | LinkError::Nonsense(_) => Reply::Nonsense(error.to_string()),
     }
 }

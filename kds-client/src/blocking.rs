@@ -12,6 +12,7 @@ use crate::{Client as AsyncClient, Options};
 use quorum::manifest::Manifest;
 use quorum::record::{KeyMaterial, Name, Record};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// A client whose calls return when they are done. It has a thread of its own, so it works inside
@@ -79,6 +80,20 @@ impl Client {
         }
         let (client, name) = (self.client.clone(), name.clone());
         self.wait(async move { client.lookup_cached(&name).await })
+    }
+    /// The same, within a time.
+    pub(crate) fn lookup_cached_within(
+        &self,
+        name: &Name,
+        most: Duration,
+    ) -> Result<Option<Arc<Record>>, ClientError> {
+        let (client, name) = (self.client.clone(), name.clone());
+        self.wait(async move {
+            let looked = tokio::time::timeout(most, client.lookup_cached(&name)).await;
+            looked.unwrap_or_else(|_| {
+                Err(ClientError::Local(format!("{name} could not be looked up within {most:?}")))
+            })
+        })
     }
     /// See [`AsyncClient::lookup_many`].
     ///

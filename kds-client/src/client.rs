@@ -3,9 +3,11 @@
 use crate::api::MembershipAnswer;
 use crate::batch::Batcher;
 use crate::cache::Cache;
-use crate::error::{ClientError, LinkError, Misbehaviour};
-use crate::link::Link;
-use crate::pace::Pace;
+use crate::deadline::{after, bounded};
+use crate::error::{ClientError, LinkError};
+use crate::failure::Tally;
+use crate::link::{Link, Wire};
+use crate::pace::{self, Pace};
 use crate::trust::Trust;
 use quorum::answer::{AnswerError, Verifier};
 use quorum::ids::ServerId;
@@ -47,6 +49,18 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With every duration such that clocks can be added to it, and with a moment's patience at least.
+    fn bounded(self) -> Self {
+        Self {
+            timeout: bounded(self.timeout),
+            hedge: bounded(self.hedge).max(pace::LEAST),
+            max_age: bounded(self.max_age),
+            ..self
+        }
+    }
+}
+
 /// Names whose newest version is remembered, so that a client never returns less than it has seen.
 const REMEMBERED_NAMES: usize = 65_536;
 
@@ -70,6 +84,7 @@ pub(crate) struct Inner {
 impl Client {
     /// Trusts the manifest. Connects when it is used.
     pub fn new(manifest: Arc<Manifest>, options: Options) -> Result<Self, ClientError> {
+        let options = options.bounded();
         manifest.validate().map_err(|e| ClientError::Local(e.to_string()))?;
         let trust = Trust::new(&manifest).map_err(ClientError::Local)?;
         let links: Vec<_> = manifest.grid().servers().map(|server| Link::of(&trust, server)).collect();
@@ -96,24 +111,23 @@ impl Client {
     /// If fewer servers can be reached.
     pub async fn follow(&self) -> Result<Arc<Membership>, ClientError> {
         let needed = self.inner.manifest.thresholds.f() + 1;
-        let (mut answered, mut silent, mut rejected) = (vec![], vec![], vec![]);
+        let mut tally = Tally::default();
         for server in self.preferred() {
             let path = format!("/v1/membership?from={}", self.membership().proofs().len());
             let asked = self.inner.links[server.index()].get::<MembershipAnswer>(&path);
             let asked = tokio::time::timeout(self.patience(), asked).await;
-            match asked.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
+            match asked.unwrap_or_else(|_| Err(LinkError::late(self.patience()))) {
                 Ok(answer) => match self.inner.trust.take(&answer) {
-                    Ok(_) => answered.push(server),
-                    Err(why) => rejected.push(Misbehaviour { server, why: why.to_string() }),
+                    Ok(_) => tally.answered.push(server),
+                    Err(error) => tally.wrong(server, &error.into()),
                 },
-                Err(LinkError::Nonsense(why)) => rejected.push(Misbehaviour { server, why }),
-                Err(LinkError::Silent(_) | LinkError::Problem(_)) => silent.push(server),
+                Err(error) => tally.failed(server, &error),
             }
-            if answered.len() == needed {
+            if tally.answered.len() == needed {
                 return Ok(self.membership());
             }
         }
-        Err(failure(&format!("{needed} servers"), answered, silent, rejected))
+        Err(self.failure(&format!("{needed} servers"), tally).await)
     }
     /// The connection to a server, for tools that look at one server alone.
     pub fn link(&self, server: ServerId) -> Option<&Link> {
@@ -141,8 +155,20 @@ impl Client {
     fn patience(&self) -> Duration {
         self.inner.options.hedge.max(Duration::from_secs(2)).min(self.inner.options.timeout)
     }
+    /// A connection to a server whose certificate may have ended by this machine's clock.
+    pub(crate) fn wire_at_any_date(&self, server: ServerId) -> Option<Wire> {
+        Wire::at_any_date(&self.membership().place(server)?).ok()
+    }
+    /// How long an operation may take in all.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.inner.options.timeout
+    }
+    /// How old an answer may be.
+    pub(crate) fn max_age(&self) -> Duration {
+        self.inner.options.max_age
+    }
     pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.inner.options.timeout
+        after(self.inner.options.timeout)
     }
     /// All servers, in random order: load spreads, and nobody can expect to be asked.
     pub(crate) fn shuffled(&self) -> Vec<ServerId> {
@@ -187,36 +213,22 @@ impl Client {
         T: serde::de::DeserializeOwned,
     {
         let deadline = self.deadline();
-        let (mut silent, mut rejected) = (Vec::new(), Vec::new());
+        let mut tally = Tally::default();
         for server in self.preferred() {
-            let until = deadline.min(Instant::now() + self.patience());
+            let until = deadline.min(after(self.patience()));
             let answer =
                 tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
-            match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into()))) {
+            match answer.unwrap_or_else(|_| Err(LinkError::late(self.patience()))) {
                 Ok(answer) => match self.with_verifier(|verifier| check(verifier, &answer)) {
                     Ok(good) => return Ok(good),
-                    Err(error) => rejected.push(Misbehaviour { server, why: error.to_string() }),
+                    Err(error) => tally.wrong(server, &error),
                 },
-                Err(LinkError::Nonsense(why)) => rejected.push(Misbehaviour { server, why }),
-                Err(LinkError::Silent(_) | LinkError::Problem(_)) => silent.push(server),
+                Err(error) => tally.failed(server, &error),
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
-        Err(failure("one server with a good answer", vec![], silent, rejected))
+        Err(self.failure("one server with a good answer", tally).await)
     }
-}
-
-/// Nothing came of it: because answers were bad, or because there were too few.
-pub(crate) fn failure(
-    needed: &str,
-    answered: Vec<ServerId>,
-    silent: Vec<ServerId>,
-    rejected: Vec<Misbehaviour>,
-) -> ClientError {
-    if !rejected.is_empty() && silent.is_empty() && answered.is_empty() {
-        return ClientError::Unverified { rejected };
-    }
-    ClientError::Unavailable { needed: needed.to_owned(), answered, silent, rejected }
 }

@@ -2,7 +2,7 @@
 
 use quorum::answer::AnswerError;
 use quorum::ids::ServerId;
-pub use quorum::read::Misbehaviour;
+pub use quorum::read::{Misbehaviour, Silence};
 use quorum::request::Refusal;
 
 /// Exit statuses of the command line.
@@ -58,8 +58,8 @@ pub enum ClientError {
         needed: String,
         /// Servers whose answers were good.
         answered: Vec<ServerId>,
-        /// Servers that did not answer.
-        silent: Vec<ServerId>,
+        /// Servers that did not answer, and why.
+        silent: Vec<Silence>,
         /// Servers whose answers were not.
         rejected: Vec<Misbehaviour>,
     },
@@ -155,6 +155,9 @@ impl ClientError {
     }
 }
 
+/// Characters of what a server says that are shown to people.
+const MOST_WORDS: usize = 300;
+
 /// What a single server's answer led to.
 #[derive(Debug)]
 pub(crate) enum LinkError {
@@ -166,6 +169,13 @@ pub(crate) enum LinkError {
     Nonsense(String),
 }
 
+impl LinkError {
+    /// Nothing came within a time.
+    pub(crate) fn late(waited: std::time::Duration) -> Self {
+        Self::Silent(format!("no answer within {waited:.1?}"))
+    }
+}
+
 impl From<AnswerError> for LinkError {
     fn from(error: AnswerError) -> Self {
         Self::Nonsense(error.to_string())
@@ -175,8 +185,13 @@ impl From<AnswerError> for LinkError {
 impl std::fmt::Display for LinkError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Silent(why) => write!(f, "no answer ({why})"),
-            Self::Problem(problem) => write!(f, "{}: {}", problem.title, problem.detail),
+            Self::Silent(why) => f.write_str(why),
+            Self::Problem(problem) => {
+                // A liar's words are short, and stay text on a terminal.
+                let words = format!("status {}: {}: {}", problem.status, problem.title, problem.detail);
+                let shown = words.chars().take(MOST_WORDS);
+                f.write_str(&shown.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>())
+            }
             Self::Nonsense(why) => f.write_str(why),
         }
     }

@@ -9,7 +9,7 @@
 //! | [`Client::lookup`], [`Client::lookup_many`] | verified, complete, one row of servers |
 //! | [`Client::lookup_cached`] | from memory, at most `max_age` old |
 //! | [`Client::verify_signature`] | a message's signature under a name's current keys |
-//! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered |
+//! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered, for as long as they are |
 //! | [`Client::watch`], [`Client::history`], [`Client::list`] | versions as they come, and as they were |
 //! | [`blocking::Client`] | the same without an async runtime |
 //!
@@ -24,8 +24,10 @@ mod batch;
 pub mod blocking;
 mod cache;
 mod client;
+pub mod deadline;
 pub mod error;
 pub mod evidence_file;
+mod failure;
 pub mod keys;
 pub mod keystore;
 mod link;
@@ -42,7 +44,7 @@ mod watch;
 mod write;
 
 pub use client::{Client, Options};
-pub use error::{ClientError, ExitStatus, Misbehaviour};
+pub use error::{ClientError, ExitStatus, Misbehaviour, Silence};
 pub use link::Link;
 pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
 pub use passphrase::DEFAULT_GUESSES;

@@ -10,8 +10,10 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kds_certs::CertsError;
 use quorum::manifest::{Manifest, ServerEntry};
 use quorum::{ServerId, limits};
+use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -43,7 +45,14 @@ pub(crate) struct Wire {
 impl Wire {
     /// Connects when it is used.
     pub(crate) fn to(entry: &ServerEntry) -> Result<Self, String> {
-        let tls = kds_certs::https_client(&entry.certificate).map_err(|e| e.to_string())?;
+        Self::by(entry, kds_certs::https_client(&entry.certificate))
+    }
+    /// The same even if the server's certificate has ended by this machine's clock.
+    pub(crate) fn at_any_date(entry: &ServerEntry) -> Result<Self, String> {
+        Self::by(entry, kds_certs::https_client_at_any_date(&entry.certificate))
+    }
+    fn by(entry: &ServerEntry, tls: Result<ClientConfig, CertsError>) -> Result<Self, String> {
+        let tls = tls.map_err(|e| e.to_string())?;
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -79,9 +88,10 @@ impl Wire {
         body: Bytes,
     ) -> Result<(StatusCode, Bytes, usize), Failed> {
         let request = self.request(method, path, body)?;
-        let answer = self.http.request(request).await.map_err(|error| Failed {
-            connecting: error.is_connect(),
-            why: LinkError::Silent(describe(&error)),
+        let answer = self.http.request(request).await.map_err(|error| {
+            let connecting = error.is_connect();
+            let what = if connecting { "no connection" } else { "the connection broke" };
+            Failed { connecting, why: LinkError::Silent(format!("{what}: {}", describe(&error))) }
         })?;
         let (status, changes) = (answer.status(), changes(answer.headers()));
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
@@ -91,9 +101,12 @@ impl Wire {
     }
     /// A document, from a server that may leave us waiting.
     pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
-        let asked =
-            tokio::time::timeout(FOLLOW_TIMEOUT, self.exchange(Method::GET, path, Bytes::new())).await;
-        let asked = asked.map_err(|_| LinkError::Silent("no answer in time".into()))?;
+        let asked = tokio::time::timeout(FOLLOW_TIMEOUT, self.ask(path)).await;
+        asked.unwrap_or_else(|_| Err(LinkError::late(FOLLOW_TIMEOUT)))
+    }
+    /// A document, from a server that the caller does not wait for for ever.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
+        let asked = self.exchange(Method::GET, path, Bytes::new()).await;
         let (status, body, _) = asked.map_err(|failed| failed.why)?;
         read(status, &body)
     }
@@ -233,15 +246,22 @@ impl Events {
     }
 }
 
-/// The whole chain of causes in one line: "connection refused" is at its end.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// The innermost cause ("connection refused"), and whether it is TLS's.
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut text, mut tls) = (error.to_string(), false);
     let mut cause = error.source();
     while let Some(error) = cause {
         text = error.to_string();
+        tls |= is_tls(error);
         cause = error.source();
     }
-    text
+    if tls { format!("TLS: {text}") } else { text }
+}
+
+/// Whether an error is TLS's, or wraps one of TLS's.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls(inner))
 }
 
 /// A name as one segment of a path.

@@ -2,8 +2,10 @@
 
 use crate::api::{BulkAnswer, BulkQuestion, KnownState, Problem};
 use crate::batch::{Answers, as_reply};
-use crate::client::{Client, failure};
+use crate::client::Client;
+use crate::deadline::{after, millis};
 use crate::error::{ClientError, LinkError};
+use crate::failure::Tally;
 use crate::link::segment;
 use quorum::answer::RecordAnswer;
 use quorum::certificate::{Certificate, Completion};
@@ -105,14 +107,12 @@ impl Client {
     }
 
     fn max_age_ms(&self, max_age: Option<Duration>) -> u64 {
-        let max_age = max_age.unwrap_or(self.inner.options.max_age);
-        u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX)
+        millis(max_age.unwrap_or(self.inner.options.max_age))
     }
 
     /// Runs a read to its end.
     async fn read(&self, question: Question, order: Vec<ServerId>) -> Result<Read, ClientError> {
-        let began = Instant::now();
-        let deadline = began + self.inner.options.timeout;
+        let (began, deadline) = (Instant::now(), self.deadline());
         let consistency = question.consistency;
         let mut read = Read::new(self.inner.manifest.grid(), question, order);
         let (answers, mut answered) = mpsc::unbounded_channel();
@@ -146,7 +146,7 @@ impl Client {
                         self.inner.pace.heard(began.elapsed());
                         first = false;
                     }
-                    if matches!(reply, Reply::Silent) {
+                    if matches!(reply, Reply::Silent(_)) {
                         self.inner.pace.avoid(server);
                     }
                     self.with_verifier(|verifier| read.take(server, ask, reply, verifier, crate::now()));
@@ -156,8 +156,8 @@ impl Client {
                         return Err(self.failed(&read).await);
                     }
                     if !read.is_idle() {
-                        for server in read.access().silent {
-                            self.inner.pace.avoid(server);
+                        for silence in read.access().silent {
+                            self.inner.pace.avoid(silence.server);
                         }
                     }
                     self.with_verifier(|verifier| read.late(verifier, crate::now()));
@@ -225,12 +225,6 @@ impl Client {
 
     /// Why a read failed.
     async fn failed(&self, read: &Read) -> ClientError {
-        let access = read.access();
-        if !access.stale.is_empty()
-            && let Some(clock) = self.odd_clock().await
-        {
-            return clock;
-        }
         let thresholds = self.inner.manifest.thresholds;
         let needed = match read.question().consistency {
             Consistency::Any => "any one server".to_owned(),
@@ -239,45 +233,15 @@ impl Client {
             }
             Consistency::Row | Consistency::Quorum => format!("{} servers", thresholds.quorum),
         };
-        failure(&needed, access.answered, access.silent, access.rejected)
-    }
-
-    /// Whether it is this machine's clock that makes answers seem too old or too young: f+1 servers,
-    /// and so a correct one, tell another time.
-    async fn odd_clock(&self) -> Option<ClientError> {
-        let tolerated = i64::try_from(self.inner.options.max_age.as_millis()).unwrap_or(i64::MAX);
-        let mut tasks = tokio::task::JoinSet::new();
-        for link in &self.inner.links {
-            let link = link.clone();
-            tasks.spawn(async move {
-                let asked = tokio::time::timeout(Duration::from_secs(1), link.get("/v1/status"));
-                let status: crate::api::ServerStatus = asked.await.ok()?.ok()?;
-                Some(crate::now().0 as i64 - status.time?.0 as i64)
-            });
-        }
-        let mut offsets = Vec::new();
-        while let Some(offset) = tasks.join_next().await {
-            offsets.extend(offset.ok().flatten());
-        }
-        let needed = self.inner.manifest.thresholds.f() + 1;
-        for ahead in [true, false] {
-            let mut off: Vec<_> = offsets
-                .iter()
-                .copied()
-                .filter(|ms| if ahead { *ms > tolerated } else { *ms < -tolerated })
-                .collect();
-            if off.len() >= needed {
-                off.sort_unstable();
-                return Some(ClientError::Clock { off_ms: off[off.len() / 2], servers: off.len() });
-            }
-        }
-        None
+        let Access { answered, silent, rejected, stale, .. } = read.access();
+        let tally = Tally { answered, silent, rejected, odd_times: !stale.is_empty() };
+        self.failure(&needed, tally).await
     }
 
     /// Waits until everything up to `sequence` is shown to be complete (design §2). False if it is not
     /// within a while.
     pub(crate) async fn complete_through(&self, sequence: Sequence) -> bool {
-        let deadline = Instant::now() + COMPLETION_PATIENCE.min(self.inner.options.timeout);
+        let deadline = after(COMPLETION_PATIENCE.min(self.inner.options.timeout));
         loop {
             if self.with_verifier(|verifier| verifier.complete() >= sequence) {
                 return true;
@@ -286,7 +250,7 @@ impl Client {
             let asked = self.inner.manifest.thresholds.f() + 1;
             for server in self.preferred().into_iter().take(asked) {
                 let link = &self.inner.links[server.index()];
-                let until = deadline.min(Instant::now() + self.inner.options.hedge);
+                let until = deadline.min(after(self.inner.options.hedge));
                 let answer = tokio::time::timeout_at(until, link.get::<Completion>("/v1/completion")).await;
                 if let Ok(Ok(completion)) = answer
                     // A wrong statement is not believed; who repeated it is of no consequence here.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The shortest patience: below it, asking others costs more than waiting.
-const LEAST: Duration = Duration::from_millis(20);
+pub(crate) const LEAST: Duration = Duration::from_millis(20);
 /// How long an order of servers is kept.
 const ORDER_KEPT: Duration = Duration::from_millis(5);
 /// How long a server that was silent is asked last.

@@ -2,7 +2,7 @@
 
 use crate::api::ProblemKind;
 use crate::client::Client;
-use crate::error::{ClientError, LinkError, Misbehaviour};
+use crate::error::{ClientError, LinkError, Misbehaviour, Silence};
 use crate::link::segment;
 use crate::passphrase::{Lock, Locked};
 use crate::write::Written;
@@ -302,7 +302,7 @@ pub(crate) struct Answers<'a> {
     deadline: Instant,
     /// Servers that say that the epoch has passed.
     gone_on: usize,
-    silent: Vec<ServerId>,
+    silent: Vec<Silence>,
     pub(crate) wrong: Vec<Misbehaviour>,
 }
 
@@ -320,15 +320,15 @@ impl Answers<'_> {
             self.gone_on += 1;
             return Some(None);
         }
-        if let Err(LinkError::Silent(_)) = &answer {
-            self.silent.push(server);
+        if let Err(LinkError::Silent(why)) = &answer {
+            self.silent.push(Silence { server, why: why.clone() });
             return Some(None);
         }
         let checked = answer.map_err(|e| e.to_string());
         Some(match checked.and_then(|answer| self.gathering.check(server, answer)) {
             Ok((Some(sealed), text)) => Some((server, sealed, text)),
             Ok((None, _)) => {
-                self.silent.push(server);
+                self.silent.push(Silence { server, why: "it holds no share".into() });
                 None
             }
             Err(why) => {

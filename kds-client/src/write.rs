@@ -2,8 +2,10 @@
 //! a receipt that is checked.
 
 use crate::api::{Problem, ProblemKind};
-use crate::client::{Client, failure};
-use crate::error::{ClientError, ExitStatus, LinkError, Misbehaviour};
+use crate::client::Client;
+use crate::deadline::after;
+use crate::error::{ClientError, ExitStatus, LinkError};
+use crate::failure::{Tally, is_about_time};
 use quorum::PublicKey;
 use quorum::answer::{PageAnswer, Receipt, Verifier};
 use quorum::codec::digest;
@@ -99,36 +101,31 @@ impl Client {
     /// executes once (PBFT §4.1).
     pub async fn submit_signed(&self, request: &SignedRequest) -> Result<Written, ClientError> {
         let deadline = self.deadline();
-        let (mut silent, mut rejected, mut refusals) = (vec![], vec![], Vec::<Problem>::new());
+        let (mut tally, mut refusals) = (Tally::default(), Vec::<Problem>::new());
         let enough_refusals = self.inner.manifest.thresholds.f() + 1;
         for server in self.preferred() {
-            let until = deadline.min(Instant::now() + PATIENCE);
+            let until = deadline.min(after(PATIENCE));
             let link = &self.inner.links[server.index()];
             let answer = tokio::time::timeout_at(until, link.post("/v1/requests", request)).await;
-            let receipt = match answer.unwrap_or_else(|_| Err(LinkError::Silent("no answer in time".into())))
-            {
+            let receipt = match answer.unwrap_or_else(|_| Err(LinkError::late(PATIENCE))) {
                 Ok(receipt) => receipt,
                 Err(LinkError::Problem(problem)) => match *problem {
                     Problem { receipt: Some(receipt), .. } => *receipt,
                     problem => {
                         // A server's word alone: f+1 of them include a correct one.
                         if problem.status == ProblemKind::NotReady.status() {
-                            silent.push(server);
+                            tally.failed(server, &LinkError::Problem(Box::new(problem)));
                         } else {
                             refusals.push(problem);
                         }
                         if refusals.len() >= enough_refusals {
-                            return Err(refused(&refusals));
+                            return Err(self.refused(&refusals).await);
                         }
                         continue;
                     }
                 },
-                Err(LinkError::Nonsense(why)) => {
-                    rejected.push(Misbehaviour { server, why });
-                    continue;
-                }
-                Err(LinkError::Silent(_)) => {
-                    silent.push(server);
+                Err(error) => {
+                    tally.failed(server, &error);
                     if Instant::now() >= deadline {
                         break;
                     }
@@ -137,13 +134,23 @@ impl Client {
             };
             match self.check_receipt(request, receipt) {
                 Ok(result) => return result,
-                Err(error) => rejected.push(Misbehaviour { server, why: error.to_string() }),
+                Err(error) => tally.wrong(server, &error),
             }
         }
-        if !refusals.is_empty() && silent.is_empty() && rejected.is_empty() {
-            return Err(refused(&refusals));
+        if !refusals.is_empty() && tally.silent.is_empty() && tally.rejected.is_empty() {
+            return Err(self.refused(&refusals).await);
         }
-        Err(failure("one server with a receipt", vec![], silent, rejected))
+        tally.odd_times |= refusals.iter().any(is_about_time);
+        Err(self.failure("one server with a receipt", tally).await)
+    }
+
+    /// f+1 servers refused before ordering: perhaps because of this machine's clock.
+    async fn refused(&self, problems: &[Problem]) -> ClientError {
+        let clock = match problems.iter().any(is_about_time) {
+            true => self.odd_clock().await,
+            false => None,
+        };
+        clock.unwrap_or_else(|| refused(problems))
     }
 
     /// Outer error: the receipt proves nothing. Inner: what it proves.
@@ -153,12 +160,11 @@ impl Client {
         receipt: Receipt,
     ) -> Result<Result<Written, ClientError>, quorum::answer::AnswerError> {
         let id = RequestId { client: request.request.client, sequence: request.request.sequence };
-        let (reply, complete) = self.with_verifier(|verifier| {
+        let (receipt, reply, complete) = self.with_verifier(|verifier| {
             let reply = verifier.receipt(&receipt, id)?.clone();
-            if let Some(completion) = &receipt.completion {
-                verifier.completion(completion)?;
-            }
-            Ok::<_, quorum::answer::AnswerError>((reply.clone(), verifier.complete() >= reply.sequence))
+            let receipt = verifier.to_keep(receipt)?;
+            let complete = verifier.complete() >= reply.sequence;
+            Ok::<_, quorum::answer::AnswerError>((receipt, reply, complete))
         })?;
         if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
             return Ok(Err(ClientError::NumberReused));

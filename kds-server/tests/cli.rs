@@ -31,6 +31,18 @@ fn plan_prints_the_designs_table_and_refuses_the_impossible() {
         assert!(text(&refused.stderr).contains(says), "{}", text(&refused.stderr));
     }
     assert_eq!(server(&["plan"]).status.code(), Some(2));
+    // Numbers of any size are refused in words.
+    for most in ["0", "65535", "4294967295", "18446744073709551615", "18446744073709551616"] {
+        for args in [
+            &["plan", "--servers", most][..],
+            &["plan", "--servers", "16", "--masked", most, "--threshold", most],
+            &["init", "--servers", "4", "--dir", "never-made", "--epoch-seconds", most],
+            &["guard", "--config", "none", "--period-seconds", most],
+        ] {
+            let refused = server(args);
+            assert!(matches!(refused.status.code(), Some(1 | 2)), "{args:?}: {}", text(&refused.stderr));
+        }
+    }
 }
 
 #[test]

@@ -305,7 +305,7 @@ impl Verifier {
     pub fn fresh(certificate: &Certificate, now: Timestamp, max_age_ms: u64) -> Result<(), AnswerError> {
         let time = certificate.statement.time;
         let ahead_ms = time.since_ms(now);
-        if ahead_ms > CLOCK_BOUND_MS + max_age_ms {
+        if ahead_ms > CLOCK_BOUND_MS.saturating_add(max_age_ms) {
             return Err(AnswerError::FromTheFuture { ahead_ms });
         }
         let age_ms = now.since_ms(time);
@@ -356,6 +356,19 @@ impl Verifier {
         let root = &receipt.certificate.statement.root;
         let reply = receipt.reply.verify(&self.hasher, root, &layout::reply_key(id))?;
         reply.ok_or(AnswerError::OtherQuestion)
+    }
+    /// A receipt to keep and to show to others: nothing stays in it that was not checked. What is known of a
+    /// statement is believed whoever signs it once more, so votes on it may be anything.
+    pub fn to_keep(&mut self, mut receipt: Receipt) -> Result<Receipt, AnswerError> {
+        receipt.certificate = self.certificate(&receipt.certificate)?;
+        if let Some(completion) = &mut receipt.completion {
+            completion.verify(&mut self.keyring)?;
+            self.completion(completion)?;
+            // Keys beyond these were not looked at.
+            let statements = completion.held.len();
+            Arc::make_mut(completion).keys.truncate(statements);
+        }
+        Ok(receipt)
     }
     /// The entries of a page, decoded, and where it ends if it ends early.
     pub fn page<T: DeserializeOwned>(

@@ -441,6 +441,8 @@ pub(crate) mod tests {
         ahead.statement.time = Timestamp(100_000 + CLOCK_BOUND_MS + 5_000);
         assert!(Verifier::fresh(&ahead, Timestamp(100_000), 5_000).is_ok());
         assert!(Verifier::fresh(&ahead, Timestamp(99_999), 5_000).is_err());
+        // Whoever accepts any age accepts this one too.
+        assert!(Verifier::fresh(&ahead, Timestamp(0), u64::MAX).is_ok());
     }
 
     #[test]
@@ -480,5 +482,40 @@ pub(crate) mod tests {
         let mut forged = completion;
         forged.held[0].body.sequence = Sequence(70);
         assert!(matches!(forged.verify(&mut keyring.clone()), Err(CompletionError::Key(_))));
+    }
+
+    /// What was certified once is believed again whatever votes come with it; what is kept has the good ones.
+    #[test]
+    fn nothing_stays_in_a_receipt_that_was_not_checked() {
+        use crate::answer::{Proved, Receipt};
+        let (manifest, _) = sample(9);
+        let (_, voters) = voters(9);
+        let mut verifier = Verifier::new(Arc::new(manifest.clone()));
+        let good = Arc::new(certificate(&voters[..6]));
+        verifier.certificate(&good).unwrap();
+        let mut tracker = CompletionTracker::new(manifest.grid());
+        voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(Held { sequence: Sequence(9) }))));
+        let shown = tracker.completion().unwrap();
+        verifier.completion(&shown).unwrap();
+
+        let mut dirty = Certificate::clone(&good);
+        dirty.votes[0].signature = dirty.votes[1].signature;
+        dirty.votes.push(dirty.votes[2]);
+        let map = crate::map::Map::new(manifest.cluster_id()).seal();
+        let receipt = |completion: &Completion| Receipt {
+            reply: Proved::look_up(&map, b"no matter"),
+            certificate: Arc::new(dirty.clone()),
+            completion: Some(Arc::new(completion.clone())),
+        };
+        let mut longer = shown.clone();
+        longer.keys.extend(longer.keys.clone());
+        let kept = verifier.to_keep(receipt(&longer)).unwrap();
+        assert_eq!(kept.certificate, good);
+        assert_eq!(kept.completion.as_deref(), Some(&shown));
+        // Nothing new would follow from it, and it is checked all the same.
+        let mut forged = shown;
+        forged.held[0].signature = forged.held[1].signature;
+        assert!(verifier.completion(&forged).is_ok());
+        assert!(verifier.to_keep(receipt(&forged)).is_err());
     }
 }

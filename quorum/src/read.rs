@@ -84,8 +84,8 @@ pub enum Reply {
     Brief(u64),
     /// What it knows to be complete.
     Completion(Box<Completion>),
-    /// It does not answer, or not now.
-    Silent,
+    /// It does not answer, or not now; why, as far as the shell knows.
+    Silent(String),
     /// It says what no correct server says.
     Nonsense(String),
 }
@@ -123,13 +123,28 @@ pub struct Access {
     /// Servers with a good answer.
     pub answered: Vec<ServerId>,
     /// Servers that were asked and did not answer, so far.
-    pub silent: Vec<ServerId>,
+    pub silent: Vec<Silence>,
     /// Servers that answered with an older version than the one that was proved: slow, or lying.
     pub behind: Vec<(ServerId, u64)>,
     /// Servers whose answers were refused, and why.
     pub rejected: Vec<Misbehaviour>,
     /// Those of them whose certificates were too old or too young by the reader's clock.
     pub stale: Vec<ServerId>,
+}
+
+/// A server that does not answer: slow, cut off, down, or lying.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Which server.
+    pub server: ServerId,
+    /// Why, as far as the reader knows.
+    pub why: String,
+}
+
+impl std::fmt::Display for Silence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.server, self.why)
+    }
 }
 
 /// A server's answer that was not accepted.
@@ -203,6 +218,8 @@ pub struct Read {
     late: ServerSet,
     versions: BTreeMap<ServerId, u64>,
     best: Option<Best>,
+    /// Why servers did not answer, those that said so.
+    silent: BTreeMap<ServerId, String>,
     rejected: Vec<Misbehaviour>,
     stale: Vec<ServerId>,
     progress: Progress,
@@ -246,6 +263,7 @@ impl Read {
             late: ServerSet::default(),
             versions: BTreeMap::new(),
             best: None,
+            silent: BTreeMap::new(),
             rejected: Vec::new(),
             stale: Vec::new(),
             progress: Progress::Waiting,
@@ -339,7 +357,8 @@ impl Read {
                 let _ = verifier.completion(&completion);
             }
             (_, Ask::Completion) => {}
-            (Reply::Silent, _) => {
+            (Reply::Silent(why), _) => {
+                self.silent.insert(server, why);
                 self.ask_group();
             }
             (Reply::Nonsense(why), _) => self.reject(server, why),
@@ -494,10 +513,14 @@ impl Read {
         let full = |row: &usize| self.grid.row(*row).all(|server| answered.contains(server));
         let rejected = |server| self.rejected.iter().any(|bad| bad.server == server);
         let silent = |server: &ServerId| !answered.contains(*server) && !rejected(*server);
+        let silence = |server| {
+            let why = self.silent.get(&server).map_or("no answer yet", String::as_str);
+            Silence { server, why: why.to_owned() }
+        };
         Access {
             kind,
             rows: (0..self.grid.side()).filter(full).collect(),
-            silent: self.asked.iter().filter(silent).collect(),
+            silent: self.asked.iter().filter(silent).map(silence).collect(),
             answered: answered.iter().collect(),
             behind: self.versions.iter().filter(|(_, v)| **v < proved).map(|(s, v)| (*s, *v)).collect(),
             rejected: self.rejected.clone(),

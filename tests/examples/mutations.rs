@@ -40,6 +40,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         "entry.committed_now(quorum)" => "entry.committed_now(quorum - 1)";
     "certify after q-1 checkpoint votes", "all", "ordering/certify.rs":
         "book.proof(&own.checkpoint, quorum)" => "book.proof(&own.checkpoint, quorum - 1)";
+    "keep votes in a receipt that were not checked", "unit", "answer.rs":
+        "receipt.certificate = self.certificate(&receipt.certificate)?;" => "self.certificate(&receipt.certificate)?;";
+    "keep statements of completeness that were not checked", "unit", "answer.rs":
+        "completion.verify(&mut self.keyring)?;\n            self.completion(completion)?;" => "self.completion(completion)?;";
     "believe a certificate of f+1", "unit", "certificate.rs":
         "if signers.len() < thresholds.q() {" => "if signers.len() < thresholds.f() + 1 {";
     "count a server's second, different vote", "unit", "certificate.rs":

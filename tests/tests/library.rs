@@ -1,7 +1,6 @@
 //! What services build on: signatures, TLS, watches, many names at once, limits, descriptions.
 
-use kds_client::tls::RegisteredPeers;
-use kds_client::{Client, ClientError, ExitStatus, LookupOptions, Options, WatchEvent, blocking, keys};
+use kds_client::{Client, ClientError, ExitStatus, LookupOptions, Options, WatchEvent, keys};
 use kds_tests::liar::{Liar, Lie};
 use kds_tests::{Cluster, entry, status, stderr, stdout};
 use quorum::ServerId;
@@ -107,71 +106,6 @@ async fn signatures_of_real_tools_verify_and_others_do_not() {
     let revoked = check("pem-ed25519");
     assert_eq!(status(&revoked), 4);
     assert!(stderr(&revoked).contains("revoked: lost"), "{}", stderr(&revoked));
-}
-
-/// Two services that know each other by name alone.
-#[tokio::test(flavor = "multi_thread")]
-async fn tls_accepts_a_peer_exactly_if_its_key_is_registered() {
-    let cluster = Cluster::start(4).await.unwrap();
-    let own = |host: &str| kds_certs::generate(host, &[host.to_owned()], 2026).unwrap();
-    let (database, web, thief) = (own("db.example"), own("web.example"), own("db.example"));
-    // One by its certificate, one by the key in it.
-    let certificate =
-        KeyMaterial { algorithm: "x509".into(), key: quorum::Blob(database.certificate.clone()) };
-    let spki = {
-        use x509_parser::prelude::FromDer as _;
-        let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&web.certificate).unwrap();
-        KeyMaterial { algorithm: "spki".into(), key: quorum::Blob(parsed.public_key().raw.to_vec()) }
-    };
-    for (who, key) in [("db.example", certificate), ("web.example", spki)] {
-        cluster.client.register(&cluster.administrator, name(who), with_key(key)).await.unwrap();
-    }
-    let options = Options { max_age: Duration::from_secs(2), ..Options::default() };
-    let client = blocking::Client::new(Arc::clone(&cluster.manifest), options).unwrap();
-    let peers = Arc::new(RegisteredPeers::new(client));
-    peers.prepare(&name("db.example")).await.unwrap();
-    peers.prepare(&name("web.example")).await.unwrap();
-
-    let handshake =
-        async |server: &kds_certs::OwnCertificate, caller: &kds_certs::OwnCertificate, dialled: &str| {
-            use tokio_rustls::{TlsAcceptor, TlsConnector};
-            let parts = |own: &kds_certs::OwnCertificate| {
-                use rustls::pki_types::pem::PemObject as _;
-                let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
-                (vec![own.certificate.clone().into()], key)
-            };
-            let ((chain, key), (own_chain, own_key)) = (parts(server), parts(caller));
-            let accepts = rustls::ServerConfig::builder()
-                .with_client_cert_verifier(Arc::clone(&peers) as _)
-                .with_single_cert(chain, key)
-                .unwrap();
-            let dials = rustls::ClientConfig::builder()
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::clone(&peers) as _)
-                .with_client_auth_cert(own_chain, own_key)
-                .unwrap();
-            let (one, other) = tokio::io::duplex(64 * 1024);
-            let (dialled, acceptor) =
-                (dialled.to_owned().try_into().unwrap(), TlsAcceptor::from(Arc::new(accepts)));
-            let connector = TlsConnector::from(Arc::new(dials));
-            let (dialled, accepted) = tokio::join!(connector.connect(dialled, one), acceptor.accept(other));
-            // In TLS 1.3 a client is done before it hears that it was refused.
-            dialled.map(drop).and(accepted.map(drop)).map_err(|error| error.to_string())
-        };
-    assert_eq!(handshake(&database, &web, "db.example").await, Ok(()));
-    for (server, caller, dialled, why) in [
-        (&thief, &web, "db.example", "another key"),
-        (&database, &web, "web.example", "another name's key"),
-        (&database, &thief, "db.example", "a caller with another key"),
-        (&database, &web, "unknown.example", "no such name"),
-    ] {
-        assert!(handshake(server, caller, dialled).await.is_err(), "{why}");
-    }
-    // Withdrawn: at the latest when what is in memory has become too old.
-    cluster.client.revoke(&cluster.administrator, name("db.example"), 1, "stolen".into()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(2_100)).await;
-    let refused = handshake(&database, &web, "db.example").await.unwrap_err();
-    assert!(refused.contains("revoked"), "{refused}");
 }
 
 /// All versions, in order, whoever dies or keeps something to himself.

@@ -3,7 +3,7 @@
 use super::output::print_json;
 use super::{Failure, Session, duration};
 use clap::{Args, ValueEnum};
-use kds_client::{Client, ClientError, LookupOptions, keys, keystore};
+use kds_client::{Client, ClientError, LookupOptions, deadline, keys, keystore};
 use quorum::record::{Entry, Name};
 use quorum::signing::SigningKey;
 use rand::RngExt as _;
@@ -11,8 +11,14 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Clients at a time: each takes memory here.
+const MOST_CLIENTS: usize = 65_536;
+/// Names that are registered before anything is measured.
+const MOST_NAMES: u64 = 10_000_000;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum What {
@@ -107,8 +113,10 @@ impl Bench {
 }
 
 pub(super) async fn bench(session: &Session, args: &BenchArgs) -> Result<(), Failure> {
-    if args.clients == 0 || args.names == 0 {
-        return Err(Failure::usage("--clients and --names must be at least 1"));
+    if !(1..=MOST_CLIENTS).contains(&args.clients) || !(1..=MOST_NAMES).contains(&args.names) {
+        let most =
+            format!("--clients and --names must be at least 1, and at most {MOST_CLIENTS} and {MOST_NAMES}");
+        return Err(Failure::usage(most));
     }
     let bench = Arc::new(Bench {
         client: session.client.clone(),
@@ -123,7 +131,7 @@ pub(super) async fn bench(session: &Session, args: &BenchArgs) -> Result<(), Fai
     bench.prepare().await?;
     eprintln!("measuring {:?} with {} clients …", args.what, args.clients);
     let begin = Instant::now();
-    let end = begin + args.seconds;
+    let end = deadline::after(args.seconds);
     let most = args.requests.unwrap_or(u64::MAX);
     let mut tasks = JoinSet::new();
     for _ in 0..args.clients {

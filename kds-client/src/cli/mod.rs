@@ -12,7 +12,7 @@ mod write;
 
 use clap::{Parser, Subcommand};
 use kds_client::keystore::{self, KeystoreError, Passphrase, SecretKind};
-use kds_client::{Client, ClientError, ExitStatus, Options, manifest_file};
+use kds_client::{Client, ClientError, ExitStatus, Options, deadline, manifest_file};
 use quorum::record::Name;
 use quorum::signing::SigningKey;
 use std::io::IsTerminal as _;
@@ -205,12 +205,13 @@ fn beside(path: &Path, name: &str) -> PathBuf {
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| "not a duration such as 500ms, 10s or 1m".to_owned())?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        unit => Err(format!("unknown unit {unit:?}; use ms, s or m")),
-    }
+    let duration = match &text[digits.len()..] {
+        "ms" => Duration::from_millis(number),
+        "" | "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        unit => return Err(format!("unknown unit {unit:?}; use ms, s or m")),
+    };
+    Ok(deadline::bounded(duration))
 }
 
 /// A name as an argument: refused with its own words, as wrong input rather than wrong usage.

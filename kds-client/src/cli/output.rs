@@ -49,11 +49,14 @@ pub(super) fn certified_json(certificate: &Certificate) -> Value {
 pub(super) fn access_json(access: &Access) -> Value {
     let rejected: Vec<_> =
         access.rejected.iter().map(|bad| json!({ "server": bad.server, "why": bad.why })).collect();
+    let because: Vec<_> =
+        access.silent.iter().map(|silence| json!({ "server": silence.server, "why": silence.why })).collect();
     json!({
         "kind": access.kind,
         "rows": access.rows,
         "answered": access.answered,
-        "silent": access.silent,
+        "silent": access.silent.iter().map(|silence| silence.server).collect::<Vec<_>>(),
+        "silent_because": because,
         "behind": access.behind.iter().map(|(server, version)| json!({ "server": server, "version": version })).collect::<Vec<_>>(),
         "rejected": rejected,
     })

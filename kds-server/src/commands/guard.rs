@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long)]
     config: PathBuf,
     /// Seconds in which every server of the cluster has its turn once
-    #[arg(long, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(5..))]
+    #[arg(long, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(5..=31_536_000))]
     period_seconds: u64,
 }
 

@@ -298,7 +298,9 @@ impl Simulation {
             self.lie(ask)
         } else {
             let published = self.servers[server.index()].published.as_ref();
-            published.map_or(Some(Reply::Silent), |published| honest_reply(published, &readers.name, ask))
+            published.map_or(Some(Reply::Silent("down".into())), |published| {
+                honest_reply(published, &readers.name, ask)
+            })
         };
         // A silent liar keeps its reader waiting; a server that is down says so at once, or the link does.
         let Some(reply) = reply else { return };
@@ -345,7 +347,7 @@ impl Simulation {
         let kind = self.rng.random_range(0..14);
         match (ask, kind) {
             (_, 0) => return None,
-            (_, 1) => return Some(Reply::Silent),
+            (_, 1) => return Some(Reply::Silent(String::new())),
             (_, 2) => return Some(Reply::Nonsense("garbage".into())),
             (Ask::Completion, 3) => {
                 // Complete far ahead, by its own word.
@@ -413,7 +415,7 @@ fn honest_reply(published: &Published, name: &Name, ask: Ask) -> Option<Reply> {
         }
         Ask::Completion => match &published.completion {
             Some(completion) => Reply::Completion(Box::new(Completion::clone(completion))),
-            None => Reply::Silent,
+            None => Reply::Silent("nothing is complete".into()),
         },
     })
 }

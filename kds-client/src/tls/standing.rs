@@ -1,0 +1,133 @@
+//! What is known of the names that connections are open to, kept fresh: one task for each name, however many
+//! connections there are.
+
+use crate::Client;
+use crate::error::ClientError;
+use quorum::Timestamp;
+use quorum::record::{Name, Record};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+/// The shortest time between two lookups of one name.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// Names that are remembered to have been let in.
+const MOST_LET_IN: usize = 4_096;
+
+/// A record, or that there is none, and until when that may be relied on: `max_age` after it was certified.
+#[derive(Clone, Debug)]
+pub(super) struct Sighting {
+    pub(super) record: Option<Arc<Record>>,
+    pub(super) until: Timestamp,
+}
+
+/// What is known now, and why no more is.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) sighting: Sighting,
+    /// Why the last lookup failed, if it did.
+    pub(super) failure: Option<Arc<ClientError>>,
+}
+
+/// One name's, for as long as somebody holds it.
+pub(super) struct Standing {
+    known: watch::Sender<Known>,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Standing {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Known> {
+        self.known.subscribe()
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.abort();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inside {
+    open: HashMap<Name, Weak<Standing>>,
+    /// Names that were let in, and when last, counted.
+    let_in: HashMap<Name, u64>,
+    count: u64,
+}
+
+/// All names that connections are open to.
+pub(super) struct Standings {
+    client: Client,
+    inside: Arc<Mutex<Inside>>,
+}
+
+impl Standings {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, inside: Arc::default() }
+    }
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// What is known of a name that somebody is connected to, if it is still good.
+    pub(super) fn current(&self, name: &Name) -> Option<Sighting> {
+        let standing = self.inside().open.get(name)?.upgrade()?;
+        let known = standing.known.borrow();
+        (known.sighting.until >= crate::now()).then(|| known.sighting.clone())
+    }
+    /// Whether a name was let in, lately.
+    pub(super) fn was_let_in(&self, name: &Name) -> bool {
+        self.inside().let_in.contains_key(name)
+    }
+    /// Somebody of this name was let in: it is looked up again and again from now on.
+    pub(super) fn join(&self, name: &Name, sighting: Sighting) -> Arc<Standing> {
+        let mut inside = self.inside();
+        inside.count += 1;
+        let count = inside.count;
+        inside.let_in.insert(name.clone(), count);
+        if inside.let_in.len() > MOST_LET_IN {
+            inside.let_in.retain(|_, when| *when + (MOST_LET_IN as u64) / 2 > count);
+        }
+        if let Some(standing) = inside.open.get(name).and_then(Weak::upgrade) {
+            standing.known.send_if_modified(|known| {
+                let newer = known.sighting.until < sighting.until;
+                if newer {
+                    *known = Known { sighting, failure: None };
+                }
+                newer
+            });
+            return standing;
+        }
+        let (known, _) = watch::channel(Known { sighting, failure: None });
+        let standing = Arc::new(Standing { known, task: Mutex::default() });
+        let keep = keep_fresh(self.client.clone(), name.clone(), Arc::downgrade(&standing));
+        let task = tokio::spawn(keep).abort_handle();
+        *standing.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        inside.open.retain(|_, open| open.strong_count() > 0);
+        inside.open.insert(name.clone(), Arc::downgrade(&standing));
+        standing
+    }
+}
+
+/// Looks a name up again when half of the time is over that its last answer may be relied on.
+async fn keep_fresh(client: Client, name: Name, standing: Weak<Standing>) {
+    loop {
+        let Some(until) = standing.upgrade().map(|standing| standing.known.borrow().sighting.until) else {
+            return;
+        };
+        let left = Duration::from_millis(until.since_ms(crate::now()));
+        sleep((left / 2).max(LEAST_PAUSE)).await;
+        let most = left.max(LEAST_PAUSE * 10);
+        let looked = timeout(most, Sighting::look(&client, &name)).await;
+        let Some(standing) = standing.upgrade() else { return };
+        standing.known.send_modify(|known| match looked {
+            Ok(Ok(sighting)) => *known = Known { sighting, failure: None },
+            Ok(Err(error)) => known.failure = Some(Arc::new(error)),
+            Err(_) => {}
+        });
+    }
+}
