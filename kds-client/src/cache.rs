@@ -41,13 +41,7 @@ impl Cache {
     }
     /// The answer for a name, if its certificate is not older than `max_age_ms`, and its version not older than
     /// what the client has seen.
-    fn fresh(
-        &self,
-        name: &Name,
-        now: Timestamp,
-        max_age_ms: u64,
-        seen: u64,
-    ) -> Option<(Option<Arc<Record>>, Timestamp)> {
+    fn fresh(&self, name: &Name, now: Timestamp, max_age_ms: u64, seen: u64) -> Option<Option<Arc<Record>>> {
         let mut inside = self.inside();
         inside.uses += 1;
         let uses = inside.uses;
@@ -60,7 +54,7 @@ impl Cache {
             return None;
         }
         kept.used = uses;
-        Some((kept.record.clone(), kept.certified.plus_ms(max_age_ms)))
+        Some(kept.record.clone())
     }
     fn seat(&self, name: &Name) -> Seat<'_> {
         let place = Arc::clone(self.inside().renewing.entry(name.clone()).or_default());
@@ -130,10 +124,6 @@ impl Client {
     }
     /// The answer in memory, if it is still good; for callers that cannot wait.
     pub(crate) fn cached(&self, name: &Name) -> Option<Option<Arc<Record>>> {
-        self.cached_until(name).map(|(record, _)| record)
-    }
-    /// And until when it is.
-    pub(crate) fn cached_until(&self, name: &Name) -> Option<(Option<Arc<Record>>, Timestamp)> {
         let max_age_ms = self.inner.options.max_age.as_millis() as u64;
         self.inner.cache.fresh(name, crate::now(), max_age_ms, self.seen(name))
     }

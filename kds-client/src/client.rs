@@ -159,14 +159,6 @@ impl Client {
     pub(crate) fn wire_at_any_date(&self, server: ServerId) -> Option<Wire> {
         Wire::at_any_date(&self.membership().place(server)?).ok()
     }
-    /// How long an operation may take in all.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.inner.options.timeout
-    }
-    /// How old an answer may be.
-    pub(crate) fn max_age(&self) -> Duration {
-        self.inner.options.max_age
-    }
     pub(crate) fn deadline(&self) -> Instant {
         after(self.inner.options.timeout)
     }

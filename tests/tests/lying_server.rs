@@ -96,6 +96,8 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
     )
     .await;
 
+    // A younger one would be taken for a server's that is behind.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let kept = old.clone();
     expect_caught(
         &cluster,

@@ -84,7 +84,7 @@ impl Connector {
         let stream = in_time(connector.connect(host, stream)).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let certificate = certificate.map(|shown| shown.to_vec()).unwrap_or_default();
-        self.peers.guard(stream, name, &certificate).await
+        self.peers.hold(stream, name, &certificate, sighting)
     }
 }
 

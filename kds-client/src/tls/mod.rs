@@ -167,6 +167,15 @@ impl RegisteredPeers {
         certificate: &[u8],
     ) -> Result<Connection<T>, ClientError> {
         let sighting = self.sighting(name).await?;
+        self.hold(stream, name, certificate, sighting)
+    }
+    fn hold<T>(
+        &self,
+        stream: T,
+        name: &Name,
+        certificate: &[u8],
+        sighting: Sighting,
+    ) -> Result<Connection<T>, ClientError> {
         sighting.admits(name, certificate)?;
         Ok(Connection::new(stream, self.inner.standings.join(name, sighting), name, certificate))
     }
@@ -178,18 +187,13 @@ impl RegisteredPeers {
         }
         let client = &self.inner.client;
         let look = async {
-            let _place = match client.cached(name).is_some() || self.inner.standings.was_let_in(name) {
+            let _place = match self.inner.standings.was_let_in(name) {
                 true => None,
                 false => self.inner.strangers.acquire().await.ok(),
             };
-            client.lookup_cached(name).await?;
-            match client.cached_until(name) {
-                Some((record, until)) => Ok(Sighting { record, until }),
-                // Nothing is kept in memory.
-                None => Sighting::look(client, name).await,
-            }
+            Sighting::look(client, name).await
         };
-        let most = client.timeout();
+        let most = client.inner.options.timeout;
         timeout(most, look).await.unwrap_or_else(|_| {
             Err(ClientError::Local(format!(
                 "{name} could not be looked up within {most:?}: too many strangers ask"
@@ -202,7 +206,7 @@ impl Sighting {
     /// Asks the servers.
     async fn look(client: &Client, name: &Name) -> Result<Self, ClientError> {
         let found = client.lookup(name, &LookupOptions::default()).await?;
-        let max_age_ms = deadline::millis(client.max_age());
+        let max_age_ms = deadline::millis(client.inner.options.max_age);
         let until = found.answer.certificate.statement.time.plus_ms(max_age_ms);
         Ok(Self { record: found.record.map(Arc::new), until })
     }

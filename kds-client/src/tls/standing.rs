@@ -55,8 +55,8 @@ impl Drop for Standing {
 #[derive(Default)]
 struct Inside {
     open: HashMap<Name, Weak<Standing>>,
-    /// Names that were let in, and when last, counted.
-    let_in: HashMap<Name, u64>,
+    /// Names that were let in, when last, counted, and what was known of them.
+    let_in: HashMap<Name, (u64, Sighting)>,
     count: u64,
 }
 
@@ -73,11 +73,15 @@ impl Standings {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// What is known of a name that somebody is connected to, if it is still good.
+    /// What is known of a name that somebody is or was connected to, if it is still good.
     pub(super) fn current(&self, name: &Name) -> Option<Sighting> {
-        let standing = self.inside().open.get(name)?.upgrade()?;
-        let known = standing.known.borrow();
-        (known.sighting.until >= crate::now()).then(|| known.sighting.clone())
+        let inside = self.inside();
+        let open = inside.open.get(name).and_then(Weak::upgrade);
+        let open = open.map(|standing| standing.known.borrow().sighting.clone());
+        let last = inside.let_in.get(name).map(|(_, sighting)| sighting.clone());
+        drop(inside);
+        let newest = open.into_iter().chain(last).max_by_key(|sighting| sighting.until)?;
+        (newest.until >= crate::now()).then_some(newest)
     }
     /// Whether a name was let in, lately.
     pub(super) fn was_let_in(&self, name: &Name) -> bool {
@@ -88,9 +92,9 @@ impl Standings {
         let mut inside = self.inside();
         inside.count += 1;
         let count = inside.count;
-        inside.let_in.insert(name.clone(), count);
+        inside.let_in.insert(name.clone(), (count, sighting.clone()));
         if inside.let_in.len() > MOST_LET_IN {
-            inside.let_in.retain(|_, when| *when + (MOST_LET_IN as u64) / 2 > count);
+            inside.let_in.retain(|_, (when, _)| *when + (MOST_LET_IN as u64) / 2 > count);
         }
         if let Some(standing) = inside.open.get(name).and_then(Weak::upgrade) {
             standing.known.send_if_modified(|known| {
