@@ -4,6 +4,9 @@
 //! Nothing waits for company: with few lookups under way each goes at once. Questions about the same
 //! name that are still waiting share one answer; one that is already out is never joined, since its
 //! answer may be older than the moment at which the second lookup began.
+//!
+//! A server that asks to wait is left alone for so long, and then asked what is still of interest. Whoever asks
+//! is told when her question goes out, so that nobody takes the time in this queue for a server's silence.
 
 use crate::api::{BulkAnswer, BulkQuestion, KnownState};
 use crate::error::LinkError;
@@ -19,16 +22,27 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{Instant, sleep_until};
 
 /// Requests to one server that are on their way at once.
 const IN_FLIGHT: usize = 2;
-/// Questions that wait for one server at most: a server that hangs costs no more.
-const MAX_WAITING: usize = 8 * 1024;
 /// How long one request may take. Lookups do not wait for it: they go on to other servers.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// How often a queue that waits is looked through for questions that nobody waits for any more.
+const TIDY_INTERVAL: Duration = Duration::from_millis(500);
+/// Questions that may wait before the queue is looked through for the first time.
+const TIDY_FROM: usize = 1_024;
 
-/// Where a lookup hears of its answers.
-pub(crate) type Answers = UnboundedSender<(ServerId, Ask, Reply)>;
+/// What a lookup hears of its question.
+pub(crate) enum News {
+    /// It goes out now.
+    Sent,
+    /// What came of it.
+    Reply(Reply),
+}
+
+/// Where a lookup hears of its questions.
+pub(crate) type Answers = UnboundedSender<(ServerId, Ask, News)>;
 
 struct Waiting {
     name: Name,
@@ -36,10 +50,43 @@ struct Waiting {
     answers: Answers,
 }
 
+impl Waiting {
+    fn tell(&self, server: ServerId, news: News) {
+        let _ = self.answers.send((server, self.ask, news));
+    }
+}
+
+/// A place for a request.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Slot {
+    #[default]
+    Free,
+    /// Somebody sees to the queue.
+    Taken,
+    /// A request is out since then.
+    Out(Instant),
+}
+
 #[derive(Default)]
 struct Queue {
+    /// As many as there are lookups under way, and so bounded by those that a client lets begin; and those that
+    /// ended since the queue was last looked through.
     waiting: Vec<Waiting>,
-    running: usize,
+    slots: [Slot; IN_FLIGHT],
+    /// Until when the server asked to wait.
+    paused: Option<Instant>,
+    /// At how many questions it is looked through.
+    tidy_at: usize,
+}
+
+impl Queue {
+    fn tidy(&mut self) {
+        self.waiting.retain(|waiting| !waiting.answers.is_closed());
+        self.tidy_at = (2 * self.waiting.len()).max(TIDY_FROM);
+    }
+    fn pause(&mut self) -> Option<Instant> {
+        self.paused.filter(|until| *until > Instant::now())
+    }
 }
 
 /// The questions to one server.
@@ -58,41 +105,55 @@ impl Batcher {
     }
     /// Asks about a name, fully or briefly.
     pub(crate) fn ask(self: &Arc<Self>, name: &Name, ask: Ask, answers: &Answers) {
-        let server = self.link.server();
         let mut queue = self.queue();
-        if queue.waiting.len() >= MAX_WAITING {
-            queue.waiting.retain(|waiting| !waiting.answers.is_closed());
-            if queue.waiting.len() >= MAX_WAITING {
-                let why = "too many questions wait for it here";
-                let _ = answers.send((server, ask, Reply::Silent(why.into())));
-                return;
-            }
-        }
         queue.waiting.push(Waiting { name: name.clone(), ask, answers: answers.clone() });
-        if queue.running < IN_FLIGHT {
-            queue.running += 1;
+        if queue.waiting.len() > queue.tidy_at {
+            queue.tidy();
+        }
+        if let Some(place) = queue.slots.iter().position(|slot| *slot == Slot::Free) {
+            queue.slots[place] = Slot::Taken;
             drop(queue);
-            tokio::spawn(Arc::clone(self).run());
+            tokio::spawn(Arc::clone(self).run(place));
         }
     }
+    /// Whether what waits here has to wait for the server: it asked for that, or leaves all that is out
+    /// unanswered for so long.
+    pub(crate) fn is_held_up(&self, patience: Duration) -> bool {
+        let mut queue = self.queue();
+        let unanswered = |slot: &Slot| matches!(slot, Slot::Out(since) if since.elapsed() >= patience);
+        queue.pause().is_some() || queue.slots.iter().all(unanswered)
+    }
 
-    async fn run(self: Arc<Self>) {
-        let mut slot = Slot { batcher: Arc::clone(&self), taken: true };
+    async fn run(self: Arc<Self>, place: usize) {
+        let mut guard = SlotGuard { batcher: Arc::clone(&self), place, taken: true };
         loop {
             // Tasks that are about to ask do so first.
             tokio::task::yield_now().await;
-            let batch = {
-                let mut queue = self.queue();
-                queue.waiting.retain(|waiting| !waiting.answers.is_closed());
-                let count = queue.waiting.len().min(MAX_LOOKUP_NAMES);
-                if count == 0 {
-                    // Under the lock: whoever asks next sees it.
-                    return slot.leave(queue);
+            match self.next(&mut guard) {
+                Next::Batch(batch) => {
+                    self.send(batch).await;
+                    self.queue().slots[place] = Slot::Taken;
                 }
-                queue.waiting.drain(..count).collect()
-            };
-            self.send(batch).await;
+                Next::Pause(until) => sleep_until(until.min(Instant::now() + TIDY_INTERVAL)).await,
+                Next::End => return,
+            }
         }
+    }
+
+    fn next(&self, guard: &mut SlotGuard) -> Next {
+        let mut queue = self.queue();
+        queue.tidy();
+        let count = queue.waiting.len().min(MAX_LOOKUP_NAMES);
+        if count == 0 {
+            // Under the lock: whoever asks next sees it.
+            guard.leave(queue);
+            return Next::End;
+        }
+        if let Some(until) = queue.pause() {
+            return Next::Pause(until);
+        }
+        queue.slots[guard.place] = Slot::Out(Instant::now());
+        Next::Batch(queue.waiting.drain(..count).collect())
     }
 
     async fn send(&self, batch: Vec<Waiting>) {
@@ -111,18 +172,16 @@ impl Batcher {
         }
         let known = self.trust.verifier().newest().cloned();
         question.known = known.as_deref().map(KnownState::of);
-        let asked = tokio::time::timeout(PATIENCE, self.link.post("/v1/records/lookup", &question)).await;
-        let answer = asked
-            .unwrap_or_else(|_| Err(LinkError::late(PATIENCE)))
-            .and_then(|answer| Checked::new(answer, &question, known));
-        match answer {
+        batch.iter().for_each(|waiting| waiting.tell(server, News::Sent));
+        let asked = self.link.post("/v1/records/lookup", &question, Instant::now() + PATIENCE).await;
+        match asked.and_then(|answer| Checked::new(answer, &question, known)) {
             Ok(answer) => {
                 for waiting in &batch {
                     let reply = match waiting.ask {
                         Ask::Full => answer.record(full[&waiting.name]),
                         _ => Reply::Brief(answer.versions[brief[&waiting.name]]),
                     };
-                    let _ = waiting.answers.send((server, waiting.ask, reply));
+                    waiting.tell(server, News::Reply(reply));
                 }
             }
             // More than fits into one answer: each by itself.
@@ -131,32 +190,47 @@ impl Batcher {
                     Box::pin(self.send(vec![waiting])).await;
                 }
             }
+            // First again, when it is time.
+            Err(LinkError::AsksToWait { wait, .. }) => {
+                let mut queue = self.queue();
+                queue.paused = queue.pause().max(Some(Instant::now() + wait));
+                queue.waiting.splice(0..0, batch);
+            }
             Err(error) => {
                 for waiting in &batch {
-                    let _ = waiting.answers.send((server, waiting.ask, as_reply(&error)));
+                    waiting.tell(server, News::Reply(as_reply(&error)));
                 }
             }
         }
     }
 }
 
-/// The place of a request on its way; free again even if its task is broken off with its runtime.
-struct Slot {
+/// What is to be done about a queue.
+enum Next {
+    Batch(Vec<Waiting>),
+    /// The server asked to wait until then.
+    Pause(Instant),
+    End,
+}
+
+/// Makes the place of a request free again, even if its task is broken off with its runtime.
+struct SlotGuard {
     batcher: Arc<Batcher>,
+    place: usize,
     taken: bool,
 }
 
-impl Slot {
+impl SlotGuard {
     fn leave(&mut self, mut queue: MutexGuard<'_, Queue>) {
-        queue.running -= 1;
+        queue.slots[self.place] = Slot::Free;
         self.taken = false;
     }
 }
 
-impl Drop for Slot {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
         if self.taken {
-            self.batcher.queue().running -= 1;
+            self.batcher.queue().slots[self.place] = Slot::Free;
         }
     }
 }
@@ -164,11 +238,9 @@ impl Drop for Slot {
 /// What a failed request means for a read.
 pub(crate) fn as_reply(error: &LinkError) -> Reply {
     match error {
-        LinkError::Silent(why) => Reply::Silent(why.clone()),
+        LinkError::Silent(why) | LinkError::Unreached(why) => Reply::Silent(why.clone()),
         // Not now: no lie.
-        LinkError::Problem(problem) if matches!(problem.status, 429 | 503) => {
-            Reply::Silent(error.to_string())
-        }
+        LinkError::AsksToWait { .. } => Reply::Silent(error.to_string()),
         LinkError::Problem(_) | LinkError::Nonsense(_) => Reply::Nonsense(error.to_string()),
     }
 }

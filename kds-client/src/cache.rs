@@ -1,163 +1,170 @@
-//! Answers that are kept for a while: bounded in number, and in age by their certificates.
+//! Lookups from memory, and one read for all who wait for the same name.
 
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::lookup::LookupOptions;
-use quorum::ids::Timestamp;
 use quorum::record::{Name, Record};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
-/// One name's place. Whoever finds it stale renews it while the others wait: one read for all of them.
-type Place = Arc<tokio::sync::Mutex<()>>;
+type Answer = Result<Option<Arc<Record>>, ClientError>;
 
-/// A record as it was certified at a time.
-#[derive(Clone)]
-struct Kept {
-    record: Option<Arc<Record>>,
-    certified: Timestamp,
-    /// Rises with every use, to tell what was not used for long.
-    used: u64,
-}
+/// What came of a read, once it has ended.
+type Landed = watch::Receiver<Option<Answer>>;
 
+/// Reads that are under way for [`Client::lookup_cached`], by name: whoever asks for one of these names waits for
+/// the same answer, and no longer than she wants to.
 #[derive(Default)]
-struct Inside {
-    kept: HashMap<Name, Kept>,
-    renewing: HashMap<Name, Place>,
-    uses: u64,
+pub(crate) struct Flights {
+    under_way: Mutex<HashMap<Name, (Landed, Instant)>>,
 }
 
-pub(crate) struct Cache {
-    most: usize,
-    inside: Mutex<Inside>,
-}
-
-impl Cache {
-    pub(crate) fn new(most: usize) -> Self {
-        Self { most, inside: Mutex::default() }
-    }
-    fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    /// The answer for a name, if its certificate is not older than `max_age_ms`, and its version not older than
-    /// what the client has seen.
-    fn fresh(&self, name: &Name, now: Timestamp, max_age_ms: u64, seen: u64) -> Option<Option<Arc<Record>>> {
-        let mut inside = self.inside();
-        inside.uses += 1;
-        let uses = inside.uses;
-        let kept = inside.kept.get_mut(name)?;
-        // By this machine's clock, as everywhere. A clock that was put back makes nothing fresh.
-        if kept.certified.plus_ms(max_age_ms) < now || kept.certified > now.plus_ms(max_age_ms) {
-            return None;
-        }
-        if kept.record.as_ref().map_or(0, |record| record.version) < seen {
-            return None;
-        }
-        kept.used = uses;
-        Some(kept.record.clone())
-    }
-    fn seat(&self, name: &Name) -> Seat<'_> {
-        let place = Arc::clone(self.inside().renewing.entry(name.clone()).or_default());
-        Seat { cache: self, name: name.clone(), place }
-    }
-    fn keep(&self, name: &Name, record: Option<Arc<Record>>, certified: Timestamp) {
-        if self.most == 0 {
-            return;
-        }
-        let mut inside = self.inside();
-        inside.uses += 1;
-        let used = inside.uses;
-        if inside.kept.len() >= self.most && !inside.kept.contains_key(name) {
-            // What was not used for long goes, an eighth at a time.
-            let mut uses: Vec<u64> = inside.kept.values().map(|kept| kept.used).collect();
-            let place = uses.len() / 8;
-            let oldest = uses.select_nth_unstable(place).1;
-            let oldest = *oldest;
-            inside.kept.retain(|_, kept| kept.used > oldest);
-        }
-        inside.kept.insert(name.clone(), Kept { record, certified, used });
-    }
-}
-
-/// Somebody who renews a name's answer, or waits for that.
-struct Seat<'a> {
-    cache: &'a Cache,
+/// One that does the read.
+struct Flight<'a> {
+    flights: &'a Flights,
     name: Name,
-    place: Place,
+    land: watch::Sender<Option<Answer>>,
 }
 
-impl Drop for Seat<'_> {
+/// Her place in a read.
+enum Place<'a> {
+    Leader(Flight<'a>),
+    /// And when the leader gives up.
+    Passenger(Landed, Instant),
+}
+
+impl Flights {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<Name, (Landed, Instant)>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn join(&self, name: &Name, until: Instant) -> Place<'_> {
+        let mut under_way = self.under_way();
+        if let Some((landed, leaders)) = under_way.get(name) {
+            return Place::Passenger(landed.clone(), *leaders);
+        }
+        let (land, landed) = watch::channel(None);
+        under_way.insert(name.clone(), (landed, until));
+        Place::Leader(Flight { flights: self, name: name.clone(), land })
+    }
+}
+
+impl Flight<'_> {
+    fn land(self, answer: &Answer) {
+        // Whoever comes from now on begins a read of her own.
+        self.flights.under_way().remove(&self.name);
+        self.land.send_replace(Some(answer.clone()));
+    }
+}
+
+impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        let mut inside = self.cache.inside();
-        // The map's and this one: nobody else waits.
-        if Arc::strong_count(&self.place) <= 2 {
-            inside.renewing.remove(&self.name);
+        // Given up before it ended, its passengers see that the sender is gone. After it landed another one may
+        // be under way.
+        let mut under_way = self.flights.under_way();
+        if under_way.get(&self.name).is_some_and(|(landed, _)| landed.same_channel(&self.land.subscribe())) {
+            under_way.remove(&self.name);
         }
     }
 }
 
 impl Client {
-    /// Looks a name up, in memory if an answer is there whose certificate is not older than `max_age`; so it
-    /// is never older than that, a revocation is seen at the latest then, and a change by others perhaps
-    /// not at once. Lookups of one name that have to ask the servers share one read. None if absence was
-    /// proved.
+    /// Looks a name up, in memory if an answer is there whose certificate is not older than `max_age`, by whichever
+    /// call it was told; so it is never older than that, a revocation is seen at the latest then, and a change by
+    /// others perhaps not at once. Lookups of one name that have to ask the servers share one read, and each waits
+    /// for it no longer than its own timeout. None if absence was proved.
     ///
     /// # Errors
     /// As [`Client::lookup`]; an answer that is too old is never given instead.
     pub async fn lookup_cached(&self, name: &Name) -> Result<Option<Arc<Record>>, ClientError> {
-        if let Some(record) = self.cached(name) {
-            return Ok(record);
-        }
-        let seat = self.inner.cache.seat(name);
-        let _renewing = seat.place.lock().await;
-        // Somebody else may have renewed it meanwhile.
-        match self.cached(name) {
-            Some(record) => Ok(record),
-            None => self.renew(name).await,
+        let client = self.begun();
+        let deadline = client.deadline();
+        loop {
+            if let Some(record) = client.cached(name) {
+                return Ok(record);
+            }
+            let (mut landed, leaders) = match client.inner.flights.join(name, deadline) {
+                Place::Leader(flight) => {
+                    let answer = client.read_through(name).await;
+                    flight.land(&answer);
+                    return answer;
+                }
+                Place::Passenger(landed, leaders) => (landed, leaders),
+            };
+            let answer = match timeout_at(deadline, landed.wait_for(Option::is_some)).await {
+                Err(_) => return Err(client.in_vain(&format!("an answer about {name}, which is awaited"))),
+                // Its leader gave up: somebody else has to lead.
+                Ok(Err(_)) => continue,
+                Ok(Ok(answer)) => answer.clone(),
+            };
+            match answer {
+                // More may have been told meanwhile.
+                Some(Ok(record))
+                    if record.as_ref().map_or(0, |record| record.version)
+                        >= client.inner.seen.least(name).version =>
+                {
+                    return Ok(record);
+                }
+                // The leader had less time.
+                Some(Err(ClientError::Unavailable { .. })) if leaders < deadline => {}
+                Some(Err(error)) => return Err(error),
+                Some(Ok(_)) | None => {}
+            }
         }
     }
-    async fn renew(&self, name: &Name) -> Result<Option<Arc<Record>>, ClientError> {
+    async fn read_through(&self, name: &Name) -> Answer {
         let found = self.lookup(name, &LookupOptions::default()).await?;
-        let record = found.record.map(Arc::new);
-        self.inner.cache.keep(name, record.clone(), found.answer.certificate.statement.time);
-        Ok(record)
-    }
-    /// The answer in memory, if it is still good; for callers that cannot wait.
-    pub(crate) fn cached(&self, name: &Name) -> Option<Option<Arc<Record>>> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        self.inner.cache.fresh(name, crate::now(), max_age_ms, self.seen(name))
+        // As it was kept just now, so that all share one.
+        Ok(self.cached(name).unwrap_or_else(|| found.record.map(Arc::new)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    fn name(i: usize) -> Name {
-        Name::new(format!("name-{i}")).unwrap()
+    fn name() -> Name {
+        Name::new("alice").unwrap()
+    }
+    fn later(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
     }
 
-    #[test]
-    fn nothing_is_served_beyond_its_age() {
-        let cache = Cache::new(8);
-        cache.keep(&name(1), None, Timestamp(10_000));
-        assert!(cache.fresh(&name(1), Timestamp(14_999), 5_000, 0).is_some());
-        assert!(cache.fresh(&name(1), Timestamp(15_001), 5_000, 0).is_none());
-        assert!(cache.fresh(&name(1), Timestamp(4_999), 5_000, 0).is_none(), "from the future");
-        assert!(cache.fresh(&name(1), Timestamp(14_999), 5_000, 1).is_none(), "less than was seen");
-        assert!(cache.fresh(&name(2), Timestamp(10_000), 5_000, 0).is_none());
-    }
-
-    #[test]
-    fn it_stays_bounded_and_keeps_what_is_used() {
-        let cache = Cache::new(64);
-        for i in 0..1_000 {
-            cache.keep(&name(i), None, Timestamp(10_000));
-            assert!(cache.fresh(&name(0), Timestamp(10_000), 5_000, 0).is_some(), "used all the time");
-            assert!(cache.inside().kept.len() <= 64);
+    #[tokio::test]
+    async fn one_read_serves_all_who_wait() {
+        let flights = Flights::default();
+        let Place::Leader(flight) = flights.join(&name(), later(1)) else { panic!("nobody reads") };
+        let mut passengers = Vec::new();
+        for _ in 0..3 {
+            let Place::Passenger(landed, leaders) = flights.join(&name(), later(9)) else {
+                panic!("one reads")
+            };
+            assert!(leaders < later(2));
+            passengers.push(landed);
         }
-        let none = Cache::new(0);
-        none.keep(&name(1), None, Timestamp(10_000));
-        assert!(none.inside().kept.is_empty());
+        let error = ClientError::NotFound { what: "the name alice".into() };
+        flight.land(&Err(error));
+        for mut landed in passengers {
+            let answer = landed.wait_for(Option::is_some).await.unwrap().clone();
+            assert!(matches!(answer, Some(Err(ClientError::NotFound { .. }))));
+        }
+        // What is asked from now on is read anew.
+        assert!(matches!(flights.join(&name(), later(1)), Place::Leader(_)));
+        assert!(flights.under_way().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_read_that_is_given_up_strands_nobody() {
+        let flights = Flights::default();
+        let Place::Leader(flight) = flights.join(&name(), later(1)) else { panic!("nobody reads") };
+        let Place::Passenger(mut landed, _) = flights.join(&name(), later(1)) else { panic!("one reads") };
+        drop(flight);
+        assert!(landed.wait_for(Option::is_some).await.is_err());
+        let Place::Leader(next) = flights.join(&name(), later(1)) else { panic!("nobody reads") };
+        assert!(matches!(flights.join(&name(), later(1)), Place::Passenger(..)));
+        next.land(&Ok(None));
+        assert!(flights.under_way().is_empty(), "nothing is left");
     }
 }

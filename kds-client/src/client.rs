@@ -2,29 +2,30 @@
 
 use crate::api::MembershipAnswer;
 use crate::batch::Batcher;
-use crate::cache::Cache;
+use crate::cache::Flights;
 use crate::deadline::{after, bounded};
-use crate::error::{ClientError, LinkError};
-use crate::failure::Tally;
+use crate::error::{AsksToWait, ClientError, LinkError, Silence};
 use crate::link::{Link, Wire};
 use crate::pace::{self, Pace};
+use crate::seen::Seen;
 use crate::trust::Trust;
+use crate::turns::Turns;
 use quorum::answer::{AnswerError, Verifier};
 use quorum::ids::ServerId;
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
-use quorum::record::Name;
 use rand::seq::SliceRandom as _;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long an operation may take in all.
+    /// How long a lookup or a write may take in all, of whichever names; a page of a listing or of a history; and
+    /// each step of what has several, as secrets do.
     pub timeout: Duration,
     /// How long a server may take at most before another row is asked too. Once the client knows how long
     /// answers usually take, it waits less.
@@ -49,6 +50,9 @@ impl Default for Options {
     }
 }
 
+/// Reads that one client has under way at once; more of them wait for room.
+pub(crate) const MOST_READS: usize = 2_048;
+
 impl Options {
     /// With every duration such that clocks can be added to it, and with a moment's patience at least.
     fn bounded(self) -> Self {
@@ -61,24 +65,26 @@ impl Options {
     }
 }
 
-/// Names whose newest version is remembered, so that a client never returns less than it has seen.
-const REMEMBERED_NAMES: usize = 65_536;
-
-/// A client of one cluster. Cheap to clone; clones share connections and what they have checked.
+/// A client of one cluster. Cheap to clone; clones share connections and what they have checked and told.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
+    /// How long an operation may take in all.
+    timeout: Duration,
+    /// When the operation has to be done that this handle is used within.
+    until: Option<Instant>,
 }
 
 pub(crate) struct Inner {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) links: Vec<Link>,
     pub(crate) batchers: Vec<Arc<Batcher>>,
-    pub(crate) pace: Pace,
+    pub(crate) pace: Arc<Pace>,
     pub(crate) options: Options,
-    pub(crate) cache: Cache,
+    pub(crate) seen: Seen,
+    pub(crate) flights: Flights,
+    pub(crate) reads: Semaphore,
     trust: Arc<Trust>,
-    seen: Mutex<BTreeMap<Name, u64>>,
 }
 
 impl Client {
@@ -87,14 +93,31 @@ impl Client {
         let options = options.bounded();
         manifest.validate().map_err(|e| ClientError::Local(e.to_string()))?;
         let trust = Trust::new(&manifest).map_err(ClientError::Local)?;
-        let links: Vec<_> = manifest.grid().servers().map(|server| Link::of(&trust, server)).collect();
+        let pace = Arc::new(Pace::new(options.hedge, manifest.servers.len()));
+        let links: Vec<_> = manifest.grid().servers().map(|server| Link::of(&trust, &pace, server)).collect();
         let batcher = |link: &Link| Arc::new(Batcher::new(link.clone(), &trust));
         let batchers = links.iter().map(batcher).collect();
-        let pace = Pace::new(options.hedge, links.len());
-        let cache = Cache::new(options.cached_names);
-        let seen = Mutex::new(BTreeMap::new());
-        let inner = Inner { manifest, links, batchers, pace, options, cache, trust, seen };
-        Ok(Self { inner: Arc::new(inner) })
+        let (seen, flights) = (Seen::new(options.cached_names), Flights::default());
+        let (reads, timeout) = (Semaphore::new(MOST_READS), options.timeout);
+        let inner = Inner { manifest, links, batchers, pace, options, seen, flights, reads, trust };
+        Ok(Self { inner: Arc::new(inner), timeout, until: None })
+    }
+    /// The same client, whose operations may take so long.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { inner: Arc::clone(&self.inner), timeout: bounded(timeout), until: None }
+    }
+    /// How long its operations may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+    /// A handle for one operation: whatever is done with it has to be done within the timeout that began with the
+    /// first of it.
+    pub(crate) fn begun(&self) -> Self {
+        Self { until: Some(self.deadline()), ..self.clone() }
+    }
+    /// When what begins now has to be done.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.until.unwrap_or_else(|| after(self.timeout))
     }
     /// The cluster's manifest.
     pub fn manifest(&self) -> &Arc<Manifest> {
@@ -111,23 +134,21 @@ impl Client {
     /// If fewer servers can be reached.
     pub async fn follow(&self) -> Result<Arc<Membership>, ClientError> {
         let needed = self.inner.manifest.thresholds.f() + 1;
-        let mut tally = Tally::default();
-        for server in self.preferred() {
+        let mut turns = Turns::new(self);
+        while let Some((server, until)) = turns.next().await {
             let path = format!("/v1/membership?from={}", self.membership().proofs().len());
-            let asked = self.inner.links[server.index()].get::<MembershipAnswer>(&path);
-            let asked = tokio::time::timeout(self.patience(), asked).await;
-            match asked.unwrap_or_else(|_| Err(LinkError::late(self.patience()))) {
+            match self.inner.links[server.index()].get::<MembershipAnswer>(&path, until).await {
                 Ok(answer) => match self.inner.trust.take(&answer) {
-                    Ok(_) => tally.answered.push(server),
-                    Err(error) => tally.wrong(server, &error.into()),
+                    Ok(_) => turns.tally.answered.push(server),
+                    Err(error) => turns.tally.wrong(server, &error.into()),
                 },
-                Err(error) => tally.failed(server, &error),
+                Err(error) => turns.failed(server, &error),
             }
-            if tally.answered.len() == needed {
+            if turns.tally.answered.len() == needed {
                 return Ok(self.membership());
             }
         }
-        Err(self.failure(&format!("{needed} servers"), tally).await)
+        Err(self.failure(&format!("{needed} servers"), turns.tally).await)
     }
     /// The connection to a server, for tools that look at one server alone.
     pub fn link(&self, server: ServerId) -> Option<&Link> {
@@ -136,8 +157,7 @@ impl Client {
     /// What one server says of itself.
     pub async fn server_status(&self, server: ServerId) -> Result<crate::api::ServerStatus, String> {
         let link = self.link(server).ok_or("no such server")?;
-        let answer = tokio::time::timeout(self.inner.options.timeout, link.get("/v1/status")).await;
-        answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e: LinkError| e.to_string())
+        link.get("/v1/status", self.deadline()).await.map_err(|e: LinkError| e.to_string())
     }
 
     /// Checks something against the manifest. Evidence that turns up is kept.
@@ -151,16 +171,13 @@ impl Client {
         }
         result
     }
-    /// How long one server is waited for where any will do.
-    fn patience(&self) -> Duration {
-        self.inner.options.hedge.max(Duration::from_secs(2)).min(self.inner.options.timeout)
-    }
     /// A connection to a server whose certificate may have ended by this machine's clock.
     pub(crate) fn wire_at_any_date(&self, server: ServerId) -> Option<Wire> {
         Wire::at_any_date(&self.membership().place(server)?).ok()
     }
-    pub(crate) fn deadline(&self) -> Instant {
-        after(self.inner.options.timeout)
+    /// How old an answer may be.
+    pub(crate) fn max_age(&self) -> Duration {
+        self.inner.options.max_age
     }
     /// All servers, in random order: load spreads, and nobody can expect to be asked.
     pub(crate) fn shuffled(&self) -> Vec<ServerId> {
@@ -168,7 +185,7 @@ impl Client {
         servers.shuffle(&mut rand::rng());
         servers
     }
-    /// All servers in random order, those that were silent lately last. Reads that begin in the same few
+    /// All servers in random order, those that were silent lately last, and before them those that asked to wait. Reads that begin in the same few
     /// milliseconds prefer the same servers: they go together in fewer requests, and over time the load
     /// spreads all the same.
     pub(crate) fn preferred(&self) -> Vec<ServerId> {
@@ -178,22 +195,6 @@ impl Client {
             servers
         })
     }
-    /// The newest version of a name that this client has returned.
-    pub(crate) fn seen(&self, name: &Name) -> u64 {
-        self.seen_map().get(name).copied().unwrap_or(0)
-    }
-    pub(crate) fn remember(&self, name: &Name, version: u64) {
-        let mut seen = self.seen_map();
-        if seen.len() >= REMEMBERED_NAMES && !seen.contains_key(name) {
-            seen.pop_first();
-        }
-        let known = seen.entry(name.clone()).or_default();
-        *known = version.max(*known);
-    }
-    fn seen_map(&self) -> MutexGuard<'_, BTreeMap<Name, u64>> {
-        self.inner.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     /// Asks servers one after the other, in random order, until one gives an answer that `check`
     /// accepts. For answers that prove themselves, where one server is enough.
     pub(crate) async fn first_good<T, U>(
@@ -204,23 +205,30 @@ impl Client {
     where
         T: serde::de::DeserializeOwned,
     {
-        let deadline = self.deadline();
-        let mut tally = Tally::default();
-        for server in self.preferred() {
-            let until = deadline.min(after(self.patience()));
-            let answer =
-                tokio::time::timeout_at(until, self.inner.links[server.index()].get::<T>(path)).await;
-            match answer.unwrap_or_else(|_| Err(LinkError::late(self.patience()))) {
+        let mut turns = Turns::new(self);
+        while let Some((server, until)) = turns.next().await {
+            match self.inner.links[server.index()].get::<T>(path, until).await {
                 Ok(answer) => match self.with_verifier(|verifier| check(verifier, &answer)) {
                     Ok(good) => return Ok(good),
-                    Err(error) => tally.wrong(server, &error),
+                    Err(error) => turns.tally.wrong(server, &error),
                 },
-                Err(error) => tally.failed(server, &error),
-            }
-            if Instant::now() >= deadline {
-                break;
+                Err(error) => turns.failed(server, &error),
             }
         }
-        Err(self.failure("one server with a good answer", tally).await)
+        Err(self.failure("one server with a good answer", turns.tally).await)
+    }
+
+    /// The time was over before anything was asked for this call; says who is known not to answer.
+    pub(crate) fn in_vain(&self, awaited: &str) -> ClientError {
+        let (mut silent, mut waits) = (Vec::new(), Vec::new());
+        for server in self.inner.manifest.grid().servers() {
+            match (self.inner.pace.avoids(server), self.inner.pace.waits(server)) {
+                (Some(_), Some(why)) => waits.push(AsksToWait { server, why }),
+                (Some(_), None) => silent.push(Silence { server, why: "it was silent lately".into() }),
+                (None, _) => {}
+            }
+        }
+        let needed = awaited.to_owned();
+        ClientError::Unavailable { needed, answered: vec![], silent, waits, rejected: vec![] }
     }
 }

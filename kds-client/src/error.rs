@@ -1,9 +1,10 @@
 //! What can go wrong for a client, and the exit status that scripts see.
 
+use crate::outcome::Ticket;
 use quorum::answer::AnswerError;
-use quorum::ids::ServerId;
+use quorum::ids::{ServerId, Timestamp};
 pub use quorum::read::{Misbehaviour, Silence};
-use quorum::request::Refusal;
+use quorum::request::{Refusal, SignedRequest};
 
 /// Exit statuses of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ fn listed<T: ToString>(items: &[T]) -> String {
 }
 
 /// Why an operation failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not found.
     #[error("{what} does not exist; its absence is proved by a certificate of the cluster")]
@@ -49,8 +50,9 @@ pub enum ClientError {
     },
     /// Too few answers.
     #[error(
-        "not enough servers answered in time: {needed}; answered: {}; silent: {}{}\n  check that the servers run (`kds-client status`), or give them more --timeout",
+        "not enough servers answered in time: {needed}; answered: {}; silent: {}{}{}\n  check that the servers run (`kds-client status`), or give them more --timeout",
         listed(.answered), listed(.silent),
+        .waits.iter().map(|server| format!("; {server}")).collect::<String>(),
         if .rejected.is_empty() { String::new() } else { format!("; rejected: {}", listed(.rejected)) }
     )]
     Unavailable {
@@ -60,6 +62,8 @@ pub enum ClientError {
         answered: Vec<ServerId>,
         /// Servers that did not answer, and why.
         silent: Vec<Silence>,
+        /// Servers that asked to wait, and why: there was no time left.
+        waits: Vec<AsksToWait>,
         /// Servers whose answers were not.
         rejected: Vec<Misbehaviour>,
     },
@@ -100,6 +104,32 @@ pub enum ClientError {
         /// For the exit status.
         status: ExitStatus,
     },
+    /// No proof of what came of a write: it may execute yet, or has.
+    #[error(
+        "{why}\n  it is not known whether the request was executed, and it may still be until {}\n  \
+         `kds-client outcome {}` tells what came of it; do it again only if that says that it never was executed",
+        .request.request.expiry, Ticket::of(.request)
+    )]
+    OutcomeUnknown {
+        /// The request, for [`Client::retry`](crate::Client::retry).
+        request: Box<SignedRequest>,
+        /// Why there is no proof.
+        why: Box<ClientError>,
+    },
+    /// It expired before it was executed, which is proved.
+    #[error("the request expired at {expiry} and was never executed, nor will it be: it can be done again")]
+    NotExecuted {
+        /// Its expiry.
+        expiry: Timestamp,
+    },
+    /// It expired, and its reply would no longer be kept.
+    #[error(
+        "the request expired at {expiry}, and what came of it is no longer kept: look up whether it was executed"
+    )]
+    Forgotten {
+        /// Its expiry.
+        expiry: Timestamp,
+    },
     /// The stored reply is of another request: a number was used twice.
     #[error("another request was executed under the same number; nothing of this one was done: try again")]
     NumberReused,
@@ -130,7 +160,11 @@ impl ClientError {
         match self {
             Self::NotFound { .. } => ExitStatus::NotFound,
             Self::Unverified { .. } | Self::Clock { .. } | Self::Unusable(_) => ExitStatus::Unverified,
-            Self::Unavailable { .. } | Self::NotComplete => ExitStatus::Unavailable,
+            Self::Unavailable { .. }
+            | Self::NotComplete
+            | Self::OutcomeUnknown { .. }
+            | Self::NotExecuted { .. }
+            | Self::Forgotten { .. } => ExitStatus::Unavailable,
             Self::Refused(refusal) => match refusal {
                 Refusal::NameTaken { .. }
                 | Refusal::VersionConflict { .. }
@@ -155,14 +189,38 @@ impl ClientError {
     }
 }
 
+/// A server that has too much to do, or is not ready: no lie, and no silence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AsksToWait {
+    /// Which server.
+    pub server: ServerId,
+    /// What it says.
+    pub why: String,
+}
+
+impl std::fmt::Display for AsksToWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server {} asks to wait: {}", self.server, self.why)
+    }
+}
+
 /// Characters of what a server says that are shown to people.
 const MOST_WORDS: usize = 300;
 
 /// What a single server's answer led to.
 #[derive(Debug)]
 pub(crate) enum LinkError {
-    /// It could not be reached, or not in time.
+    /// It did not answer, or not in time; it may have heard the question.
     Silent(String),
+    /// There was no connection to it: it cannot have heard the question.
+    Unreached(String),
+    /// It says when to come back: it has too much to do, or is not ready.
+    AsksToWait {
+        /// For how long, within bounds.
+        wait: std::time::Duration,
+        /// What it says.
+        why: String,
+    },
     /// It said no.
     Problem(Box<crate::api::Problem>),
     /// It said something that no correct server says.
@@ -185,7 +243,8 @@ impl From<AnswerError> for LinkError {
 impl std::fmt::Display for LinkError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Silent(why) => f.write_str(why),
+            Self::Silent(why) | Self::Unreached(why) => f.write_str(why),
+            Self::AsksToWait { why, .. } => write!(f, "it asks to wait: {why}"),
             Self::Problem(problem) => {
                 // A liar's words are short, and stay text on a terminal.
                 let words = format!("status {}: {}: {}", problem.status, problem.title, problem.detail);

@@ -11,6 +11,7 @@
 //! | [`Client::verify_signature`] | a message's signature under a name's current keys |
 //! | [`tls::RegisteredPeers`] | TLS with exactly the peers whose keys are registered, for as long as they are |
 //! | [`Client::watch`], [`Client::history`], [`Client::list`] | versions as they come, and as they were |
+//! | [`Client::retry`], [`Client::outcome`] | a write whose answer did not come |
 //! | [`blocking::Client`] | the same without an async runtime |
 //!
 //! `examples/service.rs`, which the tests run:
@@ -34,19 +35,24 @@ mod link;
 mod list;
 mod lookup;
 pub mod manifest_file;
+mod outcome;
 mod pace;
 mod passphrase;
 mod secrets;
+mod seen;
 mod signature;
+mod submit;
 pub mod tls;
 mod trust;
+mod turns;
 mod watch;
 mod write;
 
 pub use client::{Client, Options};
-pub use error::{ClientError, ExitStatus, Misbehaviour, Silence};
+pub use error::{AsksToWait, ClientError, ExitStatus, Misbehaviour, Silence};
 pub use link::Link;
 pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
+pub use outcome::{Executed, NoTicket, Ticket, WhatCame};
 pub use passphrase::DEFAULT_GUESSES;
 pub use quorum;
 pub use secrets::{Deposited, Recovered};

@@ -2,10 +2,11 @@
 
 use crate::api::{CHANGES_HEADER, Problem};
 use crate::error::LinkError;
+use crate::pace::Pace;
 use crate::trust::Trust;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{HeaderMap, Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,30 +17,77 @@ use quorum::{ServerId, limits};
 use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Bytes of an answer that a client reads: a page of large records with its proof fits.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of an event: the largest record with its proof fits.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
-/// How long a connection attempt may take.
+/// How long a connection attempt may take, and then the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server may take to show changes of the membership.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a tool waits for what it sends itself.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a server that asks to wait means if it does not say for how long, and at least and at most.
+const USUAL_WAIT: Duration = Duration::from_secs(1);
+const LEAST_WAIT: Duration = Duration::from_millis(50);
+const MOST_WAIT: Duration = Duration::from_secs(30);
 
 /// One server, as a client reaches it.
 #[derive(Clone)]
 pub struct Link {
     server: ServerId,
     trust: Arc<Trust>,
+    pace: Arc<Pace>,
+}
+
+type Unboxed = dyn std::error::Error + Send + Sync;
+
+/// A connector that gives up where the handshake never ends either: a server that accepts connections and says
+/// nothing holds none for longer.
+#[derive(Clone)]
+struct InTime<C>(C);
+
+impl<C> tower::Service<Uri> for InTime<C>
+where
+    C: tower::Service<Uri, Error = Box<Unboxed>>,
+    C::Future: Send + 'static,
+{
+    type Response = C::Response;
+    type Error = Box<Unboxed>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = timeout(2 * CONNECT_TIMEOUT, self.0.call(uri));
+        Box::pin(
+            async move { connecting.await.unwrap_or_else(|_| Err("the handshake takes too long".into())) },
+        )
+    }
+}
+
+/// An answer, whatever it says.
+struct Answered {
+    status: StatusCode,
+    body: Bytes,
+    /// Changes of the membership that the server knows.
+    changes: usize,
+    /// When to come back, if it says so.
+    retry_after: Option<Duration>,
 }
 
 /// Connections to a server at the place where it is.
 #[derive(Clone)]
 pub(crate) struct Wire {
     base: Arc<str>,
-    http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: HyperClient<InTime<HttpsConnector<HttpConnector>>, Full<Bytes>>,
 }
 
 impl Wire {
@@ -65,7 +113,7 @@ impl Wire {
         let http = HyperClient::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(InTime(connector));
         Ok(Self { base: entry.url.trim_end_matches('/').into(), http })
     }
     fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, LinkError> {
@@ -80,35 +128,31 @@ impl Wire {
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.base, &other.base)
     }
-    /// The answer with its body, and how many changes of the membership the server knows.
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<(StatusCode, Bytes, usize), Failed> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answered, Failed> {
         let request = self.request(method, path, body)?;
-        let answer = self.http.request(request).await.map_err(|error| {
-            let connecting = error.is_connect();
-            let what = if connecting { "no connection" } else { "the connection broke" };
-            Failed { connecting, why: LinkError::Silent(format!("{what}: {}", describe(&error))) }
+        let answer = self.http.request(request).await.map_err(|error| match error.is_connect() {
+            true => {
+                let why = LinkError::Unreached(format!("no connection: {}", describe(&error)));
+                Failed { connecting: true, why }
+            }
+            false => LinkError::Silent(format!("the connection broke: {}", describe(&error))).into(),
         })?;
         let (status, changes) = (answer.status(), changes(answer.headers()));
+        let retry_after = retry_after(answer.headers());
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
         let body =
             body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
-        Ok((status, body.to_bytes(), changes))
+        Ok(Answered { status, body: body.to_bytes(), changes, retry_after })
     }
     /// A document, from a server that may leave us waiting.
     pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
-        let asked = tokio::time::timeout(FOLLOW_TIMEOUT, self.ask(path)).await;
+        let asked = timeout(FOLLOW_TIMEOUT, self.ask(path)).await;
         asked.unwrap_or_else(|_| Err(LinkError::late(FOLLOW_TIMEOUT)))
     }
     /// A document, from a server that the caller does not wait for for ever.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
         let asked = self.exchange(Method::GET, path, Bytes::new()).await;
-        let (status, body, _) = asked.map_err(|failed| failed.why)?;
-        read(status, &body)
+        read(&asked.map_err(|failed| failed.why)?)
     }
 }
 
@@ -129,26 +173,40 @@ fn changes(headers: &HeaderMap) -> usize {
     said.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
-fn read<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, LinkError> {
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(hyper::header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn read<T: DeserializeOwned>(answered: &Answered) -> Result<T, LinkError> {
+    let Answered { status, body, .. } = answered;
     if status.is_success() {
         return serde_json::from_slice(body)
             .map_err(|e| LinkError::Nonsense(format!("its answer cannot be read: {e}")));
     }
-    match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => Err(LinkError::Problem(Box::new(problem))),
-        Err(_) => {
-            Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document")))
-        }
+    let problem = serde_json::from_slice::<Problem>(body).ok();
+    // What is proved is an answer, whatever its status.
+    let proves = problem.as_ref().is_some_and(|p| p.receipt.is_some() || p.answer.is_some());
+    if matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) && !proves {
+        let wait = answered.retry_after.unwrap_or(USUAL_WAIT).clamp(LEAST_WAIT, MOST_WAIT);
+        let said = |problem| LinkError::Problem(Box::new(problem)).to_string();
+        let why = problem.map_or_else(|| format!("status {status}"), said);
+        return Err(LinkError::AsksToWait { wait, why });
+    }
+    match problem {
+        Some(problem) => Err(LinkError::Problem(Box::new(problem))),
+        None => Err(LinkError::Nonsense(format!("it answered with status {status} and no problem document"))),
     }
 }
 
 impl Link {
     /// A link to a server of the manifest, for tools that look at one server alone.
     pub fn new(manifest: &Arc<Manifest>, server: ServerId) -> Result<Self, String> {
-        Ok(Self::of(&Trust::new(manifest)?, server))
+        let pace = Arc::new(Pace::new(USUAL_WAIT, manifest.servers.len()));
+        Ok(Self::of(&Trust::new(manifest)?, &pace, server))
     }
-    pub(crate) fn of(trust: &Arc<Trust>, server: ServerId) -> Self {
-        Self { server, trust: Arc::clone(trust) }
+    pub(crate) fn of(trust: &Arc<Trust>, pace: &Arc<Pace>, server: ServerId) -> Self {
+        Self { server, trust: Arc::clone(trust), pace: Arc::clone(pace) }
     }
     fn wire(&self) -> Result<Wire, LinkError> {
         self.trust.wire(self.server).ok_or_else(|| LinkError::Silent("there is no such server".into()))
@@ -157,25 +215,32 @@ impl Link {
     pub fn server(&self) -> ServerId {
         self.server
     }
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
-        self.call(Method::GET, path, Bytes::new()).await
+    /// A document. Nothing is asked without an end: no answer until then is none.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, until: Instant) -> Result<T, LinkError> {
+        self.call(Method::GET, path, Bytes::new(), until).await
     }
+    /// The same, of a question that does not fit into a path.
     pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,
+        until: Instant,
     ) -> Result<T, LinkError> {
         let body = serde_json::to_vec(body).map_err(|e| LinkError::Nonsense(e.to_string()))?;
-        self.call(Method::POST, path, body.into()).await
+        self.call(Method::POST, path, body.into(), until).await
     }
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
+        until: Instant,
     ) -> Result<T, LinkError> {
-        let (status, body) = self.raw(method, path, body).await?;
-        read(status, &body)
+        let answer = read(&self.raw(method, path, body, until).await?);
+        if let Err(LinkError::AsksToWait { wait, why }) = &answer {
+            self.pace.asked_to_wait(self.server, *wait, why);
+        }
+        answer
     }
     /// A stream of server-sent events.
     pub(crate) async fn events(&self, path: &str) -> Result<Events, LinkError> {
@@ -183,20 +248,48 @@ impl Link {
         let answer = wire.http.request(wire.request(Method::GET, path, Bytes::new())?).await;
         let answer = answer.map_err(|e| LinkError::Silent(describe(&e)))?;
         self.trust.follow(self.server, changes(answer.headers())).await;
-        match answer.status() {
-            StatusCode::OK => {
-                Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() })
-            }
-            status => Err(LinkError::Nonsense(format!("it answered with status {status}"))),
+        let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
+        if status == StatusCode::OK {
+            return Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() });
         }
+        let refused = read::<()>(&Answered { status, body: Bytes::new(), changes: 0, retry_after });
+        if let Err(LinkError::AsksToWait { wait, why }) = &refused {
+            self.pace.asked_to_wait(self.server, *wait, why);
+        }
+        Err(refused.err().unwrap_or_else(|| LinkError::Nonsense(format!("it answered with status {status}"))))
     }
     /// Sends bytes and gives back status and body; for tools and tests.
     pub async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
         let method = method.parse().map_err(|_| "no such method".to_owned())?;
-        let answer = self.raw(method, path, body.into()).await.map_err(|e| e.to_string())?;
-        Ok((answer.0.as_u16(), answer.1.to_vec()))
+        let until = Instant::now() + TOOL_TIMEOUT;
+        let answer = self.raw(method, path, body.into(), until).await.map_err(|e| e.to_string())?;
+        Ok((answer.status.as_u16(), answer.body.to_vec()))
     }
-    async fn raw(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), LinkError> {
+    async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        until: Instant,
+    ) -> Result<Answered, LinkError> {
+        let began = Instant::now();
+        match timeout_at(until, self.exchange(method, path, body)).await {
+            Ok(answer) => {
+                if answer.is_err() {
+                    self.pace.avoid(self.server);
+                }
+                answer
+            }
+            Err(_) => {
+                // Whoever had no time left herself says nothing about the server.
+                if began.elapsed() >= self.pace.patience_with_writes() {
+                    self.pace.avoid(self.server);
+                }
+                Err(LinkError::late(began.elapsed()))
+            }
+        }
+    }
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answered, LinkError> {
         let wire = self.wire()?;
         let mut answer = wire.exchange(method.clone(), path, body.clone()).await;
         if answer.as_ref().is_err_and(|failed| failed.connecting)
@@ -204,10 +297,11 @@ impl Link {
         {
             answer = elsewhere.exchange(method, path, body).await;
         }
-        let (status, body, changes) = answer.map_err(|failed| failed.why)?;
+        let answer = answer.map_err(|failed| failed.why)?;
+        self.pace.answered(self.server);
         // Before anybody looks at what the answer is signed with.
-        self.trust.follow(self.server, changes).await;
-        Ok((status, body))
+        self.trust.follow(self.server, answer.changes).await;
+        Ok(answer)
     }
 }
 
@@ -268,4 +362,47 @@ fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
 pub(crate) fn segment(name: &quorum::record::Name) -> String {
     debug_assert!(name.as_str().len() <= limits::MAX_NAME_BYTES);
     name.as_str().replace('/', "%2F").replace('+', "%2B")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ProblemKind;
+
+    fn answer(kind: ProblemKind, retry_after: Option<u64>) -> Answered {
+        let (status, title) = (kind.status(), kind.title().to_owned());
+        let detail = "x\u{1b}[2J".to_owned();
+        let problem = Problem { kind: kind.uri().into(), title, status, detail, receipt: None, answer: None };
+        Answered {
+            status: StatusCode::from_u16(status).unwrap(),
+            body: serde_json::to_vec(&problem).unwrap().into(),
+            changes: 0,
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn a_limit_is_neither_silence_nor_a_refusal() {
+        for (kind, told, waits) in [
+            (ProblemKind::TooMany, Some(3), Duration::from_secs(3)),
+            (ProblemKind::NotReady, Some(2), Duration::from_secs(2)),
+            (ProblemKind::TooMany, None, USUAL_WAIT),
+            // A liar's word: it is asked again all the same, and not all the time.
+            (ProblemKind::TooMany, Some(u64::MAX), MOST_WAIT),
+            (ProblemKind::TooMany, Some(0), LEAST_WAIT),
+        ] {
+            match read::<()>(&answer(kind, told)) {
+                Err(LinkError::AsksToWait { wait, why }) => {
+                    assert_eq!(wait, waits, "{told:?}");
+                    assert!(why.contains(kind.title()) && !why.contains('\u{1b}'), "{why:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let page =
+            Answered { body: Bytes::from("<html>busy</html>"), ..answer(ProblemKind::TooMany, Some(1)) };
+        assert!(matches!(read::<()>(&page), Err(LinkError::AsksToWait { .. })));
+        let refused = read::<()>(&answer(ProblemKind::NotAllowed, Some(3)));
+        assert!(matches!(refused, Err(LinkError::Problem(problem)) if problem.status == 403));
+    }
 }

@@ -6,6 +6,7 @@ use crate::error::ClientError;
 use crate::link::segment;
 use crate::lookup::LookupOptions;
 use quorum::answer::{AnswerError, PageAnswer, Verifier};
+use quorum::ids::Timestamp;
 use quorum::record::{Name, Record};
 use quorum::state::{Secret, layout};
 
@@ -18,19 +19,22 @@ impl Client {
     /// forged, and nothing that a page's certificate covers is left out, while at most f do. Pages may come
     /// from different states, so a name that is registered meanwhile may or may not be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Record>, ClientError> {
-        self.pages(layout::NAMES, prefix, "records").await
+        let (records, certified) = self.pages::<Record>(layout::NAMES, prefix, "records").await?;
+        records.iter().for_each(|record| self.inner.seen.record(record, certified));
+        Ok(records)
     }
     /// All secrets' metadata, in order of names.
     pub async fn list_secrets(&self, prefix: &str) -> Result<Vec<Secret>, ClientError> {
-        self.pages(layout::SECRETS, prefix, "secrets").await
+        Ok(self.pages(layout::SECRETS, prefix, "secrets").await?.0)
     }
 
+    /// The entries, and when the oldest page of them was certified.
     async fn pages<T: serde::de::DeserializeOwned>(
         &self,
         space: &[u8],
         prefix: &str,
         route: &str,
-    ) -> Result<Vec<T>, ClientError> {
+    ) -> Result<(Vec<T>, Timestamp), ClientError> {
         // The prefix has a name's characters, or nothing begins with it.
         if !prefix.is_empty() {
             Name::new(prefix).map_err(|e| ClientError::Local(e.to_string()))?;
@@ -42,6 +46,7 @@ impl Client {
         // A server alone could answer from a state that is a few seconds old.
         let current = self.current_state().await?.statement.sequence;
         let mut newest = current;
+        let mut certified = Timestamp(u64::MAX);
         loop {
             let start = String::from_utf8_lossy(&from[space.len()..]).replace('/', "%2F").replace('+', "%2B");
             let prefix = prefix.replace('/', "%2F").replace('+', "%2B");
@@ -53,17 +58,17 @@ impl Client {
                 if got < current {
                     return Err(AnswerError::Behind { got, current });
                 }
-                Ok((page, got))
+                Ok((page, got, answer.certificate.statement.time))
             };
-            let ((entries, until), sequence) = self.first_good(&path, check).await?;
-            newest = newest.max(sequence);
+            let ((entries, until), sequence, time) = self.first_good(&path, check).await?;
+            (newest, certified) = (newest.max(sequence), certified.min(time));
             let progressed = !entries.is_empty();
             all.extend(entries);
             match until {
                 Some(next) if progressed && next > from => from = next,
                 Some(_) => return Err(ClientError::Local("a page of the listing was empty".into())),
                 // What one reader lists every later one sees.
-                None if self.complete_through(newest).await => return Ok(all),
+                None if self.complete_through(newest).await => return Ok((all, certified)),
                 None => return Err(ClientError::NotComplete),
             }
         }
@@ -106,15 +111,16 @@ impl Client {
                 // The current version follows the last of the earlier ones.
                 page.extend(current.filter(|current| !more && current.version >= next));
                 let gapless = page.iter().zip(next..).all(|(record, version)| record.version == version);
-                if gapless { Ok((page, more)) } else { Err(AnswerError::OtherQuestion) }
+                let certified = answer.current.certificate.statement.time;
+                if gapless { Ok((page, more, certified)) } else { Err(AnswerError::OtherQuestion) }
             };
-            let (page, more) = self.first_good(&path, check).await?;
+            let (page, more, certified) = self.first_good(&path, check).await?;
             let progressed = !page.is_empty();
             versions.extend(page);
             match versions.last() {
                 None => return Err(ClientError::NotFound { what: format!("the name {name}") }),
                 Some(last) if !more || !progressed => {
-                    self.remember(name, last.version);
+                    self.inner.seen.record(last, certified);
                     return Ok(versions);
                 }
                 Some(_) => {}

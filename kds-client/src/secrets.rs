@@ -3,6 +3,7 @@
 use crate::api::ProblemKind;
 use crate::client::Client;
 use crate::error::{ClientError, LinkError, Misbehaviour, Silence};
+use crate::failure::Tally;
 use crate::link::segment;
 use crate::passphrase::{Lock, Locked};
 use crate::write::Written;
@@ -28,6 +29,8 @@ const RESEALS: usize = 5;
 pub(crate) const RERELEASES: usize = 3;
 /// How long a depositor waits for the last servers of a starting cluster to announce their keys.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a reader waits before a server that is behind is asked again.
+const SHARE_PAUSE: Duration = Duration::from_millis(30);
 /// How long a reader waits for further shares to find out whose were wrong.
 const BLAME_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -185,12 +188,7 @@ impl Client {
             }
             if Instant::now() >= deadline {
                 let needed = format!("only {have} servers have announced a sealing key, {need} are needed");
-                return Err(ClientError::Unavailable {
-                    needed,
-                    answered: vec![],
-                    silent: vec![],
-                    rejected: vec![],
-                });
+                return Err(self.in_vain(&needed));
             }
             // A cluster that has just started announces them within a second or two.
             sleep(Duration::from_millis(100)).await;
@@ -320,8 +318,10 @@ impl Answers<'_> {
             self.gone_on += 1;
             return Some(None);
         }
-        if let Err(LinkError::Silent(why)) = &answer {
-            self.silent.push(Silence { server, why: why.clone() });
+        if let Err(error @ (LinkError::Silent(_) | LinkError::Unreached(_) | LinkError::AsksToWait { .. })) =
+            &answer
+        {
+            self.silent.push(Silence { server, why: error.to_string() });
             return Some(None);
         }
         let checked = answer.map_err(|e| e.to_string());
@@ -349,7 +349,8 @@ impl Answers<'_> {
         self.wrong.push(Misbehaviour { server, why: why.into() });
     }
     pub(crate) fn too_few(self, needed: String, answered: Vec<ServerId>) -> ClientError {
-        ClientError::Unavailable { needed, answered, silent: self.silent, rejected: self.wrong }
+        let tally = Tally { answered, silent: self.silent, rejected: self.wrong, ..Tally::default() };
+        self.gathering.client.too_few(needed, tally)
     }
 }
 
@@ -360,6 +361,7 @@ impl Gathering<'_> {
     /// and large, too.
     pub(crate) fn ask_all(&self, ciphertexts: usize) -> Answers<'_> {
         let mut tasks = JoinSet::new();
+        let deadline = self.client.deadline();
         for (i, server) in self.client.shuffled().into_iter().enumerate() {
             let link = self.client.inner.links[server.index()].clone();
             let question = ShareQuestion {
@@ -370,16 +372,17 @@ impl Gathering<'_> {
             tasks.spawn(async move {
                 // A server that is behind answers "not yet" until it has executed the release.
                 loop {
-                    match link.post::<_, ShareAnswer>("/v1/shares", &question).await {
-                        Err(LinkError::Problem(problem)) if matches!(problem.status, 404 | 503) => {
-                            sleep(Duration::from_millis(30)).await;
-                        }
+                    let wait = match link.post::<_, ShareAnswer>("/v1/shares", &question, deadline).await {
+                        Err(LinkError::Problem(problem)) if problem.status == 404 => SHARE_PAUSE,
+                        Err(LinkError::AsksToWait { wait, .. }) => wait,
                         answer => return (server, answer),
+                    };
+                    if tokio::time::timeout_at(deadline, sleep(wait)).await.is_err() {
+                        return (server, Err(LinkError::Silent("no answer in time".into())));
                     }
                 }
             });
         }
-        let deadline = self.client.deadline();
         Answers { gathering: self, tasks, deadline, gone_on: 0, silent: Vec::new(), wrong: Vec::new() }
     }
 

@@ -117,6 +117,8 @@ impl Watch {
         let path = format!("/v1/records/{}/watch", segment(&self.name));
         match timeout(SILENCE, link.events(&path)).await {
             Ok(Ok(events)) => self.stream = Some((server, events)),
+            // Others are asked before it meanwhile.
+            Ok(Err(LinkError::AsksToWait { .. })) => self.connect_at = Instant::now() + PAUSE,
             Ok(Err(_)) | Err(_) => self.leave(server),
         }
     }
@@ -132,6 +134,7 @@ impl Watch {
             // What a single server shows first is to be visible to everyone before it is told.
             Ok(Some(record)) if record.version > self.told => {
                 if self.client.complete_through(record.updated.sequence).await {
+                    self.client.inner.seen.record(&record, message.answer.certificate.statement.time);
                     self.tell(record).await?;
                 }
             }

@@ -32,17 +32,20 @@ fn plan_prints_the_designs_table_and_refuses_the_impossible() {
     }
     assert_eq!(server(&["plan"]).status.code(), Some(2));
     // Numbers of any size are refused in words.
-    for most in ["0", "65535", "4294967295", "18446744073709551615", "18446744073709551616"] {
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("never-made");
+    for most in ["0", "4294967295", "18446744073709551615", "18446744073709551616"] {
         for args in [
             &["plan", "--servers", most][..],
             &["plan", "--servers", "16", "--masked", most, "--threshold", most],
-            &["init", "--servers", "4", "--dir", "never-made", "--epoch-seconds", most],
+            &["init", "--servers", "4", "--dir", made.to_str().unwrap(), "--epoch-seconds", most],
             &["guard", "--config", "none", "--period-seconds", most],
         ] {
             let refused = server(args);
             assert!(matches!(refused.status.code(), Some(1 | 2)), "{args:?}: {}", text(&refused.stderr));
         }
     }
+    assert!(!made.exists());
 }
 
 #[test]

@@ -352,10 +352,17 @@ impl Verifier {
     }
     /// The stored reply that a receipt proves.
     pub fn receipt<'a>(&mut self, receipt: &'a Receipt, id: RequestId) -> Result<&'a Reply, AnswerError> {
+        self.outcome(receipt, id)?.ok_or(AnswerError::OtherQuestion)
+    }
+    /// The stored reply of a request, or none if a state is shown that has none.
+    pub fn outcome<'a>(
+        &mut self,
+        receipt: &'a Receipt,
+        id: RequestId,
+    ) -> Result<Option<&'a Reply>, AnswerError> {
         self.certificate(&receipt.certificate)?;
         let root = &receipt.certificate.statement.root;
-        let reply = receipt.reply.verify(&self.hasher, root, &layout::reply_key(id))?;
-        reply.ok_or(AnswerError::OtherQuestion)
+        receipt.reply.verify(&self.hasher, root, &layout::reply_key(id))
     }
     /// A receipt to keep and to show to others: nothing stays in it that was not checked. What is known of a
     /// statement is believed whoever signs it once more, so votes on it may be anything.

@@ -60,8 +60,11 @@ pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// How far beyond the agreed time a request's expiry may lie, in milliseconds.
 pub const MAX_REQUEST_LIFETIME_MS: u64 = 60_000;
+/// How long after its expiry the reply to a request is kept, in milliseconds of agreed time: in a state of that
+/// time its absence shows that the request never executed.
+pub const REPLY_KEPT_MS: u64 = 10_000;
 /// Requests of one client that the client table remembers at once.
-pub const MAX_CLIENT_ENTRIES: usize = 1 << 17;
+pub const MAX_CLIENT_ENTRIES: usize = 3 << 16;
 /// Requests of one client that wait to be ordered.
 pub const MAX_PENDING_PER_CLIENT: usize = 1024;
 /// Requests of all clients that wait to be ordered.

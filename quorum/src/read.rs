@@ -59,6 +59,9 @@ pub struct Question {
     pub max_age_ms: u64,
     /// The newest version that the reader has seen: it never returns less. Of the state: sequence number.
     pub seen: u64,
+    /// The answer is to be from this state or a later one: for a reader who no longer knows which version he has
+    /// seen, and still how new it was at most.
+    pub since: Sequence,
 }
 
 /// What to ask a server for.
@@ -289,6 +292,10 @@ impl Read {
     pub fn question(&self) -> &Question {
         &self.question
     }
+    /// Whether an answer was refused for its age, by the reader's clock: that may be what is wrong.
+    pub fn has_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
     /// Whether everything that was asked has been answered: [`Read::late`] is due after a short pause.
     pub fn is_idle(&self) -> bool {
         self.open.is_empty() && self.asks.is_empty()
@@ -338,6 +345,10 @@ impl Read {
                     // An honest server may be a moment behind: it is asked again after a pause, but not for ever.
                     Err(AnswerError::Backwards { got, .. }) if self.backward(server) => {
                         self.versions.insert(server, got);
+                        self.again.push(server);
+                        self.ask_group();
+                    }
+                    Err(AnswerError::Behind { .. }) if self.backward(server) => {
                         self.again.push(server);
                         self.ask_group();
                     }
@@ -428,6 +439,10 @@ impl Read {
         };
         if best.version < self.question.seen {
             return Err(AnswerError::Backwards { got: best.version, seen: self.question.seen });
+        }
+        let (got, current) = (best.proof.certificate().statement.sequence, self.question.since);
+        if got < current {
+            return Err(AnswerError::Behind { got, current });
         }
         Ok(best)
     }

@@ -337,6 +337,13 @@ async fn answers_are_as_described() {
     let (_, body) = link.send("POST", "/v1/records/lookup", question.to_string().into()).await.unwrap();
     check("BulkAnswer", &serde_json::from_slice(&body).unwrap());
     check("Receipt", &serde_json::to_value(&*revoked.receipt).unwrap());
+    let client: String = cluster.administrator.public().0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (code, none) = get(&format!("/v1/requests/{client}/77")).await;
+    assert_eq!((code, &none["reply"]["value"]), (200, &Value::Null));
+    check("Receipt", &none);
+    let (code, problem) = get("/v1/requests/0A/77").await;
+    assert_eq!(code, 400);
+    check("Problem", &problem);
     let request = cluster.client.sign(
         &cluster.administrator,
         77,

@@ -4,19 +4,24 @@ use super::output::print_json;
 use super::{Failure, Session, read_input};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kds_client::{ExitStatus, keys};
+use kds_client::{Client, ClientError, ExitStatus, Written, keys};
 use quorum::Timestamp;
+use quorum::limits::REPLY_KEPT_MS;
 use quorum::record::{Entry, Name};
+use quorum::signing::SigningKey;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// Names registered at a time.
 const AT_A_TIME: usize = 64;
+/// How long to wait before it is asked again what came of a request.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Fields of a line: `name` and `public_key` (the text of a public key file), and optionally
 /// `owner`, `owner_only`, `not_before`, `not_after`, and in JSON `public_keys` and `metadata`
@@ -95,6 +100,37 @@ fn parse(bytes: &[u8]) -> Parsed {
     reader.records().map(line).collect()
 }
 
+/// Registers a name. While it is not known what came of that the same request is sent again, and another one is
+/// signed only when that one is proved to be dead.
+async fn register(
+    client: &Client,
+    key: &SigningKey,
+    name: &Name,
+    entry: &Entry,
+) -> Result<Written, ClientError> {
+    let mut resigned = false;
+    let mut result = client.register(key, name.clone(), entry.clone()).await;
+    loop {
+        let request = match &result {
+            Err(ClientError::OutcomeUnknown { request, .. }) => request.clone(),
+            _ => return result,
+        };
+        match client.retry(&request).await {
+            Err(ClientError::NotExecuted { .. }) if !resigned => {
+                resigned = true;
+                result = client.register(key, name.clone(), entry.clone()).await;
+            }
+            // It could not be asked for: as before, until the answer would no longer be kept.
+            Err(ClientError::Unavailable { .. } | ClientError::Unverified { .. })
+                if kds_client::now() < request.request.expiry.plus_ms(REPLY_KEPT_MS) =>
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+            other => result = other,
+        }
+    }
+}
+
 pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), Failure> {
     let lines = parse(&read_input(&args.file)?);
     if lines.is_empty() {
@@ -117,7 +153,7 @@ pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), F
             let result = async {
                 let parsed = line.and_then(Line::parse);
                 let (name, entry) = parsed.map_err(|why| (ExitStatus::Refused, why))?;
-                let written = client.register(&key, name, entry).await;
+                let written = register(&client, &key, &name, &entry).await;
                 written.map_err(|error| (error.exit_status(), error.to_string()))
             };
             let result = result.await;

@@ -5,6 +5,7 @@ mod bench;
 mod import;
 mod lookup;
 mod membership;
+mod outcome;
 mod output;
 mod secret;
 mod status;
@@ -25,7 +26,7 @@ use std::time::Duration;
 /// Every answer is verified against the cluster's manifest: no single server is trusted.
 ///
 /// Exit status: 0 done, 1 other errors, 2 usage, 3 not found (proved), 4 not verifiable,
-/// 5 not enough servers, 6 refused, 7 conflict.
+/// 5 not enough servers, or not known whether a write was executed, 6 refused, 7 conflict.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {
@@ -81,6 +82,8 @@ enum Command {
     Revoke(write::RevokeArgs),
     /// Register many names from JSON lines or CSV
     Import(import::ImportArgs),
+    /// What came of a write that was not answered: waits until it is executed, or never will be
+    Outcome(outcome::OutcomeArgs),
     /// Make a signing key; FILE.pub is its public half
     Keygen(write::KeygenArgs),
     /// Deposit, recover and delete secrets
@@ -188,6 +191,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rotate(args) => write::rotate(&session, &args).await,
         Command::Revoke(args) => write::revoke(&session, &args).await,
         Command::Import(args) => import::import(&session, &args).await,
+        Command::Outcome(args) => outcome::outcome(&session, &args).await,
         Command::Secret(command) => secret::run(&session, &command).await,
         Command::Admin(command) => admin::run(&session, &command).await,
         Command::Membership => membership::membership(&session).await,

@@ -120,6 +120,7 @@ pub fn router(
     let inside = Inside { shared, inputs, metrics, encoded, watches, stop };
     let router = Router::new()
         .route("/v1/requests", post(requests::submit))
+        .route("/v1/requests/{client}/{sequence}", get(requests::outcome))
         .route("/v1/records", get(records::list))
         .route("/v1/records/lookup", post(records::bulk))
         .route("/v1/records/{name}", get(records::lookup))

@@ -2,10 +2,12 @@
 
 use super::problem::ApiError;
 use super::{App, AppState, Body, json};
-use axum::extract::State;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::response::Response;
 use kds_client::api::ProblemKind;
 use kds_client::keys;
+use quorum::PublicKey;
 use quorum::answer::{Proved, Receipt};
 use quorum::limits::MAX_CLIENT_ENTRIES;
 use quorum::ordering::{Input, Published};
@@ -103,6 +105,49 @@ async fn receipt(app: &App, id: RequestId) -> Result<(Receipt, Reply), ApiError>
             return Ok((make(&published, id, complete), reply));
         }
     }
+}
+
+/// What came of a request: its certified reply, or that the state has none.
+pub(super) async fn outcome(State(app): AppState, NumberPath(id): NumberPath) -> Result<Response, ApiError> {
+    let published = app.published()?;
+    let executed = layout::reply(&published.snapshot, id).map(|reply| reply.sequence);
+    let known = published.completion.as_ref().map(|completion| completion.sequence);
+    Ok(json(&make(
+        &published,
+        id,
+        executed.is_some_and(|executed| known.is_some_and(|known| known >= executed)),
+    )))
+}
+
+/// A request's client, as hexadecimal, and its number, in the path.
+pub(super) struct NumberPath(RequestId);
+
+impl FromRequestParts<App> for NumberPath {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &App) -> Result<Self, ApiError> {
+        let path = Path::<(String, u64)>::from_request_parts(parts, state).await;
+        let (client, sequence) =
+            path.map_err(|error| ApiError::new(ProblemKind::Malformed, error.body_text()))?.0;
+        let client = key_of_hex(&client).ok_or_else(|| {
+            ApiError::new(
+                ProblemKind::Malformed,
+                "a client's key is 64 hexadecimal digits in lower case here",
+            )
+        })?;
+        Ok(Self(RequestId { client, sequence }))
+    }
+}
+
+fn key_of_hex(text: &str) -> Option<PublicKey> {
+    let digit = |byte: &u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let digits = text.as_bytes().iter().map(digit).collect::<Option<Vec<u8>>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let bytes: Vec<u8> = pairs.iter().map(|[high, low]| high << 4 | low).collect();
+    bytes.try_into().ok().filter(|_| rest.is_empty()).map(PublicKey)
 }
 
 fn make(published: &Arc<Published>, id: RequestId, complete: bool) -> Receipt {

@@ -1,13 +1,14 @@
 //! Exactly once: the client table (PBFT §4.1, design §3).
 //!
 //! An executed request leaves its reply in the map until its expiry has passed; after that it can
-//! no longer execute, so nothing is forgotten too early. The entries are part of the root: a
-//! receipt is a proof of the stored reply.
+//! no longer execute, so nothing is forgotten too early. It stays a little longer, so that whoever asks then
+//! learns from its absence that the request never executed. The entries are part of the root: a receipt is a
+//! proof of the stored reply.
 
 use super::{Lookup as _, State, layout};
 use crate::bytes::PublicKey;
 use crate::ids::Timestamp;
-use crate::limits::MAX_CLIENT_ENTRIES;
+use crate::limits::{MAX_CLIENT_ENTRIES, REPLY_KEPT_MS};
 use crate::request::{Outcome, Reply, RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +30,7 @@ impl ClientIndex {
     }
     fn pop_expired(&mut self, now: Timestamp) -> Option<RequestId> {
         let (expiry, id) = *self.expiries.first()?;
-        if expiry >= now {
+        if expiry.plus_ms(REPLY_KEPT_MS) >= now {
             return None;
         }
         self.expiries.pop_first();

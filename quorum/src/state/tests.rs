@@ -153,9 +153,15 @@ fn a_request_executes_once_and_a_retry_finds_its_first_reply() {
     assert_eq!(world.state.reply(id).unwrap(), first);
     assert!(layout::record(world.state.map(), &name("b")).is_none());
 
-    // After its expiry the reply goes, and the request can no longer execute.
+    // After its expiry the request can no longer execute. Its reply stays for a while, so that one that is not
+    // there then shows that nothing was executed, and goes.
     let size = world.state.map().len();
-    world.now = request.request.expiry.plus_ms(1);
+    let (number, expiry) = (request.request.sequence.wrapping_add(1), request.request.expiry);
+    let late = SignedRequest::sign(&world.cluster, &admin(), number, expiry, register("c", entry(1, None)));
+    world.now = request.request.expiry.plus_ms(crate::limits::REPLY_KEPT_MS);
+    assert!(world.run(vec![late]).replied.is_empty());
+    assert_eq!(world.state.reply(id).unwrap(), first);
+    world.now = world.now.plus_ms(1);
     world.run(vec![]);
     assert_eq!(world.state.reply(id), None);
     assert_eq!(world.state.map().len(), size - 1);

@@ -44,6 +44,8 @@ const REMEMBERED: usize = 64;
 pub struct Reader {
     verifier: Verifier,
     seen: u64,
+    /// The last change of what it has seen: a reader may remember no more than that.
+    since: Sequence,
     number: u64,
     read: Option<Running>,
 }
@@ -100,8 +102,13 @@ impl Simulation {
         // Whoever lies in ordering lies to readers too.
         servers.sort_by_key(|server| !self.liars.contains_key(server));
         servers.truncate(count);
-        let reader =
-            || Reader { verifier: Verifier::new(Arc::clone(&self.manifest)), seen: 0, number: 0, read: None };
+        let reader = || Reader {
+            verifier: Verifier::new(Arc::clone(&self.manifest)),
+            seen: 0,
+            since: Sequence(0),
+            number: 0,
+            read: None,
+        };
         self.readers = Some(Readers {
             name: Name::new("hot").unwrap(),
             liars: servers,
@@ -197,13 +204,15 @@ impl Simulation {
         if forgets {
             // Somebody else, who has seen nothing yet.
             readers.readers[reader].seen = 0;
+            readers.readers[reader].since = Sequence(0);
             readers.readers[reader].verifier = Verifier::new(Arc::clone(&self.manifest));
         }
         let complete = readers.completed.last().map_or(0, |(_, version)| *version);
         let subject = Subject::Record { name: readers.name.clone(), version: None };
         let at_least = complete.max(readers.returned);
         let this = &mut readers.readers[reader];
-        let question = Question { subject, consistency, max_age_ms: MAX_AGE_MS, seen: this.seen };
+        let (seen, since) = if this.number % 3 == 0 { (0, this.since) } else { (this.seen, Sequence(0)) };
+        let question = Question { subject, consistency, max_age_ms: MAX_AGE_MS, seen, since };
         this.number += 1;
         this.read = Some(Running { read: Read::new(grid, question, order), began: now, at_least });
         let number = this.number;
@@ -270,6 +279,7 @@ impl Simulation {
         // Never less than this reader has seen.
         assert!(version >= this.seen, "seed {seed}: version {version} after {}", this.seen);
         this.seen = version;
+        this.since = found.record.as_ref().map_or(Sequence(0), |record| record.updated.sequence);
         if consistency != Consistency::Any && readers.masked {
             assert!(found.complete, "seed {seed}: returned before it is complete");
             assert!(
@@ -283,7 +293,7 @@ impl Simulation {
         }
         // Nobody honest is blamed for more than being late.
         for bad in &found.access.rejected {
-            let late = bad.why.contains("old");
+            let late = bad.why.contains("old") || bad.why.contains("or later");
             assert!(
                 late || !honest.contains(&bad.server) || readers.liars.contains(&bad.server),
                 "seed {seed}: blamed: {bad}"

@@ -1,0 +1,263 @@
+//! Having a signed request executed: by one server, by further ones too if it stays silent or refuses, and with a
+//! receipt that is checked.
+//!
+//! All of them get the same bytes under the same number, so however often it is sent it executes once at most
+//! (PBFT §4.1). Whatever a server answers that is no receipt, it may have passed the request on: once one has
+//! heard it, and nothing is proved, it is not known what came of it, and that is what is said.
+
+use crate::api::Problem;
+use crate::client::Client;
+use crate::error::{ClientError, LinkError};
+use crate::failure::{Tally, is_about_time};
+use crate::write::Written;
+use quorum::answer::{AnswerError, Receipt};
+use quorum::codec::digest;
+use quorum::ids::ServerId;
+use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::signing::SigningKey;
+use rand::Rng as _;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a request may wait to be executed, in milliseconds.
+const LIFETIME_MS: u64 = 30_000;
+
+impl Client {
+    /// Signs an operation and has it executed, once.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if it was executed and did nothing, with proof; [`ClientError::OutcomeUnknown`] if
+    /// it may still execute: that has the request, for [`Client::retry`].
+    pub async fn submit(&self, key: &SigningKey, operation: Operation) -> Result<Written, ClientError> {
+        let request = self.sign(key, rand::rng().next_u64(), operation);
+        self.submit_signed(&request).await
+    }
+    /// Signs an operation under a number that must not have been used before.
+    pub fn sign(&self, key: &SigningKey, sequence: u64, operation: Operation) -> SignedRequest {
+        let expiry = crate::now().plus_ms(LIFETIME_MS);
+        SignedRequest::sign(&self.inner.manifest.cluster_id(), key, sequence, expiry, operation)
+    }
+
+    /// Has a signed request executed. The same request can be given to several servers, and again: it executes
+    /// once at most.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub async fn submit_signed(&self, request: &SignedRequest) -> Result<Written, ClientError> {
+        Submission::new(self, request).run().await
+    }
+
+    /// Outer error: the receipt proves nothing. Inner: what it proves.
+    pub(crate) fn check_receipt(
+        &self,
+        request: &SignedRequest,
+        receipt: Receipt,
+    ) -> Result<Result<Written, ClientError>, AnswerError> {
+        let id = RequestId { client: request.request.client, sequence: request.request.sequence };
+        let (receipt, reply, complete) = self.with_verifier(|verifier| {
+            let reply = verifier.receipt(&receipt, id)?.clone();
+            let receipt = verifier.to_keep(receipt)?;
+            let complete = verifier.complete() >= reply.sequence;
+            Ok::<_, AnswerError>((receipt, reply, complete))
+        })?;
+        if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
+            return Ok(Err(ClientError::NumberReused));
+        }
+        let sequence = reply.sequence;
+        if let (Outcome::Done(Done::Record { version }), Some(name)) =
+            (&reply.outcome, request.request.operation.name())
+        {
+            // Who has written a version is not shown an older one, from memory least of all.
+            self.inner.seen.version(name, *version, sequence);
+        }
+        Ok(match reply.outcome {
+            Outcome::Done(done) => Ok(Written { done, sequence, complete, receipt: Box::new(receipt) }),
+            Outcome::Refused(refusal) => Err(ClientError::Refused(refusal)),
+        })
+    }
+}
+
+/// A server that has the request.
+struct Asked {
+    server: ServerId,
+    since: Instant,
+    /// It was noted that it takes long.
+    late: bool,
+}
+
+type Answer = (ServerId, Result<Receipt, LinkError>);
+
+/// A request that is on its way to be executed.
+struct Submission<'a> {
+    client: &'a Client,
+    request: Arc<SignedRequest>,
+    deadline: Instant,
+    /// Servers that have not been asked, best first.
+    order: VecDeque<ServerId>,
+    /// Who asked to wait, and until when.
+    waiting: Vec<(Instant, ServerId)>,
+    asked: Vec<Asked>,
+    /// Ends with this: nothing goes on behind a caller's back.
+    answers: JoinSet<Answer>,
+    /// When the next server gets the request too.
+    next_at: Instant,
+    /// A server may have heard it and not have refused it.
+    heard: bool,
+    tally: Tally,
+    refusals: Vec<Problem>,
+}
+
+impl<'a> Submission<'a> {
+    fn new(client: &'a Client, request: &SignedRequest) -> Self {
+        Self {
+            client,
+            request: Arc::new(request.clone()),
+            deadline: client.deadline(),
+            order: client.preferred().into(),
+            waiting: Vec::new(),
+            asked: Vec::new(),
+            answers: JoinSet::new(),
+            next_at: Instant::now(),
+            heard: false,
+            tally: Tally::default(),
+            refusals: Vec::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<Written, ClientError> {
+        let enough_refusals = self.client.inner.manifest.thresholds.f() + 1;
+        loop {
+            let now = Instant::now();
+            if now >= self.deadline {
+                break;
+            }
+            if now >= self.next_at
+                && let Some(server) = self.next_server(now)
+            {
+                self.ask(server, now);
+            }
+            if self.answers.is_empty() && self.order.is_empty() && self.waiting.is_empty() {
+                break;
+            }
+            let wake_at = self.wake_at();
+            tokio::select! {
+                Some(done) = self.answers.join_next() => {
+                    if let Ok((server, answer)) = done
+                        && let Some(result) = self.take(server, answer)
+                    {
+                        return result;
+                    }
+                }
+                () = sleep_until(wake_at) => {}
+            }
+            if self.refusals.len() >= enough_refusals {
+                return Err(self.refused().await);
+            }
+        }
+        let only_refusals = self.asked.is_empty()
+            && self.waiting.is_empty()
+            && self.tally.silent.is_empty()
+            && self.tally.rejected.is_empty();
+        if only_refusals && !self.refusals.is_empty() {
+            return Err(self.refused().await);
+        }
+        Err(self.in_vain().await)
+    }
+
+    /// Whose turn it is: who was not asked yet, or asked to wait until now.
+    fn next_server(&mut self, now: Instant) -> Option<ServerId> {
+        if let Some(server) = self.order.pop_front() {
+            return Some(server);
+        }
+        let place = self.waiting.iter().position(|(when, _)| *when <= now)?;
+        Some(self.waiting.swap_remove(place).1)
+    }
+    fn wake_at(&self) -> Instant {
+        let next = match self.order.is_empty() {
+            true => self.waiting.iter().map(|(when, _)| *when).min().map(|when| when.max(self.next_at)),
+            false => Some(self.next_at),
+        };
+        next.unwrap_or(self.deadline).min(self.deadline)
+    }
+    fn ask(&mut self, server: ServerId, now: Instant) {
+        // Another one is asked since these take long: reads ask them last, too, for a while.
+        let patience = self.client.inner.pace.patience_with_writes();
+        for asked in self.asked.iter_mut().filter(|asked| !asked.late && now - asked.since >= patience) {
+            asked.late = true;
+            self.client.inner.pace.avoid(asked.server);
+        }
+        self.next_at = now + patience;
+        self.asked.push(Asked { server, since: now, late: false });
+        let (link, request) = (self.client.inner.links[server.index()].clone(), Arc::clone(&self.request));
+        let until = self.deadline;
+        self.answers.spawn(async move { (server, link.post("/v1/requests", &*request, until).await) });
+    }
+    /// What a server's answer leads to: the end, or another server.
+    fn take(
+        &mut self,
+        server: ServerId,
+        answer: Result<Receipt, LinkError>,
+    ) -> Option<Result<Written, ClientError>> {
+        let now = Instant::now();
+        if let Some(place) = self.asked.iter().position(|asked| asked.server == server) {
+            let asked = self.asked.swap_remove(place);
+            if answer.is_ok() {
+                self.client.inner.pace.ordered(now - asked.since);
+            }
+        }
+        self.next_at = now;
+        let receipt = match answer {
+            Ok(receipt) => receipt,
+            Err(LinkError::Problem(problem)) => match *problem {
+                Problem { receipt: Some(receipt), .. } => *receipt,
+                problem => {
+                    // A server's word alone: f+1 of them include a correct one.
+                    self.tally.waits_no_more(server);
+                    self.refusals.push(problem);
+                    return None;
+                }
+            },
+            Err(error) => {
+                self.heard |= !matches!(error, LinkError::Unreached(_));
+                if let LinkError::AsksToWait { wait, .. } = &error {
+                    self.waiting.push((now + *wait, server));
+                }
+                self.tally.failed(server, &error);
+                return None;
+            }
+        };
+        match self.client.check_receipt(&self.request, receipt) {
+            Ok(result) => return Some(result),
+            Err(error) => {
+                self.heard = true;
+                self.tally.wrong(server, &error);
+            }
+        }
+        None
+    }
+
+    /// f+1 servers refused it before ordering.
+    async fn refused(&self) -> ClientError {
+        let refused = self.client.refused(&self.refusals).await;
+        // That it is too late now does not say that it did not execute before.
+        match (self.heard || !self.asked.is_empty()) && self.refusals.iter().any(is_about_time) {
+            true => self.unknown(refused),
+            false => refused,
+        }
+    }
+    async fn in_vain(mut self) -> ClientError {
+        let heard = self.heard || !self.asked.is_empty() || !self.refusals.is_empty();
+        let mut tally = std::mem::take(&mut self.tally);
+        tally.odd_times |= self.refusals.iter().any(is_about_time);
+        for asked in &self.asked {
+            tally.failed(asked.server, &LinkError::late(asked.since.elapsed()));
+        }
+        let why = self.client.failure("one server with a receipt", tally).await;
+        if heard { self.unknown(why) } else { why }
+    }
+    fn unknown(&self, why: ClientError) -> ClientError {
+        ClientError::OutcomeUnknown { request: Box::new((*self.request).clone()), why: Box::new(why) }
+    }
+}

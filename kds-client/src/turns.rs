@@ -1,0 +1,57 @@
+//! Whom to ask next, where one server after the other is asked: each once, and those that ask to wait again when
+//! they said.
+
+use crate::client::Client;
+use crate::deadline::after;
+use crate::error::LinkError;
+use crate::failure::Tally;
+use quorum::ids::ServerId;
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// How long one server is waited for at least, where any will do.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Asking servers in turn, until the operation's time is over.
+pub(crate) struct Turns<'a> {
+    client: &'a Client,
+    deadline: Instant,
+    order: VecDeque<ServerId>,
+    /// Who asked to wait, and until when.
+    waiting: Vec<(Instant, ServerId)>,
+    /// What came of it.
+    pub(crate) tally: Tally,
+}
+
+impl<'a> Turns<'a> {
+    pub(crate) fn new(client: &'a Client) -> Self {
+        let (deadline, order) = (client.deadline(), client.preferred().into());
+        Self { client, deadline, order, waiting: vec![], tally: Tally::default() }
+    }
+    /// The next server, and until when to wait for it; none if nobody is left, or no time.
+    pub(crate) async fn next(&mut self) -> Option<(ServerId, Instant)> {
+        let server = match self.order.pop_front() {
+            Some(server) => server,
+            None => {
+                let place = (0..self.waiting.len()).min_by_key(|place| self.waiting[*place].0)?;
+                let (when, server) = self.waiting[place];
+                sleep_until(when.min(self.deadline)).await;
+                if when <= self.deadline {
+                    self.waiting.swap_remove(place);
+                }
+                server
+            }
+        };
+        let now = Instant::now();
+        let patience = self.client.inner.options.hedge.max(PATIENCE);
+        (now < self.deadline).then(|| (server, self.deadline.min(now + patience)))
+    }
+    /// No answer, or none that a correct server gives.
+    pub(crate) fn failed(&mut self, server: ServerId, error: &LinkError) {
+        if let LinkError::AsksToWait { wait, .. } = error {
+            self.waiting.push((after(*wait), server));
+        }
+        self.tally.failed(server, error);
+    }
+}
