@@ -28,7 +28,7 @@
 
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
-use crate::codec::{Tagged, digest, sha256, signing_bytes};
+use crate::codec::{Tagged, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
     CHANGES_TOGETHER, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW,
@@ -60,6 +60,7 @@ pub struct CheckedBatch {
     time: Timestamp,
     requests: Vec<VerifiedRequest>,
     digest: Hash,
+    bytes: usize,
 }
 
 impl CheckedBatch {
@@ -67,7 +68,8 @@ impl CheckedBatch {
     pub fn new(cluster: &ClusterId, time: Timestamp, requests: Vec<VerifiedRequest>) -> Self {
         let batch =
             Batch { time, requests: requests.iter().map(|request| request.signed().clone()).collect() };
-        Self { time, requests, digest: digest(cluster, &batch) }
+        let bytes = signing_bytes(cluster, &batch);
+        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
     }
     /// Checks a batch from a peer, or one that comes back from this server's own database.
     pub fn check(cluster: &ClusterId, batch: Batch) -> Result<Self, BatchError> {
@@ -81,19 +83,23 @@ impl CheckedBatch {
             .into_iter()
             .map(|request| request.verify(cluster).map_err(|_| BatchError::BadRequest))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { time: batch.time, requests, digest })
+        Ok(Self { time: batch.time, requests, digest, bytes: bytes.len() })
     }
     /// A batch from this server's own log, whose requests were checked before it was written. The
     /// digest shows whether it came back undamaged.
     pub fn from_own_log(cluster: &ClusterId, batch: Batch) -> Self {
         let time = batch.time;
-        let digest = digest(cluster, &batch);
+        let bytes = signing_bytes(cluster, &batch);
         let requests = batch.requests.into_iter().map(|request| request.trusted(cluster)).collect();
-        Self { time, requests, digest }
+        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
     }
     /// What votes are about.
     pub fn digest(&self) -> Hash {
         self.digest
+    }
+    /// Bytes of its requests, with little around them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
     /// When it executes.
     pub fn time(&self) -> Timestamp {

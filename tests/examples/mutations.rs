@@ -69,8 +69,24 @@ const MUTATIONS: &[Mutation] = mutations! {
     "leave a view on a single suspicion", "unit", "ordering/view_change.rs":
         "against.len() > self.manifest.thresholds.f()" => "!against.is_empty()";
     "never suspect", "dying", "ordering/view_change.rs":
-        "if starved || censored || idle || stale || self.is_sluggish(now) {" =>
-            "if starved && censored && idle && stale && self.is_sluggish(now) {";
+        "if self.finds_fault(now, waited, self.changing.timeout_ms) {" =>
+            "if self.finds_fault(now, waited, self.changing.timeout_ms) && self.id.0 > 200 {";
+    "let a primary pass over what it was told of", "keeping-requests", "ordering/judge.rs":
+        "if made.since_ms(since) >= passed_over_ms {" => "if made.since_ms(since) >= u64::MAX - passed_over_ms {";
+    "excuse whatever comes in full batches", "unit", "ordering/judge.rs":
+        "!(room || in_turn || before_later)" => "!(room || before_later)";
+    "let later requests of a client overtake earlier ones", "unit", "ordering/judge.rs":
+        "!(room || in_turn || before_later)" => "!(room || in_turn)";
+    "forget late seconds", "unit", "ordering/judge.rs":
+        "self.bad.insert(self.current);" => "self.bad = BTreeSet::from([self.current]);";
+    "blame the primary for what it was not told", "telling-backups", "ordering/judge.rs":
+        "self.pending.send(Target::One(primary), PeerMessage::Forward(request));" => "let _ = (primary, request);";
+    "let a primary's clock lag", "lagging-time", "ordering/judge.rs":
+        "accepted.since_ms(batch.time()) > LAG_MS" => "accepted.since_ms(batch.time()) > u64::MAX - LAG_MS";
+    "let a primary fail attempts at epochs", "unit", "ordering/judge.rs":
+        "self.conduct.failed = Some(now);" => "";
+    "judge every primary alike although all seem slow", "unit", "ordering/judge.rs":
+        "(lenience.0 + 1).min(LENIENCE_MAX)" => "lenience.0.min(LENIENCE_MAX)";
     "give up on a view only where q name it exactly", "everything", "ordering/view_change.rs":
         "changes.filter(|change| change.body().view >= self.view)" => "changes.filter(|change| change.body().view == self.view)";
     "execute a request twice", "everything:4", "state/mod.rs":

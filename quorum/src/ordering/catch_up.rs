@@ -7,6 +7,7 @@
 use super::Replica;
 use super::effects::{Target, Write};
 use super::log::LogEntry;
+use super::pool::Waiting;
 use crate::certificate::QuorumProof;
 use crate::ids::{Epoch, Sequence, ServerId, Timestamp, View};
 use crate::limits::{
@@ -103,20 +104,32 @@ impl Replica {
     /// Requests of this server's own clients: to the primary again, and after a while to all, so
     /// that no single server can suppress one (design §3).
     fn forward_again(&mut self, now: Timestamp) {
-        let (primary, active) = (self.primary(), self.changing.active);
-        let due = |forwarded: Timestamp| now.since_ms(forwarded) >= RETRANSMIT_MS;
-        for waiting in self.pool.waiting_mut().take(REPEATED_REQUESTS) {
-            let Some(forwarded) = waiting.forwarded.filter(|forwarded| due(*forwarded)) else { continue };
-            // One that left a view which the others are still in knows no primary, and its steps are worth
-            // something only in this epoch.
-            let alone = !active && waiting.request.request().operation.is_a_servers();
-            let to_all = alone || now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
-            if to_all && !alone && now.since_ms(forwarded) < FORWARD_TO_ALL_MS {
-                continue;
+        let (id, primary, active) = (self.id, self.primary(), self.changing.active);
+        let untold = |waiting: &Waiting| active && primary != id && waiting.told.is_none();
+        // One that left a view which the others are still in knows no primary, and its steps are worth
+        // something only in this epoch.
+        let alone = |waiting: &Waiting| !active && waiting.request.request().operation.is_a_servers();
+        let to_all =
+            |waiting: &Waiting| alone(waiting) || now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
+        let due = |waiting: &&mut Waiting| {
+            let slowly = to_all(waiting) && !alone(waiting);
+            let interval_ms = if slowly { FORWARD_TO_ALL_MS } else { RETRANSMIT_MS };
+            let again = waiting.sent.is_none_or(|sent| now.since_ms(sent) >= interval_ms);
+            waiting.own && (again || untold(waiting))
+        };
+        // Those that were sent longest ago first: a flood of others does not hide one for ever.
+        let mut due: Vec<_> = self.pool.waiting_mut().filter(due).collect();
+        due.sort_by_key(|waiting| waiting.sent);
+        for waiting in due.into_iter().take(REPEATED_REQUESTS) {
+            let target = match to_all(waiting) && !untold(waiting) {
+                true => Target::All,
+                false => Target::One(primary),
+            };
+            waiting.sent = Some(now);
+            if primary != id {
+                waiting.told.get_or_insert(now);
             }
-            waiting.forwarded = Some(now);
-            let target = if to_all { Target::All } else { Target::One(primary) };
-            if target != Target::One(self.id) {
+            if target != Target::One(id) {
                 self.pending.send(target, PeerMessage::Forward(Box::new(waiting.request.signed().clone())));
             }
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub(super) struct LogEntry {
     /// The proposal that this replica agreed to, or made.
     pub(super) pre_prepare: Option<Signed<PrePrepare>>,
-    /// When this replica, as a backup, agreed to it.
+    /// When this replica, as a backup, agreed to it, if its primary was free to choose it.
     pub(super) accepted_at: Option<Timestamp>,
     /// Its batch, or the one that q commits name.
     pub(super) batch: Option<CheckedBatch>,
@@ -63,7 +63,7 @@ impl LogEntry {
     }
     /// Votes count in their view only.
     pub(super) fn leave_view(&mut self) {
-        self.pre_prepare = None;
+        (self.pre_prepare, self.accepted_at) = (None, None);
         self.prepares = VoteBook::default();
         self.commits = VoteBook::default();
         self.own_prepare = None;

@@ -11,6 +11,7 @@
 //! | `agree` | prepare and commit | PBFT §4.2 |
 //! | `execute` | execution in order, checkpoint votes | PBFT §4.2, §4.3 |
 //! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
+//! | `judge` | whether the primary serves clients as it must | Prime, Aardvark |
 //! | `view_change` | replacing a primary that does not do its work | PBFT §4.4 |
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
 //! | `transfer` | fetching a state that is too far away for that, or repairing one | PBFT-PR §5.3 |
@@ -23,6 +24,7 @@ mod catch_up;
 mod certify;
 mod effects;
 mod execute;
+mod judge;
 mod log;
 mod pool;
 mod propose;
@@ -56,6 +58,7 @@ use crate::request::{RequestId, VerifiedRequest};
 use crate::signing::{KeyCertificate, Signed, Verified, Voter};
 use crate::state::State;
 use effects::Pending;
+use judge::Conduct;
 use log::LogEntry;
 use pool::RequestPool;
 use renew::Renewing;
@@ -151,6 +154,7 @@ pub struct Replica {
     target: Sequence,
     progress: catch_up::Progress,
     changing: Changing,
+    conduct: Conduct,
     /// When the current view began here.
     entered: Timestamp,
     /// The time of the step that is being taken.
@@ -332,7 +336,7 @@ impl Replica {
             (self.last_proposed, self.certified(), self.target, self.certified_anywhere, self.part()),
             slots.collect::<Vec<_>>(),
             checkpoints.collect::<Vec<_>>(),
-            self.changing.fingerprint(),
+            (self.changing.fingerprint(), self.conduct.fingerprint()),
             self.pool.fingerprint(),
             self.progress.fingerprint(),
         );

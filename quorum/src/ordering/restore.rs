@@ -6,6 +6,7 @@
 
 use super::catch_up::Progress;
 use super::effects::{Accusation, Pending, VaultKey, Write};
+use super::judge::Conduct;
 use super::log::LogEntry;
 use super::pool::RequestPool;
 use super::renew::Renewing;
@@ -216,6 +217,7 @@ impl Replica {
             target: Sequence(0),
             progress: Progress::default(),
             changing: Changing::new(),
+            conduct: Conduct::default(),
             entered: Timestamp(0),
             now: Timestamp(0),
             diverged: false,

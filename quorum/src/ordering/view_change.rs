@@ -19,10 +19,7 @@ use super::{Replica, log};
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
 use crate::ids::{Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{
-    CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_REQUESTS, SLUGGISH_FOR_MS, SLUGGISH_MS,
-    SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS,
-};
+use crate::limits::{SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS};
 use crate::message::{CheckedBatch, NewView, PeerMessage, PrePrepare, Suspect, ViewChange};
 use crate::signing::Verified;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,16 +48,6 @@ pub(super) struct Changing {
     since: Timestamp,
     /// Somebody votes in a view after this one.
     pub(super) later_view_seen: bool,
-    pace: Pace,
-}
-
-/// How fast the primary proposes what it is asked for.
-#[derive(Clone, Default)]
-struct Pace {
-    /// About how long it takes from a proposal to its execution here, in milliseconds.
-    agreement_ms: u64,
-    /// Since when, until when, and how often proposals came late, and how often in time meanwhile.
-    late: Option<(Timestamp, Timestamp, u32, u32)>,
 }
 
 impl Changing {
@@ -77,7 +64,6 @@ impl Changing {
             timeout_ms: VIEW_CHANGE_TIMEOUT_MS,
             since: Timestamp(0),
             later_view_seen: false,
-            pace: Pace::default(),
         }
     }
     /// What decides its future, for model checkers.
@@ -88,13 +74,16 @@ impl Changing {
         let suspicions: Vec<_> = self.suspicions.iter().map(|(server, since)| (*server, *since)).collect();
         let expected: Vec<_> = self.expected.iter().map(|(sequence, digest)| (*sequence, *digest)).collect();
         let wanted: Vec<_> = self.wanted.iter().copied().collect();
-        let pace = (self.pace.agreement_ms, self.pace.late);
-        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low, pace);
+        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low);
         (changes, new_view, fetched, suspicions, expected, wanted, timers)
     }
     /// Nobody has had a chance yet.
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
         self.since = now;
+    }
+    /// The last place that the new view fixed.
+    pub(super) fn last_expected(&self) -> Option<Sequence> {
+        self.expected.last_key_value().map(|(last, _)| *last)
     }
     /// The batch that has to be proposed at a sequence number, if the new view fixed one.
     pub(super) fn expected(&self, sequence: Sequence) -> Option<Hash> {
@@ -183,65 +172,11 @@ impl Replica {
             // The others go on, or went on: who is behind catches up before it judges the primary.
             return;
         }
-        let oldest = self.pool.oldest();
-        let timeout = self.changing.timeout_ms;
-        let starved = oldest.is_some_and(|oldest| waited.min(now.since_ms(oldest)) >= timeout);
-        // Requests are served first come, first served: one that waits so long is being censored. Every
-        // new primary gets time of its own to serve it, or views would change without end.
-        let censored = oldest
-            .is_some_and(|oldest| now.since_ms(oldest) >= CENSORSHIP_TIMEOUT_MS.max(timeout))
-            && now.since_ms(self.entered) >= (CENSORSHIP_TIMEOUT_MS / 2).max(timeout);
-        let idle = waited >= timeout.max(3 * HEARTBEAT_MS + CLOCK_BOUND_MS);
-        // Time is part of the service: a primary that does not advance it lets certificates age.
-        let stale = self.state.time() != Timestamp(0)
-            && now.since_ms(self.state.time()) >= timeout.max(3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS)
-            && waited < timeout
-            && self.stale_since(now);
-        if starved || censored || idle || stale || self.is_sluggish(now) {
+        if self.finds_fault(now, waited, self.changing.timeout_ms) {
             let suspect = self.voter.sign(Suspect { view: self.view });
             self.promise(&suspect, PeerMessage::Suspect);
             self.on_suspect(now, &suspect);
         }
-    }
-
-    /// A batch that was accepted at `accepted` is executed.
-    pub(super) fn note_agreement(&mut self, now: Timestamp, accepted: Timestamp) {
-        let pace = &mut self.changing.pace;
-        let took_ms = now.since_ms(accepted).min(VIEW_CHANGE_TIMEOUT_MS);
-        pace.agreement_ms = (7 * pace.agreement_ms + took_ms) / 8;
-    }
-
-    /// The primary proposes: how long did it keep what this server knows to be waiting? Full batches say
-    /// that it has more to do than it can.
-    pub(super) fn note_proposal(&mut self, now: Timestamp, batch: &CheckedBatch) {
-        let entered = self.entered;
-        let waiting = batch.requests().iter().filter_map(|request| self.pool.received(request.id()));
-        let Some(kept) = waiting.map(|received| now.since_ms(received.max(entered))).max() else { return };
-        let pace = &mut self.changing.pace;
-        let full = batch.requests().len() >= MAX_BATCH_REQUESTS / 2;
-        if full || kept <= SLUGGISH_MS + 2 * pace.agreement_ms {
-            // One in time may be a request that its client had asked another server for before.
-            let more = |(since, last, late, timely)| (since, last, late, timely + 1);
-            pace.late = pace.late.map(more).filter(|(_, _, late, timely)| 2 * timely < *late);
-        } else {
-            let (since, _, late, timely) = pace.late.unwrap_or((now, now, 0, 0));
-            pace.late = Some((since, now, late + 1, timely));
-        }
-    }
-
-    /// Whether most proposals of the last seconds came late.
-    fn is_sluggish(&self, now: Timestamp) -> bool {
-        self.changing.pace.late.is_some_and(|(since, last, late, _)| {
-            let lately = now.since_ms(last) <= SLUGGISH_FOR_MS;
-            late >= 3 && lately && last.since_ms(since) >= SLUGGISH_FOR_MS
-        })
-    }
-
-    /// Whether batches executed lately all carry an old time: the primary's clock stands still.
-    fn stale_since(&self, now: Timestamp) -> bool {
-        // What was carried into this view keeps its time: give the new primary a few beats.
-        self.executed() > self.changing.expected.last_key_value().map_or(Sequence(0), |(last, _)| *last)
-            && now.since_ms(self.entered) >= 3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS
     }
 
     pub(super) fn on_suspect(&mut self, now: Timestamp, suspect: &Verified<Suspect>) {
@@ -454,7 +389,7 @@ impl Replica {
         self.changing.expected = slots;
         self.changing.new_view = Some(new_view);
         self.changing.suspicions.clear();
-        self.changing.pace.late = None;
+        self.conduct.begin(self.now);
         self.changing.wanted.clear();
         self.changing.later_view_seen = false;
         // Votes count in their view only; what was prepared or committed stays known.

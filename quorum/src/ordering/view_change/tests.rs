@@ -2,6 +2,7 @@ use super::*;
 use crate::certificate::tests::voters;
 use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::Epoch;
+use crate::limits::CLOCK_BOUND_MS;
 use crate::message::{CheckedMessage, Prepare, Slot};
 use crate::ordering::{Identity, Input, Stored};
 
