@@ -86,6 +86,13 @@ pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 pub const CATCH_UP_BATCHES: u64 = 64;
 /// Bytes of the batches in such an answer, about; the first always goes.
 pub const CATCH_UP_BYTES: usize = MAX_FRAME_BYTES;
+/// Bytes of answers that one peer gets to one kind of question at once. Honest servers that fell far behind
+/// use it up; what they need beyond it they get at [`ANSWER_BYTES_PER_SECOND`] from each of the others.
+pub const ANSWER_BURST_BYTES: i64 = 16 * 1024 * 1024;
+/// See [`ANSWER_BURST_BYTES`].
+pub const ANSWER_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+/// Keys of epochs that are over under which a server may ask at a time: a server that slept has one.
+pub const OLD_KEYS_ANSWERED: usize = 3;
 /// Executed batches after which changed parts of the state are written to the database.
 pub const FLUSH_BATCHES: u64 = 16;
 /// How often a snapshot is kept for servers that fetch state, in milliseconds of agreed time, and how

@@ -73,11 +73,19 @@ impl CheckedBatch {
     }
     /// Checks a batch from a peer, or one that comes back from this server's own database.
     pub fn check(cluster: &ClusterId, batch: Batch) -> Result<Self, BatchError> {
+        Self::check_as(cluster, batch, None)
+    }
+    /// The same for a batch that votes have named: whether it is the one is told before any of its requests'
+    /// signatures is looked at.
+    fn check_as(cluster: &ClusterId, batch: Batch, named: Option<Hash>) -> Result<Self, BatchError> {
         let bytes = signing_bytes(cluster, &batch);
         if batch.requests.len() > MAX_BATCH_REQUESTS || bytes.len() > MAX_BATCH_BYTES {
             return Err(BatchError::TooLarge);
         }
         let digest = sha256(&bytes);
+        if named.is_some_and(|named| named != digest) {
+            return Err(BatchError::WrongBatch);
+        }
         let requests = batch
             .requests
             .into_iter()
@@ -124,6 +132,9 @@ pub enum BatchError {
     /// Too many requests.
     #[error("a batch has at most {MAX_BATCH_REQUESTS} requests in {MAX_BATCH_BYTES} bytes")]
     TooLarge,
+    /// It is not the one that the votes are about.
+    #[error("the batch does not have the digest that was voted for")]
+    WrongBatch,
     /// A request's signature does not hold.
     #[error("a request in the batch is not signed by its client")]
     BadRequest,
@@ -479,9 +490,6 @@ pub enum MessageError {
     /// A batch.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    /// The batch is not the one that the votes are about.
-    #[error("the batch does not have the digest that was voted for")]
-    WrongBatch,
     /// A certificate.
     #[error(transparent)]
     Quorum(#[from] QuorumError),
@@ -582,10 +590,8 @@ impl PeerMessage {
             Self::PrePrepare(signed, batch) => {
                 // The proposal first: its signature is cheap, and a stranger's batch is not checked.
                 let proposal = authored(signed, from, keyring)?;
-                let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;
-                if batch.digest() != proposal.body().0.digest {
-                    return Err(MessageError::WrongBatch);
-                }
+                let named = Some(proposal.body().0.digest);
+                let batch = CheckedBatch::check_as(&cluster, Arc::unwrap_or_clone(batch), named)?;
                 CheckedMessage::PrePrepare(proposal, batch)
             }
             Self::Prepare(signed) => CheckedMessage::Prepare(authored(signed, from, keyring)?),
@@ -652,10 +658,8 @@ impl PeerMessage {
             Self::AskMasked(_) | Self::Masked(_) => return Err(MessageError::TooManyChunks),
             Self::Committed(proof, batch) => {
                 proof.verify(keyring)?;
-                let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;
-                if batch.digest() != proof.statement.0.digest {
-                    return Err(MessageError::WrongBatch);
-                }
+                let named = Some(proof.statement.0.digest);
+                let batch = CheckedBatch::check_as(&cluster, Arc::unwrap_or_clone(batch), named)?;
                 CheckedMessage::Committed(proof, batch)
             }
         })

@@ -85,6 +85,22 @@ const MUTATIONS: &[Mutation] = mutations! {
         "accepted.since_ms(batch.time()) > LAG_MS" => "accepted.since_ms(batch.time()) > u64::MAX - LAG_MS";
     "let a primary fail attempts at epochs", "unit", "ordering/judge.rs":
         "self.conduct.failed = Some(now);" => "";
+    "check proposals of those who are no primaries", "unit", "ordering/wants.rs":
+        "primary && near && new" => "near && new";
+    "check a known proposal again", "unit", "ordering/wants.rs":
+        "primary && near && new" => "primary && near";
+    "check batches that nobody asked for", "unit", "ordering/wants.rs":
+        "!self.batches.is_empty() && self.batches.contains(&digest(&self.cluster, batch.as_ref()))" => "self.batches.len() <= batch.requests.len() + 2";
+    "answer whatever is asked", "unit", "ordering/budget.rs":
+        "Some(account) => account.now(now) > 0," => "Some(account) => account.now(now) > i64::MIN,";
+    "let old keys take the server's help", "unit", "ordering/catch_up.rs":
+        "(of < self.state.epoch()).then_some(of)" => "(of < Epoch(0)).then_some(of)";
+    "forward the same few requests again and again", "unit", "ordering/catch_up.rs":
+        "due.sort_by_key(|waiting| waiting.sent);" => "";
+    "help whoever claims one more each time", "unit", "ordering/budget.rs":
+        "|| executed >= *through" => "|| executed <= *through";
+    "wait for batches that only liars have", "hoarding", "ordering/view_change.rs":
+        "changes.partition(|(lacking, _)| lacking.is_empty());" => "changes.partition(|(lacking, _)| lacking.len() < usize::MAX);";
     "judge every primary alike although all seem slow", "unit", "ordering/judge.rs":
         "(lenience.0 + 1).min(LENIENCE_MAX)" => "lenience.0.min(LENIENCE_MAX)";
     "give up on a view only where q name it exactly", "everything", "ordering/view_change.rs":

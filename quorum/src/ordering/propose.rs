@@ -116,6 +116,9 @@ impl Replica {
                 let accusation =
                     Accusation::Equivocation { server, sequence: slot.sequence, phase: "pre-prepare" };
                 self.pending.accuse(accusation);
+                if let Some(entry) = self.log.get_mut(&slot.sequence) {
+                    entry.accused = true;
+                }
             }
             return;
         }

@@ -4,6 +4,7 @@
 //! that this server has voted for. Executing the batches again gives the state that it had; the
 //! votes are restored, so that it never contradicts one that left.
 
+use super::budget::Budgets;
 use super::catch_up::Progress;
 use super::effects::{Accusation, Pending, VaultKey, Write};
 use super::judge::Conduct;
@@ -218,6 +219,7 @@ impl Replica {
             progress: Progress::default(),
             changing: Changing::new(),
             conduct: Conduct::default(),
+            budgets: Budgets::default(),
             entered: Timestamp(0),
             now: Timestamp(0),
             diverged: false,

@@ -18,6 +18,7 @@
 //! Until then it promises nothing, proposes nothing, and shows readers nothing.
 
 use super::Replica;
+use super::budget::Question;
 use super::effects::{Accusation, Target, Write};
 use crate::certificate::QuorumProof;
 use crate::ids::{Sequence, ServerId, Timestamp, View};
@@ -74,6 +75,10 @@ pub(super) struct Memory {
 impl Estimation {
     pub(super) fn new(boot: u64, amnesia: bool, memory: BTreeMap<Sequence, Memory>) -> Self {
         Self { boot, amnesia, memory, answers: BTreeMap::new(), shown: Default::default() }
+    }
+    /// Names the question to witnesses.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
     }
 }
 
@@ -159,7 +164,14 @@ impl Replica {
     }
 
     /// Somebody has started and wants to know what it signed before.
-    pub(super) fn on_ask_witness(&mut self, from: ServerId, boot: u64) {
+    pub(super) fn on_ask_witness(&mut self, now: Timestamp, from: ServerId, boot: u64) {
+        let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::Witness) {
+            return;
+        }
+        let change = self.view_change_of(from).map(|change| self.bytes_of_view_change(change.body()));
+        let bytes = self.bytes_of_proof() + change.unwrap_or(0);
+        self.budgets.spend(now, asker, Question::Witness, bytes);
         let Seen { prepare, commit } = self.witnessed.of(from);
         let view_change = self.view_change_of(from).map(Verified::stored);
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());

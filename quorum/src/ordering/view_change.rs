@@ -14,7 +14,9 @@
 //! changes contain one of an honest server among them, whose proof for s is from that view or a
 //! later one, and in later views only the same batch can have been prepared.
 
+use super::budget::Question;
 use super::effects::{Accusation, Target, Write};
+use super::log::batch_bytes;
 use super::{Replica, log};
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
@@ -40,8 +42,8 @@ pub(super) struct Changing {
     low: Sequence,
     /// What has to be proposed again in the current view.
     expected: BTreeMap<Sequence, Hash>,
-    /// As the next primary: batches that the plan needs and this server lacks.
-    wanted: BTreeSet<Hash>,
+    /// As the next primary: batches that view changes call for and this server lacks.
+    pub(super) wanted: BTreeSet<Hash>,
     fetched: BTreeMap<Hash, CheckedBatch>,
     timeout_ms: u64,
     /// When a batch was last executed, a view entered or a view change sent.
@@ -80,6 +82,10 @@ impl Changing {
     /// Nobody has had a chance yet.
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
         self.since = now;
+    }
+    /// The view of each server's last view change.
+    pub(super) fn views_left(&self) -> impl Iterator<Item = (ServerId, View)> + '_ {
+        self.view_changes.iter().map(|(server, change)| (*server, change.body().view))
     }
     /// The last place that the new view fixed.
     pub(super) fn last_expected(&self) -> Option<Sequence> {
@@ -271,11 +277,7 @@ impl Replica {
         if self.changing.active || self.primary() != self.id || !self.may_vote() {
             return;
         }
-        let quorum = self.quorum();
-        let changes: Vec<_> = self.view_changes_for(self.view).take(quorum).cloned().collect();
-        if changes.len() < quorum {
-            return;
-        }
+        let Some(changes) = self.choose_view_changes() else { return };
         let null = self.null_batch().digest();
         let plan = Plan::of(null, changes.iter().map(Verified::body));
         let executed = self.executed();
@@ -283,19 +285,10 @@ impl Replica {
         let stable = plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence);
         // Before the view begins: entering it drops what was accepted and not prepared here.
         let mut batches = Vec::new();
-        self.changing.wanted.clear();
         for (sequence, digest) in slots {
-            match self.batch_with(&digest) {
-                Some(batch) => batches.push((sequence, batch)),
-                None if digest == null => batches.push((sequence, self.null_batch())),
-                None => {
-                    self.changing.wanted.insert(digest);
-                }
-            }
-        }
-        if !self.changing.wanted.is_empty() {
-            self.fetch_wanted();
-            return;
+            let null = || (digest == null).then(|| self.null_batch());
+            let Some(batch) = self.batch_with(&digest).or_else(null) else { return };
+            batches.push((sequence, batch));
         }
         let view_changes = changes.iter().map(|change| (change.signed().clone(), *change.key())).collect();
         let new_view = self.voter.sign(NewView { view: self.view, view_changes });
@@ -308,6 +301,36 @@ impl Replica {
             self.accept(sequence, proposal, batch);
         }
         self.changing.fetched.clear();
+    }
+
+    /// q view changes to begin a view with, of those whose batches are all here. The others are asked for as
+    /// long as these are too few.
+    ///
+    /// Any q view changes will do (see the module). Those of correct servers are among them sooner or later: their
+    /// authors keep what they have prepared until it is certified, and give it to whoever asks. A proof may
+    /// also be shown by liars alone, of a batch that correct servers accepted but did not prepare, and that
+    /// nobody gives: no view would begin again if it had to wait for that. PBFT keeps what was accepted
+    /// instead (Q sets, PBFT-PR §4.5): there proofs are no signatures, and a replica has to vouch for them.
+    fn choose_view_changes(&mut self) -> Option<Vec<Verified<ViewChange>>> {
+        let quorum = self.quorum();
+        let (null, executed) = (self.null_batch().digest(), self.executed());
+        let lacks = |change: &ViewChange| -> Vec<Hash> {
+            let slots = change.prepared.iter().map(|proof| proof.statement.0);
+            let open = slots.filter(|slot| slot.sequence > executed).map(|slot| slot.digest);
+            open.filter(|digest| *digest != null && self.batch_with(digest).is_none()).collect()
+        };
+        let changes = self.view_changes_for(self.view).map(|change| (lacks(change.body()), change));
+        let (whole, others): (Vec<_>, Vec<_>) = changes.partition(|(lacking, _)| lacking.is_empty());
+        let chosen: Vec<_> = whole.into_iter().take(quorum).map(|(_, change)| change.clone()).collect();
+        let wanted: BTreeSet<_> = match chosen.len() < quorum {
+            true => others.into_iter().flat_map(|(lacking, _)| lacking).collect(),
+            false => BTreeSet::new(),
+        };
+        if self.changing.wanted != wanted {
+            self.changing.wanted = wanted;
+            self.fetch_wanted();
+        }
+        (chosen.len() == quorum).then_some(chosen)
     }
 
     /// A batch that this server prepared, accepted or fetched.
@@ -330,8 +353,13 @@ impl Replica {
     }
 
     /// A primary to be lacks a batch that this server may have prepared.
-    pub(super) fn on_fetch(&mut self, from: ServerId, digest: Hash) {
+    pub(super) fn on_fetch(&mut self, now: Timestamp, from: ServerId, digest: Hash) {
+        let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::Batch) {
+            return;
+        }
         if let Some(batch) = self.wire_with(&digest) {
+            self.budgets.spend(now, asker, Question::Batch, batch_bytes(&batch));
             self.pending.send(Target::One(from), PeerMessage::Fetched(batch));
         }
     }
@@ -397,6 +425,20 @@ impl Replica {
             entry.leave_view();
         }
         self.pool.requeue();
+    }
+
+    /// Bytes of a certificate or proof with its keys, about.
+    pub(super) fn bytes_of_proof(&self) -> usize {
+        256 * self.quorum()
+    }
+    /// Bytes of a view change, about.
+    pub(super) fn bytes_of_view_change(&self, change: &ViewChange) -> usize {
+        (1 + change.prepared.len()) * self.bytes_of_proof()
+    }
+    /// Bytes of a new-view message, about.
+    pub(super) fn bytes_of_new_view(&self, new_view: &Verified<NewView>) -> usize {
+        let changes = new_view.body().view_changes.iter();
+        changes.map(|(change, _)| self.bytes_of_view_change(&change.body)).sum()
     }
 
     /// Shows how the current view began.

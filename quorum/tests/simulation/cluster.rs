@@ -405,11 +405,15 @@ impl Simulation {
             self.liars.insert(ServerId(0), liar);
         }
         if let Some(patience) = self.faults.patient {
-            let (rng, id) = (StdRng::seed_from_u64(self.rng.random()), patience.who(n));
-            let voter = self.voters[id.index()].clone();
-            let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
-            liar.only_delay(0);
-            self.liars.insert(id, liar);
+            let id = patience.who(n);
+            let hoarders = if patience == Patience::HoardsBatches { self.manifest.thresholds.f() } else { 1 };
+            for id in (id.index()..id.index() + hoarders).map(|i| ServerId(i as u8)) {
+                let (rng, voter) =
+                    (StdRng::seed_from_u64(self.rng.random()), self.voters[id.index()].clone());
+                let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
+                liar.only_delay(0);
+                self.liars.insert(id, liar);
+            }
         }
         if let ([_], true) = (&kinds[..], self.faults.deaths) {
             // The first primaries.
@@ -619,13 +623,15 @@ impl Simulation {
                 let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
                 self.send_lies(id, lies);
             } else {
-                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), 0));
+                let held_back_ms = self.held_back_ms(&message);
+                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), held_back_ms));
             }
         }
     }
 
     pub(crate) fn send_lies(&mut self, from: ServerId, lies: Vec<(ServerId, u64, PeerMessage)>) {
         for (to, delay_ms, message) in lies {
+            let Some(message) = self.lets_out(from, to, message) else { continue };
             self.send(from, to, Arc::new(encode(&message)), delay_ms);
         }
     }
@@ -833,6 +839,7 @@ impl Simulation {
                 if self.servers[to.index()].replica.is_some()
                     && self.takes_note(to, from, &bytes)
                     && let Some(checked) = self.check(from, to, &bytes)
+                    && !self.hoards(to, &checked)
                 {
                     match checked {
                         CheckedMessage::AskMasked(_) | CheckedMessage::Masked(_) => {
@@ -974,7 +981,8 @@ impl Simulation {
         let replica = self.servers[to.index()].replica.as_ref();
         let floor = Epoch(replica.map_or(0, |replica| replica.state().epoch().0.saturating_sub(1)));
         if let Some(replica) = self.servers[to.index()].replica.as_ref().filter(|_| !heard)
-            && decode::<PeerMessage>(bytes).is_ok_and(|message| replica.status().needs_no(&message))
+            && decode::<PeerMessage>(bytes)
+                .is_ok_and(|message| !replica.wants().needs(from, View(0), &message))
         {
             return None;
         }

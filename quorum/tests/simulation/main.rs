@@ -136,6 +136,10 @@ fn replicas_and_a_backup_that_tells_others_what_the_primary_does_not_know() {
     run(9, TELLING_BACKUPS, 2);
 }
 #[test]
+fn replicas_and_liars_who_keep_a_prepared_batch_to_themselves() {
+    run(9, HOARDING, 6);
+}
+#[test]
 fn four_replicas_of_which_one_forgets() {
     assert!(run(4, FORGETTING, 80).recoveries > 0, "no server recovered: this tests nothing");
 }

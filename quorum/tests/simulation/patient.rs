@@ -2,9 +2,10 @@
 //! go on like that for ever. Each stands alone, on a good network, so that nobody else is to blame.
 
 use crate::cluster::{Event, START, Simulation};
+use quorum::certificate::VoteBook;
 use quorum::codec::decode;
-use quorum::ids::{ServerId, Timestamp, View};
-use quorum::message::PeerMessage;
+use quorum::ids::{Sequence, ServerId, Timestamp, View};
+use quorum::message::{CheckedMessage, PeerMessage, Prepare};
 use quorum::record::Name;
 use quorum::request::{Operation, RequestId, SignedRequest};
 use std::collections::BTreeMap;
@@ -20,6 +21,9 @@ pub enum Patience {
     Lags,
     /// As a backup it tells requests to the other backups, and not to the primary.
     TellsBackups,
+    /// f of them, the first primaries, see to it that a batch is accepted by some and prepared by nobody, begin a
+    /// view without it, and then show in every view change that it was prepared, and give it to nobody.
+    HoardsBatches,
 }
 
 /// How long requests are kept: less than what would be taken for censorship.
@@ -33,6 +37,8 @@ const SERVED_MS: u64 = 8_000;
 /// How long backups are told things: longer than any of their timers.
 const LONG_MS: u64 = 40_000;
 
+/// When a batch is hoarded first.
+const HOARDED_AFTER_MS: u64 = 2_000;
 /// Who serves badly is gone by then.
 const REPLACED_MS: u64 = 12_000;
 
@@ -44,6 +50,9 @@ pub struct Patient {
     /// Until when requests are kept.
     kept: BTreeMap<RequestId, Timestamp>,
     told: u64,
+    /// Which batch is hoarded, and the votes for it.
+    hoarded: Option<Sequence>,
+    votes: VoteBook<Prepare>,
 }
 
 impl Patience {
@@ -51,7 +60,7 @@ impl Patience {
     pub fn who(self, n: usize) -> ServerId {
         match self {
             Self::TellsBackups => ServerId(n as u8 - 1),
-            Self::KeepsRequests | Self::KeepsSteps | Self::Lags => ServerId(0),
+            _ => ServerId(0),
         }
     }
 }
@@ -92,7 +101,67 @@ impl Simulation {
                 }
                 until <= now
             }
-            Patience::Lags | Patience::TellsBackups => true,
+            Patience::Lags | Patience::TellsBackups | Patience::HoardsBatches => true,
+        }
+    }
+
+    /// The network favours those who hoard a batch: their view changes are there first.
+    pub(crate) fn held_back_ms(&self, message: &PeerMessage) -> u64 {
+        let hoarding = self.faults.patient == Some(Patience::HoardsBatches);
+        if hoarding && matches!(message, PeerMessage::ViewChange(_)) { 100 } else { 0 }
+    }
+
+    /// Those who hoard a batch let others make it out of its votes, and keep these to themselves.
+    pub(crate) fn hoards(&mut self, to: ServerId, message: &CheckedMessage) -> bool {
+        let CheckedMessage::Prepare(vote) = message else { return false };
+        let hoarded = self.patient.hoarded == Some(vote.body().0.sequence) && vote.body().0.view == View(0);
+        let hoards = hoarded && self.is_liar(to);
+        if hoards {
+            // The liars' own replicas do not know of it: they begin a view without.
+            let _ = self.patient.votes.add(vote.clone());
+        }
+        hoards
+    }
+
+    /// What those who hoard a batch let out of a message.
+    pub(crate) fn lets_out(
+        &mut self,
+        from: ServerId,
+        to: ServerId,
+        message: PeerMessage,
+    ) -> Option<PeerMessage> {
+        if self.faults.patient != Some(Patience::HoardsBatches) || self.now < START.plus_ms(HOARDED_AFTER_MS)
+        {
+            return Some(message);
+        }
+        let thresholds = self.manifest.thresholds;
+        let (f, q) = (thresholds.f(), thresholds.q());
+        match message {
+            // One, and to as many as it takes for q prepares together with their own.
+            PeerMessage::PrePrepare(ref proposal, _) => {
+                let slot = proposal.body.0;
+                let hoarded = *self.patient.hoarded.get_or_insert(slot.sequence);
+                let this = from == ServerId(0) && slot.view == View(0) && slot.sequence == hoarded;
+                if this {
+                    for liar in (0..f).map(|i| ServerId(i as u8)) {
+                        let _ = self.patient.votes.add(self.voter(liar).sign(Prepare(slot)));
+                    }
+                }
+                (this && (f..q).contains(&to.index())).then_some(message)
+            }
+            PeerMessage::Prepare(_) | PeerMessage::Commit(_) | PeerMessage::Fetched(_) => None,
+            // The votes are shown once the batch is dropped.
+            PeerMessage::ViewChange(change) if change.body.view >= View(f as u64) => {
+                let mut body = change.body;
+                let low = body.stable.as_ref().map_or(Sequence(0), |stable| stable.statement.sequence);
+                let slot = self.patient.votes.votes_cast().into_iter().map(|(_, said)| said).next();
+                let proof = slot.and_then(|slot| self.patient.votes.proof(&slot, q));
+                body.prepared.extend(proof.filter(|proof| proof.statement.0.sequence > low));
+                body.prepared.sort_by_key(|proof| proof.statement.0.sequence);
+                body.prepared.dedup_by_key(|proof| proof.statement.0.sequence);
+                Some(PeerMessage::ViewChange(self.voter(from).sign(body).signed().clone()))
+            }
+            _ => Some(message),
         }
     }
 
@@ -135,6 +204,8 @@ impl Simulation {
                 let soon = replaced.is_some_and(|after_ms| after_ms < REPLACED_MS);
                 assert!(soon, "seed {seed}: a primary that does this stays: {patience:?}, {replaced:?}");
             }
+            // That requests are served at all is what is asked for.
+            Patience::HoardsBatches => return,
             Patience::TellsBackups => {
                 while self.now < START.plus_ms(LONG_MS) {
                     self.next_event();

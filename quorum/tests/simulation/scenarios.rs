@@ -43,6 +43,8 @@ pub const KEEPING_STEPS: Faults =
 pub const LAGGING_TIME: Faults = Faults { patient: Some(Patience::Lags), skew_ms: 300, ..GOOD };
 /// Somebody tries to make others suspect the primary.
 pub const TELLING_BACKUPS: Faults = Faults { patient: Some(Patience::TellsBackups), requests: 40, ..GOOD };
+/// A batch that nobody has who would give it.
+pub const HOARDING: Faults = Faults { patient: Some(Patience::HoardsBatches), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
 /// A server finds that its state is not the certified one.
@@ -109,6 +111,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("keeping-steps", &[4, 9], KEEPING_STEPS),
     ("lagging-time", &[4, 9], LAGGING_TIME),
     ("telling-backups", &[4, 9], TELLING_BACKUPS),
+    ("hoarding", &[9, 16], HOARDING),
     ("forgetting", &[4, 9], FORGETTING),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),
