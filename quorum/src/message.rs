@@ -288,21 +288,21 @@ pub struct Witness {
     pub executed: Sequence,
     /// Its last certificate.
     pub certificate: Option<Certificate>,
-    /// The asker's prepare vote for the highest sequence number.
-    pub prepare: Option<Evidence<Prepare>>,
-    /// The asker's commit vote for the highest sequence number.
-    pub commit: Option<Evidence<Commit>>,
+    /// The asker's prepare votes for the highest sequence number, and of the last view; at most two.
+    pub prepares: Vec<Evidence<Prepare>>,
+    /// The same of its commit votes.
+    pub commits: Vec<Evidence<Commit>>,
     /// The asker's last view change.
     pub view_change: Option<Evidence<ViewChange>>,
 }
 
 impl Witness {
     fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        fn holds<T: Tagged>(
-            evidence: &Option<Evidence<T>>,
+        fn holds<'a, T: Tagged + 'a>(
+            evidence: impl IntoIterator<Item = &'a Evidence<T>>,
             keyring: &mut Keyring,
         ) -> Result<(), MessageError> {
-            if let Some((signed, key)) = evidence {
+            for (signed, key) in evidence {
                 if keyring.manifest().server(signed.server).is_none() {
                     return Err(KeyError::UnknownServer(signed.server).into());
                 }
@@ -314,8 +314,11 @@ impl Witness {
         if let Some(certificate) = &self.certificate {
             certificate.verify(keyring)?;
         }
-        holds(&self.prepare, keyring)?;
-        holds(&self.commit, keyring)?;
+        if self.prepares.len() > 2 || self.commits.len() > 2 {
+            return Err(MessageError::TooManyVotes);
+        }
+        holds(&self.prepares, keyring)?;
+        holds(&self.commits, keyring)?;
         // What it says about others does not matter here, only that its author left a view.
         holds(&self.view_change, keyring)
     }
@@ -505,6 +508,9 @@ pub enum MessageError {
     /// More parts than one message may ask for.
     #[error("at most {MAX_PARTS} parts of the state go into one message")]
     TooManyParts,
+    /// More votes than a witness has to show.
+    #[error("a witness shows at most two votes of a kind")]
+    TooManyVotes,
     /// More chunks of shares than one message may be about.
     #[error("at most {RECOVERY_CHUNKS} chunks of shares go into one message")]
     TooManyChunks,

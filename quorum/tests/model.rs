@@ -155,8 +155,8 @@ impl Ordering {
                     boot: 7,
                     executed: Sequence(0),
                     certificate: None,
-                    prepare: None,
-                    commit: None,
+                    prepares: vec![],
+                    commits: vec![],
                     view_change: None,
                 };
                 let answer = CheckedMessage::Witness(Box::new(nothing));

@@ -99,6 +99,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "due.sort_by_key(|waiting| waiting.sent);" => "";
     "help whoever claims one more each time", "unit", "ordering/budget.rs":
         "|| executed >= *through" => "|| executed <= *through";
+    "show a server only its votes for the highest place", "unit", "ordering/standing.rs":
+        "self.highest.into_iter().chain(self.last)" => "self.highest.into_iter()";
     "wait for batches that only liars have", "hoarding", "ordering/view_change.rs":
         "changes.partition(|(lacking, _)| lacking.is_empty());" => "changes.partition(|(lacking, _)| lacking.len() < usize::MAX);";
     "judge every primary alike although all seem slow", "unit", "ordering/judge.rs":

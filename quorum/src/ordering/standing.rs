@@ -23,7 +23,7 @@ use super::effects::{Accusation, Target, Write};
 use crate::certificate::QuorumProof;
 use crate::ids::{Sequence, ServerId, Timestamp, View};
 use crate::limits::{PROPOSALS_AHEAD, WINDOW};
-use crate::message::{Commit, Evidence, PeerMessage, Prepare, Witness};
+use crate::message::{Commit, Evidence, PeerMessage, Prepare, Slot, Witness};
 use crate::signing::{Signed, Verified};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -88,13 +88,40 @@ pub(super) struct Witnessed(BTreeMap<ServerId, Seen>);
 
 #[derive(Clone, Default)]
 struct Seen {
-    prepare: Option<Evidence<Prepare>>,
-    commit: Option<Evidence<Commit>>,
+    prepares: Newest<Prepare>,
+    commits: Newest<Commit>,
 }
 
-fn keep_newer<T, K: Ord>(known: &mut Option<Evidence<T>>, evidence: Evidence<T>, key: impl Fn(&T) -> K) {
-    if known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(&evidence.0.body)) {
-        *known = Some(evidence);
+/// The vote for the highest place, and that of the last view: a view can begin below what was voted for before.
+#[derive(Clone)]
+struct Newest<T> {
+    highest: Option<Evidence<T>>,
+    last: Option<Evidence<T>>,
+}
+
+impl<T> Default for Newest<T> {
+    fn default() -> Self {
+        Self { highest: None, last: None }
+    }
+}
+
+impl<T: Clone> Newest<T> {
+    fn keep(&mut self, evidence: Evidence<T>, slot: impl Fn(&T) -> Slot) {
+        fn newer<T, K: Ord>(known: &Option<Evidence<T>>, said: &Evidence<T>, key: impl Fn(&T) -> K) -> bool {
+            known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(&said.0.body))
+        }
+        if newer(&self.last, &evidence, |vote| (slot(vote).view, slot(vote).sequence)) {
+            self.last = Some(evidence.clone());
+        }
+        if newer(&self.highest, &evidence, |vote| (slot(vote).sequence, slot(vote).view)) {
+            self.highest = Some(evidence);
+        }
+    }
+    /// One if they are the same.
+    fn both(self, slot: impl Fn(&T) -> Slot) -> Vec<Evidence<T>> {
+        let mut both: Vec<_> = self.highest.into_iter().chain(self.last).collect();
+        both.dedup_by_key(|(vote, _)| slot(&vote.body));
+        both
     }
 }
 
@@ -109,26 +136,20 @@ fn evidence<T: Copy>(proof: &QuorumProof<T>) -> impl Iterator<Item = (ServerId, 
 
 impl Witnessed {
     pub(super) fn prepare(&mut self, vote: &Verified<Prepare>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().prepare, vote.stored(), |p| {
-            (p.0.sequence, p.0.view)
-        });
+        self.0.entry(vote.server()).or_default().prepares.keep(vote.stored(), |vote| vote.0);
     }
     pub(super) fn commit(&mut self, vote: &Verified<Commit>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| {
-            (c.0.sequence, c.0.view)
-        });
+        self.0.entry(vote.server()).or_default().commits.keep(vote.stored(), |vote| vote.0);
     }
     /// From proofs in this replica's own database, which were checked before they were written.
     pub(super) fn prepared(&mut self, proof: &QuorumProof<Prepare>) {
         for (server, evidence) in evidence(proof) {
-            let known = &mut self.0.entry(server).or_default().prepare;
-            keep_newer(known, evidence, |p| (p.0.sequence, p.0.view));
+            self.0.entry(server).or_default().prepares.keep(evidence, |vote| vote.0);
         }
     }
     pub(super) fn committed(&mut self, proof: &QuorumProof<Commit>) {
         for (server, evidence) in evidence(proof) {
-            let known = &mut self.0.entry(server).or_default().commit;
-            keep_newer(known, evidence, |c| (c.0.sequence, c.0.view));
+            self.0.entry(server).or_default().commits.keep(evidence, |vote| vote.0);
         }
     }
     fn of(&self, server: ServerId) -> Seen {
@@ -172,11 +193,12 @@ impl Replica {
         let change = self.view_change_of(from).map(|change| self.bytes_of_view_change(change.body()));
         let bytes = self.bytes_of_proof() + change.unwrap_or(0);
         self.budgets.spend(now, asker, Question::Witness, bytes);
-        let Seen { prepare, commit } = self.witnessed.of(from);
+        let Seen { prepares, commits } = self.witnessed.of(from);
+        let (prepares, commits) = (prepares.both(|vote| vote.0), commits.both(|vote| vote.0));
         let view_change = self.view_change_of(from).map(Verified::stored);
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
         let executed = self.executed();
-        let witness = Witness { boot, executed, certificate, prepare, commit, view_change };
+        let witness = Witness { boot, executed, certificate, prepares, commits, view_change };
         self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
     }
 
@@ -205,13 +227,13 @@ impl Replica {
             }
         };
         let memory = |sequence: Sequence| estimation.memory.get(&sequence).copied().unwrap_or_default();
-        if let Some((vote, _)) = witness.prepare.as_ref().filter(|(vote, _)| vote.server == id) {
+        for (vote, _) in witness.prepares.iter().filter(|(vote, _)| vote.server == id) {
             let slot = vote.body.0;
             let known = slot.sequence <= own_executed || memory(slot.sequence).accepted >= Some(slot.view);
             // A vote in a view means only that this replica was in it then.
             shown(slot.sequence, View(0), known);
         }
-        if let Some((vote, _)) = witness.commit.as_ref().filter(|(vote, _)| vote.server == id) {
+        for (vote, _) in witness.commits.iter().filter(|(vote, _)| vote.server == id) {
             let slot = vote.body.0;
             let known = slot.sequence <= own_executed || memory(slot.sequence).prepared >= Some(slot.view);
             shown(slot.sequence, View(0), known);
@@ -270,5 +292,36 @@ impl Replica {
             self.pending.send_all(&held, PeerMessage::Held);
         }
         self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Hash;
+    use crate::certificate::tests::voters;
+
+    /// A vote of a later view for a lower place is forgotten as easily as any, and counts as much.
+    #[test]
+    fn witnesses_keep_the_vote_of_the_last_view_too() {
+        let (_, voters) = voters(4);
+        let slots = [(10, 0), (8, 1), (9, 0), (8, 0)];
+        let slot =
+            |(sequence, view)| Slot { view: View(view), sequence: Sequence(sequence), digest: Hash([1; 32]) };
+        let mut witnessed = Witnessed::default();
+        for vote in slots.map(slot) {
+            witnessed.prepare(&voters[1].sign(Prepare(vote)));
+            witnessed.commit(&voters[1].sign(Commit(vote)));
+        }
+        let Seen { prepares, commits } = witnessed.of(ServerId(1));
+        let kept = prepares.both(|vote| vote.0).into_iter().map(|(vote, _)| vote.body.0);
+        let kept_commits = commits.both(|vote| vote.0).into_iter().map(|(vote, _)| vote.body.0);
+        let expected = [slot((10, 0)), slot((8, 1))];
+        assert_eq!(
+            (kept.collect::<Vec<_>>(), kept_commits.collect::<Vec<_>>()),
+            (expected.to_vec(), expected.to_vec())
+        );
+        witnessed.prepare(&voters[2].sign(Prepare(slot((3, 3)))));
+        assert_eq!(witnessed.of(ServerId(2)).prepares.both(|vote| vote.0).len(), 1);
     }
 }

@@ -76,14 +76,14 @@ fn answers_are_wanted_if_they_were_asked_for() {
     assert!(needs(&backup, &fetched));
 
     let witness = |boot| {
-        let (certificate, prepare, commit, view_change) = (None, None, None, None);
+        let (certificate, prepares, commits, view_change) = (None, vec![], vec![], None);
         let executed = Sequence(0);
         PeerMessage::Witness(Box::new(crate::message::Witness {
             boot,
             executed,
             certificate,
-            prepare,
-            commit,
+            prepares,
+            commits,
             view_change,
         }))
     };
