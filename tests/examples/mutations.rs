@@ -122,7 +122,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "take any part of a state", "lagging", "map/sync.rs":
         "match found == hash {" => "match found == hash || self.missing > 0 {";
     "offer no state to those far behind", "lagging", "ordering/catch_up.rs":
-        "// The log no longer reaches back to there.\n            self.offer_state(peer, status.executed);" => "";
+        "// The log no longer reaches back to there.\n            self.offer_state(asker, status.executed);" => "";
     "write only a part of a fetched state", "lagging", "ordering/transfer.rs":
         "leaves.entry(key).or_insert(value);" => "let _ = (key, value);";
     "keep nothing of the log below a fetched state", "lagging", "ordering/transfer.rs":
@@ -238,7 +238,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "put on record what shows nothing", "unit", "state/replacements.rs":
         "membership.check(membership.proofs().len(), proof).is_ok_and(|change| change == *wanted)" => "proof.change.value.as_ref() == Some(wanted)";
     "show changes to nobody who slept", "unit", "ordering/catch_up.rs":
-        "let some = proofs.iter().take(CHANGES_TOGETHER).cloned().collect();" => "let some = proofs.iter().take(0).cloned().collect();";
+        "let some: Vec<_> = proofs.iter().take(CHANGES_TOGETHER).cloned().collect();" => "let some: Vec<_> = proofs.iter().take(0).cloned().collect();";
     "do not count guesses", "unit", "state/secrets.rs":
         "releases.guessed += u32::from(blinded.is_some());" => "";
     "give back guesses that came after the right one", "unit", "state/guesses.rs":
