@@ -175,10 +175,6 @@ impl Client {
     pub(crate) fn wire_at_any_date(&self, server: ServerId) -> Option<Wire> {
         Wire::at_any_date(&self.membership().place(server)?).ok()
     }
-    /// How old an answer may be.
-    pub(crate) fn max_age(&self) -> Duration {
-        self.inner.options.max_age
-    }
     /// All servers, in random order: load spreads, and nobody can expect to be asked.
     pub(crate) fn shuffled(&self) -> Vec<ServerId> {
         let mut servers: Vec<_> = self.inner.manifest.grid().servers().collect();

@@ -66,6 +66,8 @@ pub async fn run(
             }
             _ = tick.tick() => replica.handle(now(), Input::Tick),
         }
+        // Before its questions leave: answers may be back at once.
+        shared.wants.store(Arc::new(replica.wants()));
         for (target, message) in replica.drain_free() {
             peers.send(target, &message);
         }

@@ -14,7 +14,7 @@ use crate::share_store::ToKeeper;
 use anyhow::Context as _;
 use quorum::Hash;
 use quorum::codec::{decode, encode, encode_secret, sha256};
-use quorum::ids::{AttemptId, ServerId};
+use quorum::ids::{AttemptId, ServerId, View};
 use quorum::limits::MAX_FRAME_BYTES;
 use quorum::message::{CheckedMessage, PeerMessage};
 use quorum::ordering::{Input, Target};
@@ -351,6 +351,7 @@ async fn receive(
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
     let mut keyring = Keyring::of(shared.membership.load_full());
     let mut heavy = Heavy::default();
+    let mut begun = View(0);
     loop {
         let frame = timeout(SILENCE_TIMEOUT, read_frame(&mut reader)).await.context("it is silent")??;
         let message: PeerMessage = decode(&frame)?;
@@ -365,7 +366,7 @@ async fn receive(
             // Unsigned, and perhaps not from whom it seems to be.
             continue;
         }
-        if shared.replica_status.load().needs_no(&message) {
+        if !shared.wants.load().needs(peer, begun, &message) {
             continue;
         }
         match &message {
@@ -381,6 +382,9 @@ async fn receive(
                 drop(hears.questions.try_send(ToKeeper::Masked(peer, masked)))
             }
             Ok(message) => {
+                if let CheckedMessage::NewView(new_view) = &message {
+                    begun = begun.max(new_view.body().view);
+                }
                 if hears.inputs.send(Input::Message(peer, message)).await.is_err() {
                     return Ok(());
                 }

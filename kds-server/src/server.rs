@@ -12,7 +12,7 @@ use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ClusterId, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
-use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Write};
+use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Wants, Write};
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
 use rand::Rng as _;
@@ -60,6 +60,8 @@ pub struct Shared {
     pub waiters: Waiters,
     /// How the replica is doing.
     pub replica_status: ArcSwap<ReplicaStatus>,
+    /// What it wants to hear.
+    pub wants: ArcSwap<Wants>,
     /// The last keys that it voted with.
     pub voting: ArcSwap<Vec<KeyCertificate>>,
     /// The replica's last certificate, whether readers are shown it or not.
@@ -190,6 +192,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         published: watch::Sender::new(None),
         waiters: Waiters::default(),
         replica_status: ArcSwap::from_pointee(status),
+        wants: ArcSwap::from_pointee(replica.wants()),
         voting: ArcSwap::from_pointee(vec![status.voting]),
         link_epoch: watch::Sender::new(link_tls.attempt),
         links: ArcSwap::from_pointee(link_tls),

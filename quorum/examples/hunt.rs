@@ -21,6 +21,8 @@ mod cluster;
 mod disk;
 #[path = "../tests/simulation/liar.rs"]
 mod liar;
+#[path = "../tests/simulation/patient.rs"]
+mod patient;
 #[path = "../tests/simulation/readers.rs"]
 mod readers;
 #[path = "../tests/simulation/scenarios.rs"]

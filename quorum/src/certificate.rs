@@ -494,7 +494,8 @@ pub(crate) mod tests {
         let good = Arc::new(certificate(&voters[..6]));
         verifier.certificate(&good).unwrap();
         let mut tracker = CompletionTracker::new(manifest.grid());
-        voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(Held { sequence: Sequence(9) }))));
+        let held = Held { sequence: Sequence(9), attempt: AttemptId::default() };
+        voters.iter().for_each(|voter| assert!(tracker.add(voter.sign(held))));
         let shown = tracker.completion().unwrap();
         verifier.completion(&shown).unwrap();
 

@@ -89,6 +89,13 @@ pub const LOG_TAIL_BYTES: usize = 64 * 1024 * 1024;
 pub const CATCH_UP_BATCHES: u64 = 64;
 /// Bytes of the batches in such an answer, about; the first always goes.
 pub const CATCH_UP_BYTES: usize = MAX_FRAME_BYTES;
+/// Bytes of answers that one peer gets to one kind of question at once. Honest servers that fell far behind
+/// use it up; what they need beyond it they get at [`ANSWER_BYTES_PER_SECOND`] from each of the others.
+pub const ANSWER_BURST_BYTES: i64 = 16 * 1024 * 1024;
+/// See [`ANSWER_BURST_BYTES`].
+pub const ANSWER_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+/// Keys of epochs that are over under which a server may ask at a time: a server that slept has one.
+pub const OLD_KEYS_ANSWERED: usize = 3;
 /// Executed batches after which changed parts of the state are written to the database.
 pub const FLUSH_BATCHES: u64 = 16;
 /// How often a snapshot is kept for servers that fetch state, in milliseconds of agreed time, and how
@@ -119,11 +126,26 @@ pub const VIEW_CHANGE_TIMEOUT_MAX_MS: u64 = 60_000;
 /// queue takes, so that load is not mistaken for censorship. A new primary gets half of it.
 pub const CENSORSHIP_TIMEOUT_MS: u64 = 20_000;
 /// How long a primary may keep a request that it could propose, beyond twice what agreeing on a
-/// batch takes, in milliseconds; and for how long it may be so slow before it is suspected. Otherwise one
-/// that delays everything to just under the timeout would stay.
+/// batch takes, in milliseconds. Otherwise one that delays everything to just under the timeout would stay.
 pub const SLUGGISH_MS: u64 = 400;
-/// See [`SLUGGISH_MS`].
-pub const SLUGGISH_FOR_MS: u64 = 4_000;
+/// More than this is not granted for agreement, in milliseconds: the primary can make it take long.
+pub const AGREEMENT_MAX_MS: u64 = 1_000;
+/// Seconds in which a primary was late, of the last [`JUDGED_SECONDS`], that make it suspected.
+pub const BAD_SECONDS: usize = 5;
+/// Seconds in which a primary's clock lagged, of the last [`JUDGED_SECONDS`], that make it suspected.
+pub const LAGGING_SECONDS: usize = 3;
+/// How many seconds a primary is judged by.
+pub const JUDGED_SECONDS: u64 = 8;
+/// How long a primary may go on to pass over a request that it was told of, in milliseconds: long enough for it
+/// to be told twice more.
+pub const PASSED_OVER_MS: u64 = 2_000;
+/// How far a proposal's time may lie before its arrival, in milliseconds: clocks may differ by the bound, and it
+/// was on its way. With that, a beat and a round of agreement readers' answers are fresh enough.
+pub const LAG_MS: u64 = CLOCK_BOUND_MS + 500;
+/// How often the limits that a primary is judged by may double where every primary seems slow.
+pub const LENIENCE_MAX: u32 = 3;
+/// How long a primary has to be good for them to come back by one, in milliseconds.
+pub const LENIENT_FOR_MS: u64 = 10_000;
 /// How long a suspicion counts, in milliseconds; it is said again while it lasts.
 pub const SUSPICION_LIFETIME_MS: u64 = 2_000;
 /// How often an idle primary orders an empty batch, in milliseconds.

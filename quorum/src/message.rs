@@ -28,7 +28,7 @@
 
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
-use crate::codec::{Tagged, digest, sha256, signing_bytes};
+use crate::codec::{Tagged, sha256, signing_bytes};
 use crate::ids::{AttemptId, ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
 use crate::limits::{
     CHANGES_TOGETHER, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW,
@@ -60,6 +60,7 @@ pub struct CheckedBatch {
     time: Timestamp,
     requests: Vec<VerifiedRequest>,
     digest: Hash,
+    bytes: usize,
 }
 
 impl CheckedBatch {
@@ -67,33 +68,46 @@ impl CheckedBatch {
     pub fn new(cluster: &ClusterId, time: Timestamp, requests: Vec<VerifiedRequest>) -> Self {
         let batch =
             Batch { time, requests: requests.iter().map(|request| request.signed().clone()).collect() };
-        Self { time, requests, digest: digest(cluster, &batch) }
+        let bytes = signing_bytes(cluster, &batch);
+        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
     }
     /// Checks a batch from a peer, or one that comes back from this server's own database.
     pub fn check(cluster: &ClusterId, batch: Batch) -> Result<Self, BatchError> {
+        Self::check_as(cluster, batch, None)
+    }
+    /// The same for a batch that votes have named: whether it is the one is told before any of its requests'
+    /// signatures is looked at.
+    fn check_as(cluster: &ClusterId, batch: Batch, named: Option<Hash>) -> Result<Self, BatchError> {
         let bytes = signing_bytes(cluster, &batch);
         if batch.requests.len() > MAX_BATCH_REQUESTS || bytes.len() > MAX_BATCH_BYTES {
             return Err(BatchError::TooLarge);
         }
         let digest = sha256(&bytes);
+        if named.is_some_and(|named| named != digest) {
+            return Err(BatchError::WrongBatch);
+        }
         let requests = batch
             .requests
             .into_iter()
             .map(|request| request.verify(cluster).map_err(|_| BatchError::BadRequest))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { time: batch.time, requests, digest })
+        Ok(Self { time: batch.time, requests, digest, bytes: bytes.len() })
     }
     /// A batch from this server's own log, whose requests were checked before it was written. The
     /// digest shows whether it came back undamaged.
     pub fn from_own_log(cluster: &ClusterId, batch: Batch) -> Self {
         let time = batch.time;
-        let digest = digest(cluster, &batch);
+        let bytes = signing_bytes(cluster, &batch);
         let requests = batch.requests.into_iter().map(|request| request.trusted(cluster)).collect();
-        Self { time, requests, digest }
+        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
     }
     /// What votes are about.
     pub fn digest(&self) -> Hash {
         self.digest
+    }
+    /// Bytes of its requests, with little around them.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
     /// When it executes.
     pub fn time(&self) -> Timestamp {
@@ -118,6 +132,9 @@ pub enum BatchError {
     /// Too many requests.
     #[error("a batch has at most {MAX_BATCH_REQUESTS} requests in {MAX_BATCH_BYTES} bytes")]
     TooLarge,
+    /// It is not the one that the votes are about.
+    #[error("the batch does not have the digest that was voted for")]
+    WrongBatch,
     /// A request's signature does not hold.
     #[error("a request in the batch is not signed by its client")]
     BadRequest,
@@ -322,21 +339,21 @@ pub struct Witness {
     pub view: View,
     /// Its last certificate.
     pub certificate: Option<Certificate>,
-    /// The asker's prepare vote for the highest sequence number.
-    pub prepare: Option<Evidence<Prepare>>,
-    /// The asker's commit vote for the highest sequence number.
-    pub commit: Option<Evidence<Commit>>,
+    /// The asker's prepare votes for the highest sequence number, and of the last view; at most two.
+    pub prepares: Vec<Evidence<Prepare>>,
+    /// The same of its commit votes.
+    pub commits: Vec<Evidence<Commit>>,
     /// The asker's last view change.
     pub view_change: Option<Evidence<ViewChange>>,
 }
 
 impl Witness {
     fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        fn holds<T: Statement>(
-            evidence: &Option<Evidence<T>>,
+        fn holds<'a, T: Statement + 'a>(
+            evidence: impl IntoIterator<Item = &'a Evidence<T>>,
             keyring: &mut Keyring,
         ) -> Result<(), MessageError> {
-            if let Some((signed, key)) = evidence {
+            for (signed, key) in evidence {
                 if keyring.manifest().server(signed.server).is_none() {
                     return Err(KeyError::UnknownServer(signed.server).into());
                 }
@@ -349,8 +366,11 @@ impl Witness {
         if let Some(certificate) = &self.certificate {
             certificate.verify(keyring)?;
         }
-        holds(&self.prepare, keyring)?;
-        holds(&self.commit, keyring)?;
+        if self.prepares.len() > 2 || self.commits.len() > 2 {
+            return Err(MessageError::TooManyVotes);
+        }
+        holds(&self.prepares, keyring)?;
+        holds(&self.commits, keyring)?;
         // What it says about others does not matter here, only that its author left a view.
         holds(&self.view_change, keyring)
     }
@@ -525,9 +545,6 @@ pub enum MessageError {
     /// A batch.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    /// The batch is not the one that the votes are about.
-    #[error("the batch does not have the digest that was voted for")]
-    WrongBatch,
     /// A certificate.
     #[error(transparent)]
     Quorum(#[from] QuorumError),
@@ -543,6 +560,9 @@ pub enum MessageError {
     /// More parts than one message may ask for.
     #[error("at most {MAX_PARTS} parts of the state go into one message")]
     TooManyParts,
+    /// More votes than a witness has to show.
+    #[error("a witness shows at most two votes of a kind")]
+    TooManyVotes,
     /// More chunks of shares than one message may be about.
     #[error("at most {RECOVERY_CHUNKS} chunks of shares go into one message")]
     TooManyChunks,
@@ -628,10 +648,8 @@ impl PeerMessage {
             Self::PrePrepare(signed, batch) => {
                 // The proposal first: its signature is cheap, and a stranger's batch is not checked.
                 let proposal = authored(signed, from, keyring)?;
-                let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;
-                if batch.digest() != proposal.body().0.digest {
-                    return Err(MessageError::WrongBatch);
-                }
+                let named = Some(proposal.body().0.digest);
+                let batch = CheckedBatch::check_as(&cluster, Arc::unwrap_or_clone(batch), named)?;
                 CheckedMessage::PrePrepare(proposal, batch)
             }
             Self::Prepare(signed) => CheckedMessage::Prepare(authored(signed, from, keyring)?),
@@ -690,10 +708,8 @@ impl PeerMessage {
             Self::AskMasked(_) | Self::Masked(_) => return Err(MessageError::TooManyChunks),
             Self::Committed(proof, batch) => {
                 proof.verify(keyring)?;
-                let batch = CheckedBatch::check(&cluster, Arc::unwrap_or_clone(batch))?;
-                if batch.digest() != proof.statement.0.digest {
-                    return Err(MessageError::WrongBatch);
-                }
+                let named = Some(proof.statement.0.digest);
+                let batch = CheckedBatch::check_as(&cluster, Arc::unwrap_or_clone(batch), named)?;
                 CheckedMessage::Committed(proof, batch)
             }
         })

@@ -163,8 +163,8 @@ impl Ordering {
                     executed: Sequence(0),
                     view: View(0),
                     certificate: None,
-                    prepare: None,
-                    commit: None,
+                    prepares: vec![],
+                    commits: vec![],
                     view_change: None,
                 };
                 let answer = CheckedMessage::Witness(Box::new(nothing));

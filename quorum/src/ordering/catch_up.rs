@@ -5,8 +5,10 @@
 //! certificate. Nothing of that has to be believed.
 
 use super::Replica;
+use super::budget::Question;
 use super::effects::{Target, Write};
 use super::log::LogEntry;
+use super::pool::Waiting;
 use crate::certificate::QuorumProof;
 use crate::ids::{AttemptId, Sequence, ServerId, Timestamp, View};
 use crate::limits::{
@@ -30,8 +32,6 @@ pub(super) struct Progress {
     certified: Sequence,
     /// Whom to ask next.
     rotation: u64,
-    /// When and where each server was last helped.
-    helped: BTreeMap<ServerId, (Timestamp, Sequence)>,
     /// The view that each server said last it takes part in, and the epoch of the key that it said so under:
     /// what a thief says in a server's name counts no longer than the server's key does.
     pub(super) views: BTreeMap<ServerId, (AttemptId, View)>,
@@ -40,9 +40,8 @@ pub(super) struct Progress {
 impl Progress {
     /// What decides its future, for model checkers.
     pub(super) fn fingerprint(&self) -> impl serde::Serialize {
-        let helped: Vec<_> = self.helped.iter().map(|(server, when)| (*server, *when)).collect();
         let views: Vec<_> = self.views.iter().map(|(server, said)| (*server, *said)).collect();
-        (self.last_tick, self.certified, self.rotation, helped, views)
+        (self.last_tick, self.certified, self.rotation, views)
     }
 }
 
@@ -104,20 +103,32 @@ impl Replica {
     /// Requests of this server's own clients: to the primary again, and after a while to all, so
     /// that no single server can suppress one (design §3).
     fn forward_again(&mut self, now: Timestamp) {
-        let (primary, active) = (self.primary(), self.changing.active);
-        let due = |forwarded: Timestamp| now.since_ms(forwarded) >= RETRANSMIT_MS;
-        for waiting in self.pool.waiting_mut().take(REPEATED_REQUESTS) {
-            let Some(forwarded) = waiting.forwarded.filter(|forwarded| due(*forwarded)) else { continue };
-            // One that left a view which the others are still in knows no primary, and its steps are worth
-            // something only in this epoch.
-            let alone = !active && waiting.request.request().operation.is_a_servers();
-            let to_all = alone || now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
-            if to_all && !alone && now.since_ms(forwarded) < FORWARD_TO_ALL_MS {
-                continue;
+        let (id, primary, active) = (self.id, self.primary(), self.changing.active);
+        let untold = |waiting: &Waiting| active && primary != id && waiting.told.is_none();
+        // One that left a view which the others are still in knows no primary, and its steps are worth
+        // something only in this epoch.
+        let alone = |waiting: &Waiting| !active && waiting.request.request().operation.is_a_servers();
+        let to_all =
+            |waiting: &Waiting| alone(waiting) || now.since_ms(waiting.received) >= FORWARD_TO_ALL_MS;
+        let due = |waiting: &&mut Waiting| {
+            let slowly = to_all(waiting) && !alone(waiting);
+            let interval_ms = if slowly { FORWARD_TO_ALL_MS } else { RETRANSMIT_MS };
+            let again = waiting.sent.is_none_or(|sent| now.since_ms(sent) >= interval_ms);
+            waiting.own && (again || untold(waiting))
+        };
+        // Those that were sent longest ago first: a flood of others does not hide one for ever.
+        let mut due: Vec<_> = self.pool.waiting_mut().filter(due).collect();
+        due.sort_by_key(|waiting| waiting.sent);
+        for waiting in due.into_iter().take(REPEATED_REQUESTS) {
+            let target = match to_all(waiting) && !untold(waiting) {
+                true => Target::All,
+                false => Target::One(primary),
+            };
+            waiting.sent = Some(now);
+            if primary != id {
+                waiting.told.get_or_insert(now);
             }
-            waiting.forwarded = Some(now);
-            let target = if to_all { Target::All } else { Target::One(primary) };
-            if target != Target::One(self.id) {
+            if target != Target::One(id) {
                 self.pending.send(target, PeerMessage::Forward(Box::new(waiting.request.signed().clone())));
             }
         }
@@ -152,8 +163,12 @@ impl Replica {
                 *said = (status.attempt, status.view);
             }
         }
+        let other = status.attempt != self.state.attempt();
+        let asker = (peer, other.then_some(status.attempt.epoch));
         let behind = status.view < self.view || (status.view == self.view && !status.active);
-        if let Some(new_view) = self.changing.new_view.clone().filter(|_| behind && self.changing.active) {
+        let tell = behind && self.changing.active && self.budgets.allows(now, asker, Question::NewView);
+        if let Some(new_view) = self.changing.new_view.clone().filter(|_| tell) {
+            self.budgets.spend(now, asker, Question::NewView, self.bytes_of_new_view(&new_view));
             // Together with f other servers' word it is enough if the view began long ago.
             self.send_status(peer);
             self.send_new_view(Target::One(peer), &new_view);
@@ -161,39 +176,36 @@ impl Replica {
         // What else it is sent may be signed by servers that it does not know yet.
         if let Some(proofs) = self.membership.proofs().get(status.changes as usize..)
             && !proofs.is_empty()
+            && self.budgets.allows(now, asker, Question::Membership)
         {
-            let some = proofs.iter().take(CHANGES_TOGETHER).cloned().collect();
+            let some: Vec<_> = proofs.iter().take(CHANGES_TOGETHER).cloned().collect();
+            self.budgets.spend(now, asker, Question::Membership, some.len() * self.bytes_of_proof());
             self.pending.send(Target::One(peer), PeerMessage::Membership(some));
         }
         if status.wants_state {
-            self.offer_state(peer, status.executed);
+            self.offer_state(asker, status.executed);
             return;
         }
         let help = status.executed < self.executed() || status.certified < self.certified();
         if !help {
             return;
         }
-        // Each server is helped once an interval, or as soon as it used what it got.
-        if let Some((when, executed)) = self.progress.helped.get(&peer)
-            && now.since_ms(*when) < RETRANSMIT_MS
-            && *executed >= status.executed
-        {
+        if !self.budgets.may_help(now, asker, status.executed) {
             return;
         }
-        self.progress.helped.insert(peer, (now, status.executed));
         let first = status.executed.next();
         let in_log = |entry: &LogEntry| entry.committed.is_some();
         if status.executed < self.executed() && !self.log.get(&first).is_some_and(in_log) {
             // The log no longer reaches back to there.
-            self.offer_state(peer, status.executed);
+            self.offer_state(asker, status.executed);
         }
         let last = Sequence(status.executed.0.saturating_add(CATCH_UP_BATCHES));
         // First: batches count only as far as a certificate shows that there are some.
         if let Some(certificate) = self.certificate.as_ref().filter(|_| status.certified < self.certified()) {
             self.pending.send(Target::One(peer), PeerMessage::Certificate(certificate.as_ref().clone()));
         }
-        let mut bytes = 0;
-        for (_, entry) in self.log.range(first..=last) {
+        let (mut bytes, mut through) = (0, status.executed);
+        for (sequence, entry) in self.log.range(first..=last) {
             let Some(proof) = &entry.committed else { continue };
             bytes += entry.bytes();
             if bytes > CATCH_UP_BYTES {
@@ -202,8 +214,12 @@ impl Replica {
             if let Some(batch) = entry.wire_with(&proof.statement.0.digest) {
                 let message = PeerMessage::Committed(proof.clone(), batch);
                 self.pending.send(Target::One(peer), message);
+                through = *sequence;
             }
         }
+        // One that lacks only the certificate has used nothing until it has that.
+        let through = if through == status.executed { Sequence(u64::MAX) } else { through };
+        self.budgets.helped(now, asker, through, bytes + self.bytes_of_proof());
     }
 
     /// A batch that q servers committed to.
@@ -244,9 +260,11 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Epoch;
     use crate::membership::tests::replaced;
-    use crate::message::CheckedMessage;
+    use crate::message::{CheckedMessage, Slot};
     use crate::ordering::{Identity, Input, Stored};
+    use crate::signing::Voter;
 
     /// Whoever slept through a change could not check a word of the new server's, nor certificates with its vote.
     #[test]
@@ -271,5 +289,79 @@ mod tests {
         };
         assert_eq!(shows(0), [Arc::new(shown)]);
         assert!(shows(1).is_empty() && shows(u32::MAX).is_empty());
+    }
+
+    /// Whoever asks in a server's name under a key of an epoch that is over takes nothing from the server.
+    #[test]
+    fn old_keys_do_not_keep_a_server_from_being_helped() {
+        let (manifest, identities) = crate::manifest::tests::sample(4);
+        let cluster = manifest.cluster_id();
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(3);
+        let mut voter = |id: usize, epoch| {
+            Voter::generate(
+                cluster,
+                &identities[id],
+                ServerId(id as u8),
+                AttemptId::first(Epoch(epoch)),
+                epoch,
+                &mut rng,
+            )
+        };
+        let (own, thief, real) = (voter(0, 5), voter(1, 3), voter(1, 5));
+        let state = Some(crate::ordering::restore::tests::stored_at(cluster, own.attempt()));
+        let membership = crate::Membership::genesis(Arc::new(manifest));
+        let log_tail = crate::limits::LOG_TAIL_BATCHES;
+        let identity = Identity { membership, voter: own.clone(), boot: 0, log_tail };
+        let mut replica = Replica::start(identity, Stored { state, ..Stored::default() });
+        let batch = CheckedBatch::new(&cluster, Timestamp(2), vec![]);
+        let slot =
+            Slot { view: View(0), sequence: Sequence(2), digest: batch.digest(), attempt: own.attempt() };
+        let proof = QuorumProof { statement: Commit(slot), votes: vec![], keys: vec![] };
+        let now = Timestamp(1_000_000);
+        replica.handle(now, Input::Message(ServerId(2), CheckedMessage::Committed(proof, batch)));
+        let mut helps = |voter: &Voter| {
+            let (executed, certified) = (Sequence(1), Sequence(0));
+            let (view, wants_state) = (View(0), false);
+            let (changes, attempt) = (0, voter.attempt());
+            let status = Status { view, active: true, executed, certified, wants_state, changes, attempt };
+            let status = CheckedMessage::Status(voter.sign(status));
+            replica.handle(now, Input::Message(ServerId(1), status));
+            replica.drain_free().iter().any(|(_, message)| matches!(**message, PeerMessage::Committed(..)))
+        };
+        assert!(helps(&thief), "it may be the server, which slept");
+        assert!(!helps(&thief) && helps(&real) && !helps(&real));
+    }
+
+    /// Each request has its turn, however many with lower keys wait.
+    #[test]
+    fn requests_are_forwarded_again_in_turn() {
+        let (keyring, voters) = crate::certificate::tests::voters(4);
+        let (membership, voter) = (Arc::clone(keyring.membership()), voters[2].clone());
+        let log_tail = crate::limits::LOG_TAIL_BATCHES;
+        let identity = Identity { membership, voter, boot: 0, log_tail };
+        let mut replica = Replica::start(identity, Stored::default());
+        let cluster = *keyring.cluster();
+        let start = Timestamp(1_000_000);
+        let total = 3 * REPEATED_REQUESTS as u64;
+        for number in 0..total {
+            let secret = crate::record::Name::new("x").unwrap();
+            let operation = crate::request::Operation::Delete { secret };
+            let key = crate::signing::SigningKey::from_seed(&[7; 32]);
+            let expiry = start.plus_ms(50_000);
+            let request = crate::request::SignedRequest::sign(&cluster, &key, number, expiry, operation);
+            replica.handle(start, Input::Request(request.trusted(&cluster)));
+        }
+        replica.drain_free();
+        let mut again = std::collections::BTreeSet::new();
+        for step in 1..=3 {
+            replica.forward_again(start.plus_ms(step * RETRANSMIT_MS));
+            let sent = replica.drain_free();
+            assert_eq!(sent.len(), REPEATED_REQUESTS);
+            again.extend(sent.iter().filter_map(|(_, message)| match &**message {
+                PeerMessage::Forward(request) => Some(request.request.sequence),
+                _ => None,
+            }));
+        }
+        assert_eq!(again.len() as u64, total);
     }
 }

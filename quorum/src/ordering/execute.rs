@@ -28,10 +28,10 @@ impl Replica {
             let Some(batch) = entry.batch.take() else { break };
             self.log_bytes += entry.bytes();
             let accepted = entry.accepted_at;
-            self.execute(&batch);
             if let Some(accepted) = accepted {
-                self.note_agreement(self.now, accepted);
+                self.judge_batch(self.now, accepted, &batch);
             }
+            self.execute(&batch);
             executed_any = true;
         }
         if executed_any {

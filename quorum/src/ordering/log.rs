@@ -14,8 +14,10 @@ use std::sync::Arc;
 pub(super) struct LogEntry {
     /// The proposal that this replica agreed to, or made.
     pub(super) pre_prepare: Option<Signed<PrePrepare>>,
-    /// When this replica, as a backup, agreed to it.
+    /// When this replica, as a backup, agreed to it, if its primary was free to choose it.
     pub(super) accepted_at: Option<Timestamp>,
+    /// Its primary was accused of proposing another one.
+    pub(super) accused: bool,
     /// Its batch, or the one that q commits name.
     pub(super) batch: Option<CheckedBatch>,
     /// A batch as it travels and is stored, with its digest: the committed one once there is one,
@@ -96,7 +98,7 @@ impl LogEntry {
     }
     /// Votes count in their view only.
     pub(super) fn leave_view(&mut self) {
-        self.pre_prepare = None;
+        (self.pre_prepare, self.accepted_at, self.accused) = (None, None, false);
         self.early = None;
         self.prepares = VoteBook::default();
         self.commits = VoteBook::default();
@@ -131,12 +133,14 @@ impl LogEntry {
         *self = Self { wire: self.wire.take(), committed: self.committed.take(), ..Self::default() };
     }
     pub(super) fn bytes(&self) -> usize {
-        let requests = self
-            .wire
-            .as_ref()
-            .map_or(0, |(_, batch)| batch.requests.iter().map(|request| 512 + request_bytes(request)).sum());
+        let requests = self.wire.as_ref().map_or(0, |(_, batch)| batch_bytes(batch));
         256 + requests + self.committed.as_ref().map_or(0, |proof| proof.votes.len() * 256)
     }
+}
+
+/// Bytes of a batch, about.
+pub(super) fn batch_bytes(batch: &Batch) -> usize {
+    batch.requests.iter().map(|request| 512 + request_bytes(request)).sum()
 }
 
 /// The parts of a request that can be large.

@@ -11,19 +11,23 @@
 //! | `agree` | prepare and commit | PBFT §4.2 |
 //! | `execute` | execution in order, checkpoint votes | PBFT §4.2, §4.3 |
 //! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
+//! | `judge` | whether the primary serves clients as it must | Prime, Aardvark |
 //! | `view_change` | replacing a primary that does not do its work | PBFT §4.4 |
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
 //! | `transfer` | fetching a state that is too far away for that, or repairing one | PBFT-PR §5.3 |
 //! | `restore` | starting again from what is durable | design §3 |
 //! | `renew` | this server's part in agreeing on the next epoch | design §7 |
+//! | `wants`, `budget` | what is worth checking, and what answers may cost | |
 //! | `standing` | whether it remembers its votes, and may vote | PBFT-PR §4.3.2, design §3 |
 
 mod agree;
 mod barrier;
+mod budget;
 mod catch_up;
 mod certify;
 mod effects;
 mod execute;
+mod judge;
 mod log;
 mod pool;
 mod propose;
@@ -32,6 +36,7 @@ mod restore;
 mod standing;
 mod transfer;
 mod view_change;
+mod wants;
 
 pub use effects::{
     Accusation, Durable, Outgoing, Published, Released, Target, Unsent, VaultKey, Write, WriteBatch,
@@ -42,6 +47,7 @@ pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
 pub use standing::Part;
 pub use transfer::TransferProgress;
 pub use view_change::Plan;
+pub use wants::Wants;
 
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
@@ -56,7 +62,9 @@ use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::signing::{KeyCertificate, Signed, Verified, Voter};
 use crate::state::State;
+use budget::Budgets;
 use effects::Pending;
+use judge::Conduct;
 use log::LogEntry;
 use pool::RequestPool;
 use renew::Renewing;
@@ -154,6 +162,8 @@ pub struct Replica {
     changing: Changing,
     /// Somebody has spoken in an epoch after this replica's.
     later_epoch_seen: bool,
+    conduct: Conduct,
+    budgets: Budgets,
     /// When the current view began here.
     entered: Timestamp,
     /// The time of the step that is being taken.
@@ -206,28 +216,6 @@ pub struct ReplicaStatus {
     pub wants_keys: Option<AttemptId>,
     /// The key that it votes with.
     pub voting: KeyCertificate,
-}
-
-impl ReplicaStatus {
-    /// Whether a message can be dropped unread: a vote beyond the q that were needed. Checking its
-    /// signature would cost more than anything else that is done with it.
-    pub fn needs_no(&self, message: &PeerMessage) -> bool {
-        match message {
-            PeerMessage::Prepare(vote) => {
-                let slot = vote.body.0;
-                slot.view <= self.view && slot.sequence <= self.prepared
-            }
-            PeerMessage::Commit(vote) => {
-                vote.body.0.view <= self.view && vote.body.0.sequence <= self.executed
-            }
-            PeerMessage::Checkpoint(vote) => {
-                let sequence = vote.body.sequence;
-                sequence <= self.certified && self.uncertified_snapshot.is_none_or(|first| sequence < first)
-            }
-            PeerMessage::Held(held) => held.body.sequence <= self.complete,
-            _ => false,
-        }
-    }
 }
 
 impl Replica {
@@ -289,13 +277,13 @@ impl Replica {
             CheckedMessage::Suspect(suspect) => self.on_suspect(now, &suspect),
             CheckedMessage::ViewChange(change) => self.on_view_change(now, change),
             CheckedMessage::NewView(new_view) => self.on_new_view(now, new_view),
-            CheckedMessage::Fetch(digest) => self.on_fetch(from, digest),
+            CheckedMessage::Fetch(digest) => self.on_fetch(now, from, digest),
             CheckedMessage::Fetched(batch) => self.on_fetched(now, batch),
             CheckedMessage::Membership(membership) => self.learn(&membership),
-            CheckedMessage::AskWitness(boot) => self.on_ask_witness(from, boot),
+            CheckedMessage::AskWitness(boot) => self.on_ask_witness(now, from, boot),
             CheckedMessage::Witness(witness) => self.on_witness(now, from, *witness),
             CheckedMessage::Offer(certificate) => self.on_offer(now, certificate),
-            CheckedMessage::AskParts(ask) => self.on_ask_parts(from, &ask),
+            CheckedMessage::AskParts(ask) => self.on_ask_parts(now, from, &ask),
             CheckedMessage::Parts(parts) => self.on_parts(now, from, parts),
             CheckedMessage::Dealing(handed) => {
                 self.on_dealing(now, from, *handed);
@@ -344,7 +332,7 @@ impl Replica {
             (self.state.attempt(), self.later_epoch_seen),
             slots.collect::<Vec<_>>(),
             checkpoints.collect::<Vec<_>>(),
-            self.changing.fingerprint(),
+            (self.changing.fingerprint(), self.conduct.fingerprint(), self.budgets.fingerprint()),
             self.pool.fingerprint(),
             self.progress.fingerprint(),
         );
@@ -361,10 +349,7 @@ impl Replica {
             view: self.view,
             active: self.changing.active,
             prepared: self.prepared_through(),
-            complete: self
-                .published_completion
-                .as_ref()
-                .map_or(Sequence(0), |completion| completion.sequence),
+            complete: self.completed(),
             uncertified_snapshot: self.uncertified_snapshot(),
             executed: self.state.sequence(),
             certified: self.certified(),
@@ -412,6 +397,10 @@ impl Replica {
     }
     fn certified(&self) -> Sequence {
         self.certificate.as_ref().map_or(Sequence(0), |certificate| certificate.statement.sequence)
+    }
+    /// Everything up to here is known to be complete.
+    fn completed(&self) -> Sequence {
+        self.published_completion.as_ref().map_or(Sequence(0), |completion| completion.sequence)
     }
     fn note_certified(&mut self, sequence: Sequence) {
         self.certified_anywhere = self.certified_anywhere.max(sequence);

@@ -12,8 +12,16 @@ use std::collections::{BTreeMap, VecDeque};
 pub(super) struct Waiting {
     pub(super) request: VerifiedRequest,
     pub(super) received: Timestamp,
-    /// When it was last sent to the primary, for those that came from this server's own clients.
-    pub(super) forwarded: Option<Timestamp>,
+    /// Whether one of this server's own clients asked for it.
+    pub(super) own: bool,
+    /// When it was last sent to others.
+    pub(super) sent: Option<Timestamp>,
+    /// When this server first told the primary of the current view.
+    pub(super) told: Option<Timestamp>,
+    /// When a batch of the current view first passed it over.
+    pub(super) passed_over: Option<Timestamp>,
+    /// It is in the batch that is being executed.
+    pub(super) taken: bool,
     /// Place in its client's queue; none once the primary has proposed it.
     queued: Option<u64>,
     bytes: usize,
@@ -49,7 +57,10 @@ impl RequestPool {
     /// What decides its future, for model checkers.
     pub(super) fn fingerprint(&self) -> impl serde::Serialize {
         let waiting = self.waiting.iter();
-        let waiting = waiting.map(|(id, w)| (id.client, id.sequence, w.received, w.forwarded, w.queued));
+        let waiting = waiting.map(|(id, w)| {
+            let told = (w.own, w.sent, w.told, w.passed_over);
+            (id.client, id.sequence, w.received, told, w.queued)
+        });
         waiting.collect::<Vec<_>>()
     }
     pub(super) fn has_unproposed(&self) -> bool {
@@ -89,7 +100,18 @@ impl RequestPool {
         }
         queue.insert(self.arrivals, id);
         let queued = Some(self.arrivals);
-        self.waiting.insert(id, Waiting { request, received: now, forwarded: None, queued, bytes });
+        let waiting = Waiting {
+            request,
+            received: now,
+            own: false,
+            sent: None,
+            told: None,
+            passed_over: None,
+            taken: false,
+            queued,
+            bytes,
+        };
+        self.waiting.insert(id, waiting);
         Ok(true)
     }
     /// The next batch: one request of each client in turn, until it is full.
@@ -144,16 +166,16 @@ impl RequestPool {
             }
         }
     }
-    /// When a waiting request of an own client came: others' come late, by way of their gateways.
-    pub(super) fn received(&self, id: RequestId) -> Option<Timestamp> {
-        self.waiting.get(&id).filter(|waiting| waiting.forwarded.is_some()).map(|waiting| waiting.received)
+    /// Whether something like this waits.
+    pub(super) fn any(&self, like: impl Fn(&Waiting) -> bool) -> bool {
+        self.waiting.values().any(like)
     }
-    /// When the request that waits longest came.
-    pub(super) fn oldest(&self) -> Option<Timestamp> {
-        self.waiting.values().map(|waiting| waiting.received).min()
-    }
-    /// Puts everything back into the queues: what a former primary proposed may be lost.
+    /// Puts everything back into the queues: what a former primary proposed may be lost, and the new one has
+    /// not been told.
     pub(super) fn requeue(&mut self) {
+        for waiting in self.waiting.values_mut() {
+            (waiting.told, waiting.passed_over) = (None, None);
+        }
         let lost = self.waiting.iter_mut().filter(|(_, waiting)| waiting.queued.is_none());
         for (id, waiting) in lost {
             self.arrivals += 1;

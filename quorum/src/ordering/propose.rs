@@ -27,17 +27,18 @@ impl Replica {
             return;
         }
         let signed = request.signed().clone();
-        match self.pool.add(now, request) {
-            Ok(true) if self.primary() != self.id => {
-                let alone = !self.changing.active && signed.request.operation.is_a_servers();
-                let target = if alone { Target::All } else { Target::One(self.primary()) };
-                self.pending.send(target, PeerMessage::Forward(Box::new(signed)));
-            }
-            Ok(_) => {}
-            Err(why) => self.pending.refuse(id, why),
+        if let Err(why) = self.pool.add(now, request) {
+            self.pending.refuse(id, why);
+            return;
         }
-        if let Some(waiting) = self.pool.waiting_of(id) {
-            waiting.forwarded.get_or_insert(now);
+        let (active, primary) = (self.changing.active, self.primary());
+        let Some(waiting) = self.pool.waiting_of(id).filter(|waiting| !waiting.own) else { return };
+        (waiting.own, waiting.sent) = (true, Some(now));
+        if primary != self.id {
+            waiting.told.get_or_insert(now);
+            let alone = !active && signed.request.operation.is_a_servers();
+            let target = if alone { Target::All } else { Target::One(primary) };
+            self.pending.send(target, PeerMessage::Forward(Box::new(signed)));
         }
     }
 
@@ -129,6 +130,9 @@ impl Replica {
                 let accusation =
                     Accusation::Equivocation { server, sequence: slot.sequence, phase: "pre-prepare" };
                 self.pending.accuse(accusation);
+                if let Some(entry) = self.log.get_mut(&slot.sequence) {
+                    entry.accused = true;
+                }
             }
             return;
         }
@@ -153,11 +157,8 @@ impl Replica {
             self.pending.accuse(Accusation::BadProposal { server, sequence: slot.sequence, why });
             return;
         }
-        if !carried {
-            self.note_proposal(now, &batch);
-        }
         self.accept(slot.sequence, proposal, batch);
-        if let Some(entry) = self.log.get_mut(&slot.sequence) {
+        if let Some(entry) = self.log.get_mut(&slot.sequence).filter(|_| !carried) {
             entry.accepted_at = Some(now);
         }
     }

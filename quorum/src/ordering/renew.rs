@@ -261,6 +261,7 @@ impl Replica {
     }
 
     fn take_part_in(&mut self, now: Timestamp, attempt: &Attempt) {
+        self.note_attempt(now, attempt);
         if self.renewing.seeds.as_ref().is_none_or(|seeds| seeds.attempt() != attempt.id) {
             self.renewing.seeds = Some(seeds_of(self.cluster, self.manifest.thresholds, attempt));
             self.renewing.asked_for.retain(|kind, _| *kind == "announce");

@@ -4,8 +4,10 @@
 //! that this server has voted for. Executing the batches again gives the state that it had; the
 //! votes are restored, so that it never contradicts one that left.
 
+use super::budget::Budgets;
 use super::catch_up::Progress;
 use super::effects::{Accusation, Pending, VaultKey, Write};
+use super::judge::Conduct;
 use super::log::LogEntry;
 use super::pool::RequestPool;
 use super::renew::Renewing;
@@ -217,6 +219,8 @@ impl Replica {
             target: Sequence(0),
             progress: Progress::default(),
             changing: Changing::new(),
+            conduct: Conduct::default(),
+            budgets: Budgets::default(),
             entered: Timestamp(0),
             now: Timestamp(0),
             diverged: false,
@@ -373,5 +377,22 @@ impl Replica {
         }
         let own = super::OwnCheckpoint { checkpoint, vote, snapshot, replied: Vec::new() };
         self.own_checkpoints.entry(checkpoint.sequence).or_insert(own);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::ids::{AttemptId, ClusterId};
+
+    /// A state after one batch, in the epoch that began by this attempt.
+    pub(in crate::ordering) fn stored_at(cluster: ClusterId, attempt: AttemptId) -> StoredState {
+        let epochs = crate::codec::encode(&crate::state::epochs::tests::standing(attempt, None));
+        let mut map = Map::new(cluster);
+        map.insert(layout::EPOCHS, epochs.clone());
+        let (sequence, root, time) = (Sequence(1), map.seal().root(), Timestamp(1));
+        let AttemptId { epoch, attempt } = attempt;
+        let checkpoint = Checkpoint { sequence, root, time, epoch, attempt };
+        StoredState { checkpoint, leaves: vec![(layout::EPOCHS.to_vec(), epochs)] }
     }
 }

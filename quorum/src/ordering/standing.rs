@@ -25,6 +25,7 @@
 //! Until then it promises nothing, proposes nothing, and shows readers nothing.
 
 use super::Replica;
+use super::budget::Question;
 use super::effects::{Accusation, Target, Write};
 use crate::certificate::QuorumProof;
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp, View};
@@ -107,6 +108,10 @@ impl Estimation {
         let (answers, certified) = (BTreeMap::new(), Default::default());
         Self { boot, amnesia, memory, answers, certified, claims: Vec::new() }
     }
+    /// Names the question to witnesses.
+    pub(super) fn boot(&self) -> u64 {
+        self.boot
+    }
 }
 
 /// The newest votes that a replica has seen of each other one, to show them to their author.
@@ -115,18 +120,42 @@ pub(super) struct Witnessed(BTreeMap<ServerId, Seen>);
 
 #[derive(Clone, Default)]
 struct Seen {
-    prepare: Option<Evidence<Prepare>>,
-    commit: Option<Evidence<Commit>>,
+    prepares: Newest<Prepare>,
+    commits: Newest<Commit>,
 }
 
-fn keep_newer<T, K: Ord>(known: &mut Option<Evidence<T>>, evidence: Evidence<T>, key: impl Fn(&T) -> K) {
-    if known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(&evidence.0.body)) {
-        *known = Some(evidence);
+/// The vote for the highest place, and that of the last view: a view can begin below what was voted for before.
+#[derive(Clone)]
+struct Newest<T> {
+    highest: Option<Evidence<T>>,
+    last: Option<Evidence<T>>,
+}
+
+impl<T> Default for Newest<T> {
+    fn default() -> Self {
+        Self { highest: None, last: None }
     }
 }
 
-fn place(slot: &Slot) -> (AttemptId, Sequence, View) {
-    (slot.attempt, slot.sequence, slot.view)
+impl<T: Clone> Newest<T> {
+    fn keep(&mut self, evidence: Evidence<T>, slot: impl Fn(&T) -> Slot) {
+        fn newer<T, K: Ord>(known: &Option<Evidence<T>>, said: &Evidence<T>, key: impl Fn(&T) -> K) -> bool {
+            known.as_ref().is_none_or(|(known, _)| key(&known.body) < key(&said.0.body))
+        }
+        if newer(&self.last, &evidence, |vote| (slot(vote).attempt, slot(vote).view, slot(vote).sequence)) {
+            self.last = Some(evidence.clone());
+        }
+        if newer(&self.highest, &evidence, |vote| (slot(vote).attempt, slot(vote).sequence, slot(vote).view))
+        {
+            self.highest = Some(evidence);
+        }
+    }
+    /// One if they are the same.
+    fn both(self, slot: impl Fn(&T) -> Slot) -> Vec<Evidence<T>> {
+        let mut both: Vec<_> = self.highest.into_iter().chain(self.last).collect();
+        both.dedup_by_key(|(vote, _)| slot(&vote.body));
+        both
+    }
 }
 
 /// The votes of a proof, each by itself.
@@ -140,22 +169,20 @@ fn evidence<T: Copy>(proof: &QuorumProof<T>) -> impl Iterator<Item = (ServerId, 
 
 impl Witnessed {
     pub(super) fn prepare(&mut self, vote: &Verified<Prepare>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().prepare, vote.stored(), |p| place(&p.0));
+        self.0.entry(vote.server()).or_default().prepares.keep(vote.stored(), |vote| vote.0);
     }
     pub(super) fn commit(&mut self, vote: &Verified<Commit>) {
-        keep_newer(&mut self.0.entry(vote.server()).or_default().commit, vote.stored(), |c| place(&c.0));
+        self.0.entry(vote.server()).or_default().commits.keep(vote.stored(), |vote| vote.0);
     }
     /// From proofs in this replica's own database, which were checked before they were written.
     pub(super) fn prepared(&mut self, proof: &QuorumProof<Prepare>) {
         for (server, evidence) in evidence(proof) {
-            let known = &mut self.0.entry(server).or_default().prepare;
-            keep_newer(known, evidence, |p| place(&p.0));
+            self.0.entry(server).or_default().prepares.keep(evidence, |vote| vote.0);
         }
     }
     pub(super) fn committed(&mut self, proof: &QuorumProof<Commit>) {
         for (server, evidence) in evidence(proof) {
-            let known = &mut self.0.entry(server).or_default().commit;
-            keep_newer(known, evidence, |c| place(&c.0));
+            self.0.entry(server).or_default().commits.keep(evidence, |vote| vote.0);
         }
     }
     fn of(&self, server: ServerId) -> Seen {
@@ -193,12 +220,20 @@ impl Replica {
     }
 
     /// Somebody has started and wants to know what it signed before.
-    pub(super) fn on_ask_witness(&mut self, from: ServerId, boot: u64) {
-        let Seen { prepare, commit } = self.witnessed.of(from);
+    pub(super) fn on_ask_witness(&mut self, now: Timestamp, from: ServerId, boot: u64) {
+        let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::Witness) {
+            return;
+        }
+        let change = self.view_change_of(from).map(|change| self.bytes_of_view_change(change.body()));
+        let bytes = self.bytes_of_proof() + change.unwrap_or(0);
+        self.budgets.spend(now, asker, Question::Witness, bytes);
+        let Seen { prepares, commits } = self.witnessed.of(from);
+        let (prepares, commits) = (prepares.both(|vote| vote.0), commits.both(|vote| vote.0));
         let view_change = self.view_change_of(from).map(Verified::stored);
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
         let (executed, view) = (self.executed(), self.view);
-        let witness = Witness { boot, executed, view, certificate, prepare, commit, view_change };
+        let witness = Witness { boot, executed, view, certificate, prepares, commits, view_change };
         self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
     }
 
@@ -223,16 +258,16 @@ impl Replica {
         let memory = |sequence: Sequence| estimation.memory.get(&sequence).copied().unwrap_or_default();
         let mut claims = Vec::new();
         // A vote in a view means only that this replica was in it then.
-        let mut vote = |slot: Slot, known: Option<View>| {
+        let mut claim = |slot: Slot, known: Option<View>| {
             let remembered = slot.sequence <= own_executed || known >= Some(slot.view);
             let Slot { attempt, sequence, .. } = slot;
             claims.push(Claim { attempt, sequence, view: None, remembered });
         };
-        if let Some((shown, _)) = witness.prepare.as_ref().filter(|(shown, _)| shown.server == id) {
-            vote(shown.body.0, memory(shown.body.0.sequence).accepted);
+        for (vote, _) in witness.prepares.iter().filter(|(vote, _)| vote.server == id) {
+            claim(vote.body.0, memory(vote.body.0.sequence).accepted);
         }
-        if let Some((shown, _)) = witness.commit.as_ref().filter(|(shown, _)| shown.server == id) {
-            vote(shown.body.0, memory(shown.body.0.sequence).prepared);
+        for (vote, _) in witness.commits.iter().filter(|(vote, _)| vote.server == id) {
+            claim(vote.body.0, memory(vote.body.0.sequence).prepared);
         }
         if let Some((change, _)) = witness.view_change.as_ref().filter(|(change, _)| change.server == id) {
             let ViewChange { view, attempt, .. } = change.body;
@@ -311,5 +346,38 @@ impl Replica {
             self.pending.send_all(&held, PeerMessage::Held);
         }
         self.publish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Hash;
+    use crate::certificate::tests::voters;
+
+    /// A vote of a later view for a lower place is forgotten as easily as any, and counts as much.
+    #[test]
+    fn witnesses_keep_the_vote_of_the_last_view_too() {
+        let (_, voters) = voters(4);
+        let slots = [(10, 0), (8, 1), (9, 0), (8, 0)];
+        let slot = |(sequence, view)| {
+            let (digest, attempt) = (Hash([1; 32]), AttemptId::default());
+            Slot { view: View(view), sequence: Sequence(sequence), digest, attempt }
+        };
+        let mut witnessed = Witnessed::default();
+        for vote in slots.map(slot) {
+            witnessed.prepare(&voters[1].sign(Prepare(vote)));
+            witnessed.commit(&voters[1].sign(Commit(vote)));
+        }
+        let Seen { prepares, commits } = witnessed.of(ServerId(1));
+        let kept = prepares.both(|vote| vote.0).into_iter().map(|(vote, _)| vote.body.0);
+        let kept_commits = commits.both(|vote| vote.0).into_iter().map(|(vote, _)| vote.body.0);
+        let expected = [slot((10, 0)), slot((8, 1))];
+        assert_eq!(
+            (kept.collect::<Vec<_>>(), kept_commits.collect::<Vec<_>>()),
+            (expected.to_vec(), expected.to_vec())
+        );
+        witnessed.prepare(&voters[2].sign(Prepare(slot((3, 3)))));
+        assert_eq!(witnessed.of(ServerId(2)).prepares.both(|vote| vote.0).len(), 1);
     }
 }

@@ -10,12 +10,13 @@
 //! the rest follows from the others' logs. If the others have gone on too far meanwhile, it takes a
 //! newer certificate and keeps what it has.
 
+use super::budget::{Asker, Question};
 use super::effects::{Accusation, Target, Write};
 use super::{Boundary, Replica};
 use crate::certificate::{Certificate, VoteBook};
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
 use crate::limits::{MAX_PARTS, SNAPSHOT_INTERVAL_MS, SNAPSHOTS_KEPT, TRANSFER_PATIENCE_MS, WINDOW};
-use crate::map::{self, Map, Snapshot};
+use crate::map::{self, Map, PartItem, Snapshot};
 use crate::message::{AskParts, Parts, PeerMessage};
 use crate::sealing::ShareContext;
 use crate::shares::ShareOp;
@@ -41,6 +42,11 @@ pub(super) struct Transferring {
 impl Transferring {
     pub(super) fn new(boot: u64) -> Self {
         Self { questions: boot, ..Self::default() }
+    }
+    /// Questions that are not answered yet.
+    pub(super) fn questions(&self) -> impl Iterator<Item = (ServerId, u64)> + '_ {
+        let asked = self.current.iter().flat_map(|transfer| &transfer.asked);
+        asked.map(|(server, asked)| (*server, asked.question))
     }
 }
 
@@ -142,10 +148,14 @@ impl Replica {
     }
 
     /// Offers the newest state that this replica can give parts of.
-    pub(super) fn offer_state(&mut self, to: ServerId, after: Sequence) {
+    pub(super) fn offer_state(&mut self, to: Asker, after: Sequence) {
+        if !self.budgets.allows(self.now, to, Question::Offer) {
+            return;
+        }
         let newest = self.offered().and_then(|offered| self.boundaries[&offered].certificate.as_ref());
         if let Some(certificate) = newest.filter(|certificate| certificate.statement.sequence > after) {
-            self.pending.send(Target::One(to), PeerMessage::Offer(certificate.clone()));
+            self.pending.send(Target::One(to.0), PeerMessage::Offer(certificate.clone()));
+            self.budgets.spend(self.now, to, Question::Offer, self.bytes_of_proof());
         }
     }
 
@@ -251,18 +261,28 @@ impl Replica {
     }
 
     /// Somebody fetches a state: gives what it asks for, or says which state there is.
-    pub(super) fn on_ask_parts(&mut self, from: ServerId, ask: &AskParts) {
+    pub(super) fn on_ask_parts(&mut self, now: Timestamp, from: ServerId, ask: &AskParts) {
+        let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::Parts) {
+            return;
+        }
         let kept = self.boundaries.get(&ask.sequence).filter(|kept| kept.checkpoint.root == ask.root);
         match kept {
             Some(kept) => {
                 let parts = map::parts_of(&kept.snapshot, &ask.parts);
+                let items = parts.iter().flatten();
+                let bytes = items.map(|item| match item {
+                    PartItem::Leaf { key, value } => 64 + key.len() + value.len(),
+                    PartItem::Inner(_) | PartItem::Pruned(_) => 64,
+                });
+                self.budgets.spend(now, asker, Question::Parts, bytes.sum());
                 let parts = Parts { question: ask.question, parts };
                 self.pending.send(Target::One(from), PeerMessage::Parts(parts));
             }
             None => {
                 let nothing = Parts { question: ask.question, parts: vec![] };
                 self.pending.send(Target::One(from), PeerMessage::Parts(nothing));
-                self.offer_state(from, ask.sequence);
+                self.offer_state(asker, ask.sequence);
             }
         }
     }

@@ -15,14 +15,13 @@
 //! later one, and in later views only the same batch can have been prepared.
 
 use super::Replica;
+use super::budget::Question;
 use super::effects::{Accusation, Target, Write};
+use super::log::batch_bytes;
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
 use crate::ids::{AttemptId, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{
-    CENSORSHIP_TIMEOUT_MS, CLOCK_BOUND_MS, HEARTBEAT_MS, MAX_BATCH_REQUESTS, SLUGGISH_FOR_MS, SLUGGISH_MS,
-    SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS,
-};
+use crate::limits::{SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS};
 use crate::message::{CheckedBatch, NewView, PeerMessage, Suspect, ViewChange};
 use crate::signing::Verified;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,24 +44,14 @@ pub(super) struct Changing {
     expected: BTreeMap<Sequence, Hash>,
     /// As primary: those of them that are not proposed yet.
     pub(super) carried: BTreeMap<Sequence, CheckedBatch>,
-    /// As the next primary: batches that the plan needs and this server lacks.
-    wanted: BTreeSet<Hash>,
+    /// As the next primary: batches that view changes call for and this server lacks.
+    pub(super) wanted: BTreeSet<Hash>,
     fetched: BTreeMap<Hash, CheckedBatch>,
     timeout_ms: u64,
     /// When a batch was last executed, a view entered or a view change sent.
     since: Timestamp,
     /// Somebody votes in a view after this one.
     pub(super) later_view_seen: bool,
-    pace: Pace,
-}
-
-/// How fast the primary proposes what it is asked for.
-#[derive(Clone, Default)]
-struct Pace {
-    /// About how long it takes from a proposal to its execution here, in milliseconds.
-    agreement_ms: u64,
-    /// Since when, until when, and how often proposals came late, and how often in time meanwhile.
-    late: Option<(Timestamp, Timestamp, u32, u32)>,
 }
 
 impl Changing {
@@ -80,7 +69,6 @@ impl Changing {
             timeout_ms: VIEW_CHANGE_TIMEOUT_MS,
             since: Timestamp(0),
             later_view_seen: false,
-            pace: Pace::default(),
         }
     }
     /// What decides its future, for model checkers.
@@ -93,8 +81,7 @@ impl Changing {
         let wanted: Vec<_> = self.wanted.iter().copied().collect();
         let carried: Vec<_> =
             self.carried.iter().map(|(sequence, batch)| (*sequence, batch.digest())).collect();
-        let pace = (self.pace.agreement_ms, self.pace.late);
-        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low, pace);
+        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low);
         (changes, new_view, fetched, suspicions, (expected, carried), wanted, timers)
     }
     /// An epoch has begun after the batch at `began`: what was said about views before that counts no more. A
@@ -114,6 +101,14 @@ impl Changing {
     /// Nobody has had a chance yet.
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
         self.since = now;
+    }
+    /// The view of each server's last view change.
+    pub(super) fn views_left(&self) -> impl Iterator<Item = (ServerId, View)> + '_ {
+        self.view_changes.iter().map(|(server, change)| (*server, change.body().view))
+    }
+    /// The last place that the new view fixed.
+    pub(super) fn last_expected(&self) -> Option<Sequence> {
+        self.expected.last_key_value().map(|(last, _)| *last)
     }
     /// The batch that has to be proposed at a sequence number, if the new view fixed one.
     pub(super) fn expected(&self, sequence: Sequence) -> Option<Hash> {
@@ -207,65 +202,11 @@ impl Replica {
             // The others go on, or went on: who is behind catches up before it judges the primary.
             return;
         }
-        let oldest = self.pool.oldest();
-        let timeout = self.changing.timeout_ms;
-        let starved = oldest.is_some_and(|oldest| waited.min(now.since_ms(oldest)) >= timeout);
-        // Requests are served first come, first served: one that waits so long is being censored. Every
-        // new primary gets time of its own to serve it, or views would change without end.
-        let censored = oldest
-            .is_some_and(|oldest| now.since_ms(oldest) >= CENSORSHIP_TIMEOUT_MS.max(timeout))
-            && now.since_ms(self.entered) >= (CENSORSHIP_TIMEOUT_MS / 2).max(timeout);
-        let idle = waited >= timeout.max(3 * HEARTBEAT_MS + CLOCK_BOUND_MS);
-        // Time is part of the service: a primary that does not advance it lets certificates age.
-        let stale = self.state.time() != Timestamp(0)
-            && now.since_ms(self.state.time()) >= timeout.max(3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS)
-            && waited < timeout
-            && self.stale_since(now);
-        if starved || censored || idle || stale || self.is_sluggish(now) {
+        if self.finds_fault(now, waited, self.changing.timeout_ms) {
             let suspect = self.voter.sign(Suspect { view: self.view, attempt: self.state.attempt() });
             self.promise(&suspect, PeerMessage::Suspect);
             self.on_suspect(now, &suspect);
         }
-    }
-
-    /// A batch that was accepted at `accepted` is executed.
-    pub(super) fn note_agreement(&mut self, now: Timestamp, accepted: Timestamp) {
-        let pace = &mut self.changing.pace;
-        let took_ms = now.since_ms(accepted).min(VIEW_CHANGE_TIMEOUT_MS);
-        pace.agreement_ms = (7 * pace.agreement_ms + took_ms) / 8;
-    }
-
-    /// The primary proposes: how long did it keep what this server knows to be waiting? Full batches say
-    /// that it has more to do than it can.
-    pub(super) fn note_proposal(&mut self, now: Timestamp, batch: &CheckedBatch) {
-        let entered = self.entered;
-        let waiting = batch.requests().iter().filter_map(|request| self.pool.received(request.id()));
-        let Some(kept) = waiting.map(|received| now.since_ms(received.max(entered))).max() else { return };
-        let pace = &mut self.changing.pace;
-        let full = batch.requests().len() >= MAX_BATCH_REQUESTS / 2;
-        if full || kept <= SLUGGISH_MS + 2 * pace.agreement_ms {
-            // One in time may be a request that its client had asked another server for before.
-            let more = |(since, last, late, timely)| (since, last, late, timely + 1);
-            pace.late = pace.late.map(more).filter(|(_, _, late, timely)| 2 * timely < *late);
-        } else {
-            let (since, _, late, timely) = pace.late.unwrap_or((now, now, 0, 0));
-            pace.late = Some((since, now, late + 1, timely));
-        }
-    }
-
-    /// Whether most proposals of the last seconds came late.
-    fn is_sluggish(&self, now: Timestamp) -> bool {
-        self.changing.pace.late.is_some_and(|(since, last, late, _)| {
-            let lately = now.since_ms(last) <= SLUGGISH_FOR_MS;
-            late >= 3 && lately && last.since_ms(since) >= SLUGGISH_FOR_MS
-        })
-    }
-
-    /// Whether batches executed lately all carry an old time: the primary's clock stands still.
-    fn stale_since(&self, now: Timestamp) -> bool {
-        // What was carried into this view keeps its time: give the new primary a few beats.
-        self.executed() > self.changing.expected.last_key_value().map_or(Sequence(0), |(last, _)| *last)
-            && now.since_ms(self.entered) >= 3 * HEARTBEAT_MS + 2 * CLOCK_BOUND_MS
     }
 
     pub(super) fn on_suspect(&mut self, now: Timestamp, suspect: &Verified<Suspect>) {
@@ -367,28 +308,17 @@ impl Replica {
         if self.changing.active || self.primary() != self.id || !self.may_vote() {
             return;
         }
-        let quorum = self.quorum();
-        let changes: Vec<_> = self.view_changes_for(self.view).take(quorum).cloned().collect();
-        if changes.len() < quorum {
-            return;
-        }
+        let Some(changes) = self.choose_view_changes() else { return };
         let null = self.null_batch().digest();
         let plan = Plan::of(null, changes.iter().map(Verified::body));
         let (executed, low) = (self.executed(), plan.low);
         let slots: Vec<_> = plan.slots.into_iter().filter(|(sequence, _)| *sequence > executed).collect();
         // Before the view begins: entering it drops what was accepted and not prepared here.
         let mut batches = BTreeMap::new();
-        self.changing.wanted.clear();
         for (sequence, digest) in slots {
-            match self.batch_with(&digest) {
-                Some(batch) => drop(batches.insert(sequence, batch)),
-                None if digest == null => drop(batches.insert(sequence, self.null_batch())),
-                None => drop(self.changing.wanted.insert(digest)),
-            }
-        }
-        if !self.changing.wanted.is_empty() {
-            self.fetch_wanted();
-            return;
+            let null = || (digest == null).then(|| self.null_batch());
+            let Some(batch) = self.batch_with(&digest).or_else(null) else { return };
+            batches.insert(sequence, batch);
         }
         let view_changes = changes.iter().map(|change| (change.signed().clone(), *change.key())).collect();
         let (view, attempt) = (self.view, self.state.attempt());
@@ -398,6 +328,36 @@ impl Replica {
         self.next_sequence = low.max(executed).next();
         self.changing.carried = batches;
         self.changing.fetched.clear();
+    }
+
+    /// q view changes to begin a view with, of those whose batches are all here. The others are asked for as
+    /// long as these are too few.
+    ///
+    /// Any q view changes will do (see the module). Those of correct servers are among them sooner or later: their
+    /// authors keep what they have prepared until it is certified, and give it to whoever asks. A proof may
+    /// also be shown by liars alone, of a batch that correct servers accepted but did not prepare, and that
+    /// nobody gives: no view would begin again if it had to wait for that. PBFT keeps what was accepted
+    /// instead (Q sets, PBFT-PR §4.5): there proofs are no signatures, and a replica has to vouch for them.
+    fn choose_view_changes(&mut self) -> Option<Vec<Verified<ViewChange>>> {
+        let quorum = self.quorum();
+        let (null, executed) = (self.null_batch().digest(), self.executed());
+        let lacks = |change: &ViewChange| -> Vec<Hash> {
+            let slots = change.prepared.iter().map(|proof| proof.statement.0);
+            let open = slots.filter(|slot| slot.sequence > executed).map(|slot| slot.digest);
+            open.filter(|digest| *digest != null && self.batch_with(digest).is_none()).collect()
+        };
+        let changes = self.view_changes_for(self.view).map(|change| (lacks(change.body()), change));
+        let (whole, others): (Vec<_>, Vec<_>) = changes.partition(|(lacking, _)| lacking.is_empty());
+        let chosen: Vec<_> = whole.into_iter().take(quorum).map(|(_, change)| change.clone()).collect();
+        let wanted: BTreeSet<_> = match chosen.len() < quorum {
+            true => others.into_iter().flat_map(|(lacking, _)| lacking).collect(),
+            false => BTreeSet::new(),
+        };
+        if self.changing.wanted != wanted {
+            self.changing.wanted = wanted;
+            self.fetch_wanted();
+        }
+        (chosen.len() == quorum).then_some(chosen)
     }
 
     /// A batch that this server prepared, accepted or fetched.
@@ -420,8 +380,13 @@ impl Replica {
     }
 
     /// A primary to be lacks a batch that this server may have prepared.
-    pub(super) fn on_fetch(&mut self, from: ServerId, digest: Hash) {
+    pub(super) fn on_fetch(&mut self, now: Timestamp, from: ServerId, digest: Hash) {
+        let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::Batch) {
+            return;
+        }
         if let Some(batch) = self.wire_with(&digest) {
+            self.budgets.spend(now, asker, Question::Batch, batch_bytes(&batch));
             self.pending.send(Target::One(from), PeerMessage::Fetched(batch));
         }
     }
@@ -484,7 +449,7 @@ impl Replica {
         self.changing.carried.clear();
         self.changing.new_view = Some(new_view);
         self.changing.suspicions.clear();
-        self.changing.pace.late = None;
+        self.conduct.begin(self.now);
         self.changing.wanted.clear();
         self.changing.later_view_seen = false;
         // Votes count in their view only; what was prepared or committed stays known.
@@ -492,6 +457,20 @@ impl Replica {
             entry.leave_view();
         }
         self.pool.requeue();
+    }
+
+    /// Bytes of a certificate or proof with its keys, about.
+    pub(super) fn bytes_of_proof(&self) -> usize {
+        256 * self.quorum()
+    }
+    /// Bytes of a view change, about.
+    pub(super) fn bytes_of_view_change(&self, change: &ViewChange) -> usize {
+        (1 + change.prepared.len()) * self.bytes_of_proof()
+    }
+    /// Bytes of a new-view message, about.
+    pub(super) fn bytes_of_new_view(&self, new_view: &Verified<NewView>) -> usize {
+        let changes = new_view.body().view_changes.iter();
+        changes.map(|(change, _)| self.bytes_of_view_change(&change.body)).sum()
     }
 
     /// Shows how the current view began.

@@ -2,6 +2,7 @@
 
 use crate::disk::Disk;
 use crate::liar::{Conspiracy, Liar};
+use crate::patient::{Patience, Patient};
 use crate::readers::{Liars, Readers};
 use crate::secrets::Secrets;
 use quorum::answer::{Proved, Receipt, Verifier};
@@ -47,6 +48,8 @@ pub struct Faults {
     pub liars: bool,
     /// The first primary does everything right, and each thing so late, in milliseconds.
     pub sluggish_ms: u64,
+    /// A server does what it must, just not well enough, for ever.
+    pub patient: Option<Patience>,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
     /// A server's place is given to another identity, by order of the administrator.
@@ -71,10 +74,14 @@ pub struct Faults {
 impl Faults {
     /// Whether the network and all servers do what they should, but for those that lie to readers.
     pub fn is_good(&self) -> bool {
+        self.loss == 0.0 && self.has_good_servers()
+    }
+    /// Whether all servers do what they should, whatever the network does.
+    fn has_good_servers(&self) -> bool {
         let broken = self.crashes || self.deaths || self.partitions || self.twins || self.liars;
-        self.loss == 0.0
-            && !broken
+        !broken
             && self.sluggish_ms == 0
+            && self.patient.is_none()
             && !self.forgetful
             && !self.replaced
             && !self.corrupt
@@ -154,6 +161,10 @@ pub(crate) struct Client {
     pub(crate) name: Name,
     attempts: usize,
     acknowledged: bool,
+    /// When it asked first.
+    asked: Option<Timestamp>,
+    /// How long it waited for its receipt.
+    pub(crate) waited_ms: u64,
 }
 
 pub struct Simulation {
@@ -176,10 +187,11 @@ pub struct Simulation {
     dead: Vec<ServerId>,
     pub(crate) liars: BTreeMap<ServerId, Liar>,
     conspiracy: Conspiracy,
+    pub(crate) patient: Patient,
     forgetful: Vec<ServerId>,
     /// Servers that are down until another identity has their place; and the administrator.
     replacing: BTreeMap<ServerId, SigningKey>,
-    administrator: SigningKey,
+    pub(crate) administrator: SigningKey,
     /// What checking a message led to: the same for everyone who gets it in the same epoch.
     checked: BTreeMap<(ServerId, Hash, Epoch, usize), Option<CheckedMessage>>,
     /// State transfers that were completed, and servers that got over having forgotten.
@@ -279,7 +291,7 @@ impl Simulation {
             let operation = Operation::Register { name: name.clone(), entry };
             let request =
                 SignedRequest::sign(&cluster, &administrator, i as u64, START.plus_ms(59_000), operation);
-            Client { request, name, attempts: 0, acknowledged: false }
+            Client { request, name, attempts: 0, acknowledged: false, asked: None, waited_ms: 0 }
         });
         let mut simulation = Self {
             verbose: false,
@@ -298,6 +310,7 @@ impl Simulation {
             dead: Vec::new(),
             liars: BTreeMap::new(),
             conspiracy: Conspiracy::default(),
+            patient: Patient::default(),
             forgetful: Vec::new(),
             replacing: BTreeMap::new(),
             administrator,
@@ -340,7 +353,7 @@ impl Simulation {
             simulation.start(id);
         }
         for i in 0..faults.requests {
-            let busy_ms = if faults.sluggish_ms > 0 { 9_500 } else { 6_000 };
+            let busy_ms = if faults.sluggish_ms > 0 || faults.patient.is_some() { 9_500 } else { 6_000 };
             let at = simulation.rng.random_range(0..busy_ms);
             simulation.schedule(at, Event::Submit(i));
         }
@@ -397,6 +410,17 @@ impl Simulation {
             let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
             liar.only_delay(self.faults.sluggish_ms);
             self.liars.insert(ServerId(0), liar);
+        }
+        if let Some(patience) = self.faults.patient {
+            let id = patience.who(n);
+            let hoarders = if patience == Patience::HoardsBatches { self.manifest.thresholds.f() } else { 1 };
+            for id in (id.index()..id.index() + hoarders).map(|i| ServerId(i as u8)) {
+                let (rng, voter) =
+                    (StdRng::seed_from_u64(self.rng.random()), self.voters[id.index()].clone());
+                let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
+                liar.only_delay(0);
+                self.liars.insert(id, liar);
+            }
         }
         if let ([_], true) = (&kinds[..], self.faults.deaths) {
             // The first primaries.
@@ -506,7 +530,7 @@ impl Simulation {
     pub(crate) fn step(&mut self, id: ServerId, input: Input) {
         let liar = self.is_liar(id);
         let skew_ms = self.servers.get(id.index()).map_or(0, |server| server.skew_ms);
-        let now = self.now.plus_ms(skew_ms);
+        let now = self.lagging_clock(id, self.now.plus_ms(skew_ms));
         if let Some(replica) = self.servers.get_mut(id.index()).and_then(|server| server.replica.as_mut()) {
             let before = replica.status();
             replica.handle(now, input);
@@ -606,13 +630,15 @@ impl Simulation {
                 let lies = liar.say(self.now, &to, &message, &mut self.conspiracy);
                 self.send_lies(id, lies);
             } else {
-                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), 0));
+                let held_back_ms = self.held_back_ms(&message);
+                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), held_back_ms));
             }
         }
     }
 
-    fn send_lies(&mut self, from: ServerId, lies: Vec<(ServerId, u64, PeerMessage)>) {
+    pub(crate) fn send_lies(&mut self, from: ServerId, lies: Vec<(ServerId, u64, PeerMessage)>) {
         for (to, delay_ms, message) in lies {
+            let Some(message) = self.lets_out(from, to, message) else { continue };
             self.send(from, to, Arc::new(encode(&message)), delay_ms);
         }
     }
@@ -759,7 +785,9 @@ impl Simulation {
             "seed {}: executed twice",
             self.seed
         );
-        self.clients[index].acknowledged = true;
+        let client = &mut self.clients[index];
+        client.acknowledged = true;
+        client.waited_ms = self.now.since_ms(client.asked.expect("it asked"));
     }
 
     fn submit(&mut self, index: usize) {
@@ -768,6 +796,7 @@ impl Simulation {
             return;
         }
         client.attempts += 1;
+        client.asked.get_or_insert(self.now);
         let request = client.request.clone().verify(&self.cluster).unwrap();
         // A liar's clients go on to the next server: here they begin there.
         let gateway = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
@@ -782,7 +811,7 @@ impl Simulation {
         self.schedule(again, Event::Submit(index));
     }
 
-    fn next_event(&mut self) {
+    pub(crate) fn next_event(&mut self) {
         let ((at, number), event) = self.events.pop_first().expect("ticks go on for ever");
         self.now = at;
         if self.verbose {
@@ -815,7 +844,9 @@ impl Simulation {
         match event {
             Event::Deliver { to, from, bytes } => {
                 if self.servers[to.index()].replica.is_some()
+                    && self.takes_note(to, from, &bytes)
                     && let Some(checked) = self.check(from, to, &bytes)
+                    && !self.hoards(to, &checked)
                 {
                     match checked {
                         CheckedMessage::AskMasked(_) | CheckedMessage::Masked(_) => {
@@ -829,6 +860,7 @@ impl Simulation {
                 if self.servers[id.index()].replica.is_some() {
                     self.step(id, Input::Tick);
                     self.keeper_ticks(id);
+                    self.tell_backups(id);
                     if self.liars.contains_key(&id) {
                         self.lie_about_epochs(id);
                     }
@@ -956,7 +988,8 @@ impl Simulation {
         let replica = self.servers[to.index()].replica.as_ref();
         let epoch = replica.map_or(Epoch(0), |replica| replica.state().epoch());
         if let Some(replica) = self.servers[to.index()].replica.as_ref().filter(|_| !heard)
-            && decode::<PeerMessage>(bytes).is_ok_and(|message| replica.status().needs_no(&message))
+            && decode::<PeerMessage>(bytes)
+                .is_ok_and(|message| !replica.wants().needs(from, View(0), &message))
         {
             return None;
         }
@@ -1060,6 +1093,12 @@ impl Simulation {
             self.positions()
         );
         assert!(self.is_done(), "seed {}: servers do not catch up: {:#?}", self.seed, self.positions());
+        self.check_patient();
+        if self.faults.has_good_servers() {
+            // A correct primary is not suspected, or hardly ever where every seventh message is lost.
+            let most = View(u64::from(self.faults.loss > 0.0));
+            assert!(self.view() <= most, "seed {}: a good primary is replaced, {}", self.seed, self.view());
+        }
         for server in self.honest() {
             let Some(published) = &server.published else { continue };
             for client in &self.clients {

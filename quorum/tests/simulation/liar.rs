@@ -384,7 +384,7 @@ impl Liar {
             PeerMessage::Witness(witness) => {
                 let mut witness = witness.as_ref().clone();
                 witness.executed = Sequence(u64::MAX / 2);
-                (witness.prepare, witness.commit, witness.view_change) = (None, None, None);
+                (witness.prepares, witness.commits, witness.view_change) = (vec![], vec![], None);
                 PeerMessage::Witness(Box::new(witness))
             }
             PeerMessage::Parts(parts) => {

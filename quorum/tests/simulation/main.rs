@@ -9,6 +9,7 @@
 mod cluster;
 mod disk;
 mod liar;
+mod patient;
 mod readers;
 mod scenarios;
 mod secrets;
@@ -113,6 +114,31 @@ fn four_replicas_and_a_primary_that_is_slow() {
     for view in run(4, GOOD, 10).views {
         assert_eq!(view, View(0), "a good primary is replaced");
     }
+}
+/// Who serves badly does not stay, and the one after it does: see `patient.rs`.
+#[test]
+fn replicas_and_a_primary_that_keeps_every_other_request() {
+    run(4, KEEPING_REQUESTS, 20);
+    run(9, KEEPING_REQUESTS, 4);
+}
+#[test]
+fn replicas_and_a_primary_that_orders_no_steps_of_others() {
+    run(4, KEEPING_STEPS, 10);
+    run(9, KEEPING_STEPS, 2);
+}
+#[test]
+fn replicas_and_a_primary_whose_clock_lags() {
+    run(4, LAGGING_TIME, 20);
+    run(9, LAGGING_TIME, 4);
+}
+#[test]
+fn replicas_and_a_backup_that_tells_others_what_the_primary_does_not_know() {
+    run(4, TELLING_BACKUPS, 10);
+    run(9, TELLING_BACKUPS, 2);
+}
+#[test]
+fn replicas_and_liars_who_keep_a_prepared_batch_to_themselves() {
+    run(9, HOARDING, 6);
 }
 #[test]
 fn four_replicas_of_which_one_forgets() {

@@ -1,6 +1,7 @@
 //! What can go wrong, in the combinations that are run.
 
 use crate::cluster::Faults;
+use crate::patient::Patience;
 use crate::readers::Liars;
 use quorum::limits::LOG_TAIL_BATCHES;
 
@@ -14,6 +15,7 @@ pub const GOOD: Faults = Faults {
     twins: false,
     liars: false,
     sluggish_ms: 0,
+    patient: None,
     forgetful: false,
     replaced: false,
     corrupt: false,
@@ -32,6 +34,17 @@ pub const TWINS: Faults = Faults { loss: 0.05, duplication: 0.05, max_delay_ms: 
 pub const LYING: Faults = Faults { max_delay_ms: 60, liars: true, skew_ms: 300, ..GOOD };
 /// Just under the timeout.
 pub const SLUGGISH: Faults = Faults { sluggish_ms: 1_300, requests: 60, ..GOOD };
+/// Good and bad by turns.
+pub const KEEPING_REQUESTS: Faults = Faults { patient: Some(Patience::KeepsRequests), requests: 80, ..GOOD };
+/// No step towards the next epoch is ordered while it matters.
+pub const KEEPING_STEPS: Faults =
+    Faults { patient: Some(Patience::KeepsSteps), secrets: 4, epoch_seconds: 2, ..GOOD };
+/// Time almost stands still.
+pub const LAGGING_TIME: Faults = Faults { patient: Some(Patience::Lags), skew_ms: 300, ..GOOD };
+/// Somebody tries to make others suspect the primary.
+pub const TELLING_BACKUPS: Faults = Faults { patient: Some(Patience::TellsBackups), requests: 40, ..GOOD };
+/// A batch that nobody has who would give it.
+pub const HOARDING: Faults = Faults { patient: Some(Patience::HoardsBatches), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
 /// A server finds that its state is not the certified one.
@@ -94,6 +107,11 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("twins", &[4, 7, 9], TWINS),
     ("lying", &[4, 4, 7, 9, 16], LYING),
     ("sluggish", &[4, 9], SLUGGISH),
+    ("keeping-requests", &[4, 9], KEEPING_REQUESTS),
+    ("keeping-steps", &[4, 9], KEEPING_STEPS),
+    ("lagging-time", &[4, 9], LAGGING_TIME),
+    ("telling-backups", &[4, 9], TELLING_BACKUPS),
+    ("hoarding", &[9, 16], HOARDING),
     ("forgetting", &[4, 9], FORGETTING),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),

@@ -2,10 +2,9 @@ use super::*;
 use crate::certificate::tests::voters;
 use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::Epoch;
+use crate::limits::CLOCK_BOUND_MS;
 use crate::message::{CheckedMessage, PrePrepare, Prepare, Slot};
 use crate::ordering::{Identity, Input, Stored};
-use crate::state::epochs::tests::standing;
-use crate::state::layout;
 
 const NULL: Hash = Hash([0; 32]);
 
@@ -150,13 +149,7 @@ fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
     let membership = crate::Membership::genesis(Arc::new(manifest));
     let now = Timestamp(1_000_000);
     let entered = |signers: &[crate::signing::Voter], vouching: &[&crate::signing::Voter]| {
-        let epochs = crate::codec::encode(&standing(present[0].attempt(), None));
-        let mut map = crate::map::Map::new(cluster);
-        map.insert(layout::EPOCHS, epochs.clone());
-        let (epoch, time, root) = (Epoch(5), Timestamp(1), map.seal().root());
-        let checkpoint = Checkpoint { sequence: Sequence(1), root, time, epoch, attempt: 1 };
-        let leaves = vec![(layout::EPOCHS.to_vec(), epochs)];
-        let state = Some(crate::ordering::StoredState { checkpoint, leaves });
+        let state = Some(crate::ordering::restore::tests::stored_at(cluster, present[0].attempt()));
         let log_tail = crate::limits::LOG_TAIL_BATCHES;
         let (membership, voter) = (Arc::clone(&membership), present[0].clone());
         let identity = Identity { membership, voter, boot: 0, log_tail };
