@@ -219,7 +219,8 @@ mod tests {
         let link_key = |server: u8| {
             let (drawn, epoch) = (LinkKey::draw().unwrap(), Epoch(1));
             let (server, purpose) = (ServerId(server), KeyPurpose::Tls);
-            let statement = KeyStatement { server, purpose, epoch, serial: 1, key: drawn.public() };
+            let statement =
+                KeyStatement { server, purpose, epoch, attempt: 1, serial: 1, key: drawn.public() };
             let identity = &identities[server.index()];
             drawn.certified(&KeyCertificate::issue(membership.cluster(), identity, statement)).unwrap()
         };

@@ -7,6 +7,8 @@ use crate::link::segment;
 use crate::lookup::LookupOptions;
 use quorum::answer::{AnswerError, PageAnswer, Verifier};
 use quorum::ids::Timestamp;
+use quorum::limits::MAX_PAGE;
+use quorum::map::Page;
 use quorum::record::{Name, Record};
 use quorum::state::{Secret, layout};
 
@@ -19,13 +21,15 @@ impl Client {
     /// forged, and nothing that a page's certificate covers is left out, while at most f do. Pages may come
     /// from different states, so a name that is registered meanwhile may or may not be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Record>, ClientError> {
-        let (records, certified) = self.pages::<Record>(layout::NAMES, prefix, "records").await?;
+        let key_of = |record: &Record| layout::name_key(&record.name);
+        let (records, certified) = self.pages(layout::NAMES, prefix, "records", key_of).await?;
         records.iter().for_each(|record| self.inner.seen.record(record, certified));
         Ok(records)
     }
     /// All secrets' metadata, in order of names.
     pub async fn list_secrets(&self, prefix: &str) -> Result<Vec<Secret>, ClientError> {
-        Ok(self.pages(layout::SECRETS, prefix, "secrets").await?.0)
+        let key_of = |secret: &Secret| layout::secret_key(&secret.name);
+        Ok(self.pages(layout::SECRETS, prefix, "secrets", key_of).await?.0)
     }
 
     /// The entries, and when the oldest page of them was certified.
@@ -34,6 +38,7 @@ impl Client {
         space: &[u8],
         prefix: &str,
         route: &str,
+        key_of: impl Fn(&T) -> Vec<u8>,
     ) -> Result<(Vec<T>, Timestamp), ClientError> {
         // The prefix has a name's characters, or nothing begins with it.
         if !prefix.is_empty() {
@@ -52,7 +57,7 @@ impl Client {
             let prefix = prefix.replace('/', "%2F").replace('+', "%2B");
             let path = format!("/v1/{route}?prefix={prefix}&from={start}&limit={PAGE}");
             let check = |verifier: &mut Verifier, answer: &PageAnswer| {
-                let page = verifier.page::<T>(answer, &from, &end)?;
+                let page = verifier.page(answer, &Page::new(&from, &end, PAGE), &key_of)?;
                 Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
                 let got = answer.certificate.statement.sequence;
                 if got < current {
@@ -62,11 +67,10 @@ impl Client {
             };
             let ((entries, until), sequence, time) = self.first_good(&path, check).await?;
             (newest, certified) = (newest.max(sequence), certified.min(time));
-            let progressed = !entries.is_empty();
             all.extend(entries);
             match until {
-                Some(next) if progressed && next > from => from = next,
-                Some(_) => return Err(ClientError::Local("a page of the listing was empty".into())),
+                // A page that goes on is full: there is an end.
+                Some(next) => from = next,
                 // What one reader lists every later one sees.
                 None if self.complete_through(newest).await => return Ok((all, certified)),
                 None => return Err(ClientError::NotComplete),
@@ -84,7 +88,8 @@ impl Client {
         self.history_from(name, 1, newest.version).await
     }
 
-    /// The versions of a name from `first` on, at least up to `newest`, which is known to be there.
+    /// The versions of a name from `first` to `newest`, which is known to be there and to be complete. There may
+    /// be further ones by now; they are not told, since not every reader sees them yet.
     pub(crate) async fn history_from(
         &self,
         name: &Name,
@@ -96,34 +101,41 @@ impl Client {
         let mut versions: Vec<Record> = Vec::new();
         loop {
             let next = versions.last().map_or(first, |record| record.version + 1);
+            if next > newest {
+                return Ok(versions);
+            }
             let from = layout::history_key(name, next);
             let path = format!("/v1/records/{}/history?from={next}", segment(name));
             let check = |verifier: &mut Verifier, answer: &HistoryAnswer| {
                 let current = verifier.record(&answer.current, name, None)?;
-                let (mut page, until) = verifier.page::<Record>(&answer.earlier, &from, &end)?;
+                let key_of = |record: &Record| layout::history_key(&record.name, record.version);
+                let page = Page::new(&from, &end, MAX_PAGE);
+                let (mut page, until) = verifier.page(&answer.earlier, &page, key_of)?;
+                // Of one state, or a version could lie between them.
+                if answer.current.certificate.statement != answer.earlier.certificate.statement {
+                    return Err(AnswerError::OtherQuestion);
+                }
                 Verifier::fresh(&answer.current.certificate, crate::now(), max_age_ms)?;
                 Verifier::fresh(&answer.earlier.certificate, crate::now(), max_age_ms)?;
-                let more = until.is_some();
                 let got = current.as_ref().map_or(0, |record| record.version);
                 if got < newest {
                     return Err(AnswerError::Backwards { got, seen: newest });
                 }
                 // The current version follows the last of the earlier ones.
-                page.extend(current.filter(|current| !more && current.version >= next));
+                page.extend(current.filter(|current| until.is_none() && current.version >= next));
                 let gapless = page.iter().zip(next..).all(|(record, version)| record.version == version);
                 let certified = answer.current.certificate.statement.time;
-                if gapless { Ok((page, more, certified)) } else { Err(AnswerError::OtherQuestion) }
-            };
-            let (page, more, certified) = self.first_good(&path, check).await?;
-            let progressed = !page.is_empty();
-            versions.extend(page);
-            match versions.last() {
-                None => return Err(ClientError::NotFound { what: format!("the name {name}") }),
-                Some(last) if !more || !progressed => {
-                    self.inner.seen.record(last, certified);
-                    return Ok(versions);
+                // Who makes no progress is passed over.
+                if gapless && !page.is_empty() {
+                    Ok((page, certified))
+                } else {
+                    Err(AnswerError::OtherQuestion)
                 }
-                Some(_) => {}
+            };
+            let (page, certified) = self.first_good(&path, check).await?;
+            versions.extend(page.into_iter().filter(|record| record.version <= newest));
+            if let Some(last) = versions.last() {
+                self.inner.seen.record(last, certified);
             }
         }
     }

@@ -5,12 +5,12 @@
 //! is the certificate real, is it fresh, does the path lead there, is it about what was asked.
 
 use crate::certificate::{Certificate, Completion, CompletionError, QuorumError};
-use crate::codec::{encode, sha256};
+use crate::codec::{decode, digest, encode, sha256};
 use crate::evidence::{Evidence, EvidenceError, EvidenceFile, contradict};
 use crate::ids::{Epoch, Sequence, ServerId, Timestamp};
-use crate::limits::CLOCK_BOUND_MS;
+use crate::limits::{CLOCK_BOUND_MS, MAX_ADMINISTRATORS, MAX_DECISIONS, MAX_SERVERS};
 use crate::manifest::Manifest;
-use crate::map::{Found, Hasher, Proof, ProofError, RangeProof, RangeProofError, Snapshot};
+use crate::map::{Found, Hasher, Page, Proof, ProofError, Range, RangeProof, RangeProofError, Snapshot};
 use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::record::{Name, Record};
 use crate::request::{Reply, RequestId};
@@ -143,6 +143,13 @@ pub struct ProofFile {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub membership: Vec<Arc<ChangeProof>>,
 }
+
+/// The page that holds all that servers announced: its prefix, and entries that it has at most.
+pub const SERVERS_PAGE: (&[u8], usize) = (layout::SERVERS, MAX_SERVERS);
+/// The page that holds all administrators.
+pub const ADMINISTRATORS_PAGE: (&[u8], usize) = (layout::ADMINISTRATORS, MAX_ADMINISTRATORS + 1);
+/// The page that holds all decisions that are not made yet.
+pub const DECISIONS_PAGE: (&[u8], usize) = (layout::DECISIONS, MAX_DECISIONS + 1);
 
 /// Format that this version reads and writes.
 pub const PROOF_FORMAT: u32 = 1;
@@ -377,33 +384,47 @@ impl Verifier {
         }
         Ok(receipt)
     }
-    /// The entries of a page, decoded, and where it ends if it ends early.
+    fn range(&mut self, answer: &PageAnswer, page: &Page<'_>) -> Result<Range, AnswerError> {
+        self.certificate(&answer.certificate)?;
+        Ok(answer.range.verify(&self.hasher, &answer.certificate.statement.root, page)?)
+    }
+    /// The entries of a page, decoded, and where the listing goes on if it does. Each has to stand under its
+    /// own key, as `key_of` says.
     pub fn page<T: DeserializeOwned>(
         &mut self,
         answer: &PageAnswer,
-        from: &[u8],
-        to: &[u8],
+        page: &Page<'_>,
+        key_of: impl Fn(&T) -> Vec<u8>,
     ) -> Result<(Vec<T>, Option<Vec<u8>>), AnswerError> {
-        self.certificate(&answer.certificate)?;
-        let range = answer.range.verify(&self.hasher, &answer.certificate.statement.root, from, to)?;
-        let decoded = range.entries.iter().map(|(_, value)| crate::codec::decode(value));
-        let entries = decoded.collect::<Result<_, _>>().map_err(|_| AnswerError::OtherValue)?;
-        Ok((entries, range.until))
+        let range = self.range(answer, page)?;
+        let decoded = range.entries.iter().map(|(key, value)| match decode::<T>(value) {
+            Ok(entry) if key_of(&entry) == *key => Ok(entry),
+            _ => Err(AnswerError::OtherValue),
+        });
+        Ok((decoded.collect::<Result<_, _>>()?, range.until))
+    }
+    /// All entries that begin with a prefix, of which there are at most so many.
+    fn all<T: DeserializeOwned>(
+        &mut self,
+        answer: &PageAnswer,
+        (prefix, most): (&[u8], usize),
+        key_of: impl Fn(&T) -> Vec<u8>,
+    ) -> Result<Vec<T>, AnswerError> {
+        let end = layout::prefix_end(prefix);
+        match self.page(answer, &Page::new(prefix, &end, most), key_of)? {
+            (entries, None) => Ok(entries),
+            (_, Some(_)) => Err(AnswerError::Page(RangeProofError::Omits)),
+        }
     }
     /// What servers announced, by server.
     pub fn server_keys(&mut self, answer: &PageAnswer) -> Result<Vec<ServerKeys>, AnswerError> {
-        let (keys, until) =
-            self.page::<ServerKeys>(answer, layout::SERVERS, &layout::prefix_end(layout::SERVERS))?;
-        if until.is_some() {
-            return Err(AnswerError::Page(RangeProofError::Omits));
-        }
-        Ok(keys)
+        self.all(answer, SERVERS_PAGE, |keys: &ServerKeys| layout::server_key(keys.sealing.statement.server))
     }
     /// The administrators.
     pub fn administrators(&mut self, answer: &PageAnswer) -> Result<Vec<PublicKey>, AnswerError> {
-        self.certificate(&answer.certificate)?;
-        let (root, from) = (&answer.certificate.statement.root, layout::ADMINISTRATORS);
-        let range = answer.range.verify(&self.hasher, root, from, &layout::prefix_end(from))?;
+        let (from, most) = ADMINISTRATORS_PAGE;
+        let end = layout::prefix_end(from);
+        let range = self.range(answer, &Page::new(from, &end, most))?;
         if range.until.is_some() {
             return Err(AnswerError::Page(RangeProofError::Omits));
         }
@@ -412,11 +433,9 @@ impl Verifier {
     }
     /// What some administrators ask for, and not yet enough of them.
     pub fn decisions(&mut self, answer: &PageAnswer) -> Result<Vec<Pending>, AnswerError> {
-        let end = layout::prefix_end(layout::DECISIONS);
-        match self.page(answer, layout::DECISIONS, &end)? {
-            (pending, None) => Ok(pending),
-            (_, Some(_)) => Err(AnswerError::Page(RangeProofError::Omits)),
-        }
+        let cluster = *self.keyring.cluster();
+        let key_of = |pending: &Pending| layout::decision_key(&digest(&cluster, &pending.decision));
+        self.all(answer, DECISIONS_PAGE, key_of)
     }
     /// A secret's metadata and releases.
     pub fn secret(

@@ -2,15 +2,16 @@
 
 use super::problem::ApiError;
 use super::rate::{Caller, NAMES_PER_REQUEST};
-use super::{AppState, Body, NamePath, Params, json};
+use super::{App, AppState, Body, NamePath, Params, json};
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use kds_client::api::{BriefAnswer, BulkQuestion, HistoryAnswer, KnownState, ProblemKind};
 use metrics::Counter;
-use quorum::answer::{PageAnswer, RecordAnswer};
+use quorum::answer::{ADMINISTRATORS_PAGE, DECISIONS_PAGE, PageAnswer, RecordAnswer, SERVERS_PAGE};
 use quorum::ids::Sequence;
 use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
+use quorum::map::Page;
 use quorum::ordering::Published;
 use quorum::state::layout;
 use serde::{Deserialize, Serialize};
@@ -164,7 +165,7 @@ impl ListParams {
 }
 
 fn page(published: &Published, from: &[u8], to: &[u8], limit: usize) -> PageAnswer {
-    let range = published.snapshot.prove_range(from, to, limit);
+    let range = published.snapshot.prove_range(&Page::new(from, to, limit));
     PageAnswer { range, certificate: Arc::clone(&published.certificate) }
 }
 
@@ -196,22 +197,21 @@ pub(super) async fn history(
     Ok(json(&HistoryAnswer { current, earlier }))
 }
 
+/// All entries that begin with a prefix, of which there are at most so many.
+fn all(app: &App, (prefix, most): (&[u8], usize)) -> Result<Response, ApiError> {
+    Ok(json(&page(&*app.published()?, prefix, &layout::prefix_end(prefix), most)))
+}
+
 pub(super) async fn servers(State(app): AppState) -> Result<Response, ApiError> {
-    let published = app.published()?;
-    let end = layout::prefix_end(layout::SERVERS);
-    Ok(json(&page(&published, layout::SERVERS, &end, quorum::limits::MAX_SERVERS)))
+    all(&app, SERVERS_PAGE)
 }
 
 pub(super) async fn administrators(State(app): AppState) -> Result<Response, ApiError> {
-    let published = app.published()?;
-    let end = layout::prefix_end(layout::ADMINISTRATORS);
-    Ok(json(&page(&published, layout::ADMINISTRATORS, &end, quorum::limits::MAX_ADMINISTRATORS + 1)))
+    all(&app, ADMINISTRATORS_PAGE)
 }
 
 pub(super) async fn decisions(State(app): AppState) -> Result<Response, ApiError> {
-    let published = app.published()?;
-    let end = layout::prefix_end(layout::DECISIONS);
-    Ok(json(&page(&published, layout::DECISIONS, &end, quorum::limits::MAX_DECISIONS + 1)))
+    all(&app, DECISIONS_PAGE)
 }
 
 pub(super) async fn completion(State(app): AppState) -> Result<Response, ApiError> {

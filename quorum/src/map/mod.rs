@@ -23,7 +23,7 @@ mod range;
 mod sync;
 
 pub use proof::{Found, Proof, ProofError, Step, Terminal};
-pub use range::{Range, RangeItem, RangeProof, RangeProofError};
+pub use range::{Page, Range, RangeItem, RangeProof, RangeProofError};
 pub use sync::{PartError, PartItem, Path, Sync, WantedPart, parts_of};
 
 use crate::bytes::Hash;
@@ -207,18 +207,15 @@ impl Map {
     }
 }
 
-fn insert_below(node: &mut Arc<Node>, key: &[u8], leaf: Arc<Node>, difference: Option<u16>) {
-    let goes_on = match (&node.kind, difference) {
-        (Kind::Leaf { .. }, _) => false,
-        (Kind::Inner { .. }, None) => true,
-        (Kind::Inner { bit, .. }, Some(difference)) => *bit < difference,
+fn insert_below(mut node: &mut Arc<Node>, key: &[u8], leaf: Arc<Node>, difference: Option<u16>) {
+    let goes_on = |node: &Node| match &node.kind {
+        Kind::Leaf { .. } => false,
+        Kind::Inner { bit, .. } => difference.is_none_or(|difference| *bit < difference),
     };
-    if goes_on {
-        if let Kind::Inner { bit, sealed, left, right } = &mut Arc::make_mut(node).kind {
-            *sealed = false;
-            insert_below(if bit_of(key, *bit) { right } else { left }, key, leaf, difference);
-        }
-        return;
+    while goes_on(node) {
+        let Kind::Inner { bit, sealed, left, right } = &mut Arc::make_mut(node).kind else { return };
+        *sealed = false;
+        node = if bit_of(key, *bit) { right } else { left };
     }
     let Some(bit) = difference else {
         *node = leaf;
@@ -230,18 +227,26 @@ fn insert_below(node: &mut Arc<Node>, key: &[u8], leaf: Arc<Node>, difference: O
 }
 
 /// Removes the leaf of a key that is known to be below this inner node.
-fn remove_below(node: &mut Arc<Node>, key: &[u8]) {
-    let Kind::Inner { bit, sealed, left, right } = &mut Arc::make_mut(node).kind else { return };
-    *sealed = false;
-    let (child, sibling) = if bit_of(key, *bit) { (right, left) } else { (left, right) };
-    if matches!(child.kind, Kind::Leaf { .. }) {
-        let sibling = Arc::clone(sibling);
-        *node = sibling;
-    } else {
-        remove_below(child, key);
+fn remove_below(mut node: &mut Arc<Node>, key: &[u8]) {
+    let sibling_of_leaf = |node: &Node| match &node.kind {
+        Kind::Leaf { .. } => None,
+        Kind::Inner { bit, left, right, .. } => {
+            let (child, sibling) = if bit_of(key, *bit) { (right, left) } else { (left, right) };
+            matches!(child.kind, Kind::Leaf { .. }).then(|| Arc::clone(sibling))
+        }
+    };
+    loop {
+        if let Some(sibling) = sibling_of_leaf(node) {
+            *node = sibling;
+            return;
+        }
+        let Kind::Inner { bit, sealed, left, right } = &mut Arc::make_mut(node).kind else { return };
+        *sealed = false;
+        node = if bit_of(key, *bit) { right } else { left };
     }
 }
 
+/// As deep as the tree, whose keys were admitted: at most nine nodes for each of their bytes.
 fn seal_below(node: &mut Arc<Node>, hasher: &Hasher) {
     if !matches!(node.kind, Kind::Inner { sealed: false, .. }) {
         return;
@@ -350,5 +355,7 @@ impl<'a> Iterator for Iter<'a> {
     }
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,11 @@
 //! Proofs that a key has a value, or none, under a root (design §5).
+//!
+//! For a map and a key there is exactly one proof that is accepted:
+//!
+//! - `steps`: the inner nodes from the root down, each once. Their bits rise.
+//! - `terminal`: the leaf at which the search ends, `empty` only for the map without entries, and then
+//!   there are no steps. The leaf lies where the search leads: it has the same bits as the key at every step,
+//!   and the last bit lies within it.
 
 use super::{Hasher, Kind, Snapshot, bit_of};
 use crate::bytes::{Blob, Hash};
@@ -56,7 +63,7 @@ pub enum Found {
 /// Why a path proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
-    /// Positions do not rise, or lie outside any key.
+    /// Positions do not rise, or the leaf does not lie where the path leads.
     #[error("the path is malformed")]
     Malformed,
     /// It leads to another root.
@@ -68,15 +75,18 @@ impl Proof {
     /// Checks the path of `key` against a root.
     pub fn verify(&self, hasher: &Hasher, root: &Hash, key: &[u8]) -> Result<Found, ProofError> {
         let positions = self.steps.iter().map(|step| step.bit);
-        if !positions.is_sorted_by(|a, b| a < b)
-            || self.steps.last().is_some_and(|step| usize::from(step.bit / 9) > MAX_MAP_KEY_BYTES)
-        {
+        if !positions.is_sorted_by(|a, b| a < b) {
             return Err(ProofError::Malformed);
         }
         let (mut hash, found) = match &self.terminal {
             Terminal::Empty if self.steps.is_empty() => (hasher.empty(), Found::Absent),
             Terminal::Empty => return Err(ProofError::Malformed),
             Terminal::Leaf { key: leaf, value_hash } => {
+                let within = |step: &Step| usize::from(step.bit) <= 9 * leaf.len().min(MAX_MAP_KEY_BYTES);
+                let on_the_way = |step: &Step| bit_of(leaf, step.bit) == bit_of(key, step.bit);
+                if !self.steps.last().is_none_or(within) || !self.steps.iter().all(on_the_way) {
+                    return Err(ProofError::Malformed);
+                }
                 let found = if **leaf == *key { Found::Value(*value_hash) } else { Found::Absent };
                 (hasher.leaf(leaf, value_hash), found)
             }

@@ -5,6 +5,10 @@
 //! is a *part*: some nodes in preorder, the rest replaced by their hashes. A part has to have the
 //! hash that its parent named, so nothing in it has to be believed, and a wrong one names its
 //! sender. Wherever the server's own tree holds a subtree with the wanted hash, that is used.
+//!
+//! What may stand in a part: one tree in preorder, its topmost node shown, any of the others pruned. It may
+//! show less than it could, since a server fills a message as it likes, but never nothing: every part
+//! that is taken in brings at least one node, and where the whole tree's hashes come from is a certified root.
 
 use super::{Kind, Map, Node, Snapshot, bit_of};
 use crate::bytes::{Blob, Hash};
@@ -323,42 +327,55 @@ impl Sync {
     /// # Panics
     /// If something is [missing](Self::missing).
     pub fn finish(self) -> Map {
-        let root = if self.tree.is_empty() { None } else { Some(self.assemble(0)) };
-        let mut map = Map { hasher: self.base.hasher, root, len: 0 };
+        let mut map = Map { hasher: self.base.hasher, root: self.assemble(), len: 0 };
         map.len = map.iter_from(&[]).count();
         debug_assert_eq!(map.seal().root(), self.root);
         map
     }
 
-    /// Recursion is as deep as the certified tree, which correct servers built.
-    fn assemble(&self, place: usize) -> Arc<Node> {
-        match &self.tree[place] {
-            Building::Have(node) => Arc::clone(node),
-            Building::Inner { bit, hash, left, right } => {
-                let (left, right) = (self.assemble(*left), self.assemble(*right));
-                Arc::new(Node { hash: *hash, kind: Kind::Inner { bit: *bit, sealed: true, left, right } })
-            }
-            Building::Wanted { .. } => panic!("a state is finished only when nothing is missing"),
+    /// Puts the nodes together, children first.
+    fn assemble(&self) -> Option<Arc<Node>> {
+        enum Step {
+            Visit(usize),
+            Join(u16, Hash),
         }
+        let mut steps: Vec<_> = (!self.tree.is_empty()).then_some(Step::Visit(0)).into_iter().collect();
+        let mut done: Vec<Arc<Node>> = Vec::new();
+        while let Some(step) = steps.pop() {
+            match step {
+                Step::Visit(place) => match &self.tree[place] {
+                    Building::Have(node) => done.push(Arc::clone(node)),
+                    Building::Inner { bit, hash, left, right } => {
+                        steps.extend([Step::Join(*bit, *hash), Step::Visit(*right), Step::Visit(*left)]);
+                    }
+                    Building::Wanted { .. } => panic!("a state is finished only when nothing is missing"),
+                },
+                Step::Join(bit, hash) => {
+                    let (right, left) = (done.pop().expect("visited"), done.pop().expect("visited"));
+                    done.push(Arc::new(Node { hash, kind: Kind::Inner { bit, sealed: true, left, right } }));
+                }
+            }
+        }
+        done.pop()
     }
 }
 
 /// The subtrees of `node` that can lie on one side of a wanted node that decides on `bit`.
-fn descend(node: &Arc<Node>, bit: u16, turn: bool, found: &mut Vec<Arc<Node>>) {
-    if found.len() >= CANDIDATES {
-        return;
-    }
-    match &node.kind {
-        Kind::Inner { bit: own, left, right, .. } if *own < bit => {
-            descend(left, bit, turn, found);
-            descend(right, bit, turn, found);
+fn descend(top: &Arc<Node>, bit: u16, turn: bool, found: &mut Vec<Arc<Node>>) {
+    let mut stack = vec![top];
+    while let Some(node) = stack.pop() {
+        if found.len() >= CANDIDATES {
+            return;
         }
-        Kind::Inner { bit: own, left, right, .. } if *own == bit => {
-            found.push(Arc::clone(if turn { right } else { left }));
+        match &node.kind {
+            Kind::Inner { bit: own, left, right, .. } if *own < bit => stack.extend([right, left]),
+            Kind::Inner { bit: own, left, right, .. } if *own == bit => {
+                found.push(Arc::clone(if turn { right } else { left }));
+            }
+            // All keys here agree on that bit.
+            _ if bit_of(node.edge_key(false), bit) == turn => found.push(Arc::clone(node)),
+            _ => {}
         }
-        // All keys here agree on that bit.
-        _ if bit_of(node.edge_key(false), bit) == turn => found.push(Arc::clone(node)),
-        _ => {}
     }
 }
 
