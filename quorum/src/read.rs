@@ -495,7 +495,8 @@ impl Read {
             {
                 self.ask_completion();
             }
-        } else if self.is_idle() && !self.ask_group() {
+        } else if self.is_idle() && self.again.is_empty() && !self.ask_group() {
+            // Those that were a moment behind are asked again before a read fails.
             self.progress = Progress::Failed;
         }
     }

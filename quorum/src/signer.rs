@@ -30,6 +30,9 @@ pub struct Counter {
     pub serial: u64,
     /// The last epoch that is shown to have begun, and by which attempt.
     pub begun: AttemptId,
+    /// The last attempt that was shown to be under way: after an outage of all servers nobody may be able to
+    /// show it again.
+    pub coming: AttemptId,
 }
 
 /// What a server wants to have certified.
@@ -122,6 +125,7 @@ impl Signer {
             evidence.verify(&mut Keyring::of(Arc::clone(&self.membership)))?;
             self.counter.begun = self.counter.begun.max(evidence.statement.attempt());
         }
+        self.counter.coming = self.counter.coming.max(self.coming(ask)?);
         let attempt = self.counts(ask)?;
         let (server, AttemptId { epoch, attempt }) = (self.id, attempt);
         if !ask.keys.is_empty() && self.membership.identity(server, epoch) != Some(self.identity.public()) {
@@ -137,22 +141,23 @@ impl Signer {
         Ok((self.counter, certified))
     }
 
+    /// The attempt that a certified state is shown to contain.
+    fn coming(&self, ask: &Ask) -> Result<AttemptId, Refused> {
+        let Some(proved) = &ask.coming else { return Ok(AttemptId::default()) };
+        let evidence = ask.evidence.as_ref().ok_or(Refused::Evidence)?;
+        let hasher = Hasher::new(*self.membership.cluster());
+        let shown = proved.verify(&hasher, &evidence.statement.root, layout::EPOCHS);
+        let epochs = shown.map_err(|_| Refused::Evidence)?;
+        let attempt = epochs.and_then(|epochs| epochs.attempt.as_ref()).map(|attempt| attempt.id);
+        Ok(attempt.unwrap_or_default())
+    }
+
     /// What keys are certified for: never for an epoch that is over, since collected from q servers, one after the
     /// other, such keys would forge the past.
     fn counts(&self, ask: &Ask) -> Result<AttemptId, Refused> {
         let begun = self.counter.begun;
-        let coming = match (&ask.coming, &ask.evidence) {
-            (Some(proved), Some(evidence)) => {
-                let hasher = Hasher::new(*self.membership.cluster());
-                let shown = proved.verify(&hasher, &evidence.statement.root, layout::EPOCHS);
-                let epochs = shown.map_err(|_| Refused::Evidence)?;
-                epochs.and_then(|epochs| epochs.attempt.as_ref()).map(|attempt| attempt.id)
-            }
-            (Some(_), None) => return Err(Refused::Evidence),
-            (None, _) => None,
-        };
-        // An attempt that stands in an old state is over.
-        if coming == Some(ask.attempt) && ask.attempt.epoch > begun.epoch {
+        // Of attempts at one epoch only the last can succeed.
+        if ask.attempt == self.counter.coming && ask.attempt.epoch > begun.epoch {
             return Ok(ask.attempt);
         }
         let own =
@@ -268,8 +273,8 @@ mod tests {
         assert_eq!(certified(&mut signer, &coming(third, &state, &epochs)), Ok(third));
         let fourth = AttemptId { attempt: 4, ..third };
         assert_eq!(certified(&mut signer, &coming(fourth, &state, &epochs)), early(fourth, first(5)));
-        // Shown once is not shown for ever; what is shown has to stand in that very state, and be certified.
-        assert_eq!(certified(&mut signer, &ask(third, None)), early(third, first(5)));
+        // It is remembered; what is shown has to stand in that very state, and be certified.
+        assert_eq!(certified(&mut signer, &ask(third, None)), Ok(third));
         assert_eq!(certified(&mut signer, &coming(third, &shown, &epochs)), Err(Refused::Evidence));
         let mut few = state.clone();
         few.votes.pop();

@@ -47,7 +47,8 @@ async fn what_was_told_is_not_taken_back() {
             "history" => client.history(&who).await.unwrap().pop().unwrap(),
             "lookup" => client.lookup(&who, &LookupOptions::default()).await.unwrap().record.unwrap(),
             _ => {
-                let mut found = client.lookup_many(std::slice::from_ref(&who), &LookupOptions::default()).await;
+                let mut found =
+                    client.lookup_many(std::slice::from_ref(&who), &LookupOptions::default()).await;
                 found.remove(0).unwrap().record.unwrap()
             }
         };

@@ -79,7 +79,10 @@ async fn a_server_starts_a_signer_that_ends_with_it() {
     }
     let counter = std::fs::read(cluster.server_dir(1).join("signer.state")).unwrap();
     let counter: serde_json::Value = serde_json::from_slice(&counter).unwrap();
-    assert!(counter["serial"].as_u64() >= Some(6) && counter["epoch"].as_u64() >= Some(1), "{counter}");
+    assert!(
+        counter["serial"].as_u64() >= Some(6) && counter["begun"]["epoch"].as_u64() >= Some(1),
+        "{counter}"
+    );
     cluster.run(1).unwrap();
     let now = epoch(&cluster, 0).await;
     reach(&cluster, 1, now.next()).await;

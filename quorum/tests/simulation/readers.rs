@@ -211,7 +211,8 @@ impl Simulation {
         let subject = Subject::Record { name: readers.name.clone(), version: None };
         let at_least = complete.max(readers.returned);
         let this = &mut readers.readers[reader];
-        let (seen, since) = if this.number % 3 == 0 { (0, this.since) } else { (this.seen, Sequence(0)) };
+        let (seen, since) =
+            if this.number.is_multiple_of(3) { (0, this.since) } else { (this.seen, Sequence(0)) };
         let question = Question { subject, consistency, max_age_ms: MAX_AGE_MS, seen, since };
         this.number += 1;
         this.read = Some(Running { read: Read::new(grid, question, order), began: now, at_least });
