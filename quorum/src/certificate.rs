@@ -427,6 +427,10 @@ pub(crate) mod tests {
         assert_eq!(verifier.complete(), Sequence(0));
         verifier.completion(&completion(&present)).unwrap();
         assert_eq!(verifier.complete(), Sequence(8));
+        // Some of one epoch and some of another make none, though each holds by itself.
+        let (mut mixed, old) = (completion(&present), completion(&stolen));
+        (mixed.held[0], mixed.keys[0]) = (old.held[0].clone(), old.keys[0]);
+        assert!(matches!(mixed.verify(&mut keyring), Err(CompletionError::OtherEpoch(_))));
     }
 
     /// A liar's old certificate is one that the client's clock refuses, to the millisecond.

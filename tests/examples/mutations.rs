@@ -47,7 +47,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "believe a certificate of f+1", "unit", "certificate.rs":
         "if signers.len() < thresholds.q() {" => "if signers.len() < thresholds.f() + 1 {";
     "count a server's second, different vote", "unit", "certificate.rs":
-        "Some(_) => Err(Box::new(vote))," => "Some(_) => { self.votes.insert(vote.server(), vote); Ok(true) }";
+        "== vote.body().attempt() => Err(Box::new(vote))," => "== vote.body().attempt() => { self.votes.insert(vote.server(), vote); Ok(true) }";
     "vote while a view change is under way", "everything", "ordering/agree.rs":
         "view == self.view && self.changing.active" => "view == self.view";
     "do not persist what is accepted", "all", "ordering/propose.rs":
@@ -70,10 +70,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Some(expected) if expected != digest => {" => "Some(expected) if expected != digest && sequence.0 == u64::MAX => {";
     "begin a view with f+1 view changes", "unit", "message.rs":
         "if self.view_changes.len() != thresholds.q() {" => "if self.view_changes.len() <= thresholds.f() {";
-    "believe a new view under keys of epochs that are over", "unit", "ordering/view_change.rs":
-        "fresh || vouching > self.manifest.thresholds.f()" => "fresh || vouching > 0";
+    "believe a new view of an epoch that is over", "unit", "ordering/view_change.rs":
+        "*attempt < current && vouching > self.manifest.thresholds.f()" => "*attempt < current";
     "let old keys vouch for a new view", "unit", "ordering/view_change.rs":
-        "of.0 >= floor && *known >= view" => "*known >= view";
+        "*of == current && known >= view" => "*of <= current && known >= view";
     "do not check proofs in view changes", "unit", "message.rs":
         "previous = slot.sequence.0;\n            proof.verify(keyring)?;" => "previous = slot.sequence.0;";
     "leave a view on a single suspicion", "unit", "ordering/view_change.rs":
@@ -104,7 +104,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "answer whatever is asked", "unit", "ordering/budget.rs":
         "Some(account) => account.now(now) > 0," => "Some(account) => account.now(now) > i64::MIN,";
     "let old keys take the server's help", "unit", "ordering/catch_up.rs":
-        "(of < self.state.epoch()).then_some(of)" => "(of < Epoch(0)).then_some(of)";
+        "other.then_some(status.attempt.epoch)" => "(other && false).then_some(status.attempt.epoch)";
     "forward the same few requests again and again", "unit", "ordering/catch_up.rs":
         "due.sort_by_key(|waiting| waiting.sent);" => "";
     "help whoever claims one more each time", "unit", "ordering/budget.rs":
@@ -124,11 +124,11 @@ const MUTATIONS: &[Mutation] = mutations! {
     "accept any time", "lying:4", "ordering/propose.rs":
         "&& batch.time() > agreed && batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time() > agreed && batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
     "vote although votes are forgotten", "forgetting", "ordering/standing.rs":
-        "if !estimation.amnesia {\n            self.standing" => "if true {\n            self.standing";
+        "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = false;";
     "do not look at what the others hold", "forgetting", "ordering/standing.rs":
-        "estimation.amnesia = true;" => "";
+        "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = estimation.amnesia;";
     "vote again before a certificate is high enough", "forgetting", "ordering/standing.rs":
-        "&& self.certified() >= until" => "&& self.certified() <= until";
+        "let votes = self.certified() >= until &&" => "let votes = self.certified() <= until &&";
     "take any part of a state", "lagging", "map/sync.rs":
         "match found == hash {" => "match found == hash || self.missing > 0 {";
     "offer no state to those far behind", "lagging", "ordering/catch_up.rs":
@@ -201,24 +201,26 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Some((other, _)) if *other != value => return None," => "Some((other, _)) if *other != value => return found,";
     "give masked shares to anyone", "unit", "shares.rs":
         "filter(|_| helping.server == server && helping.attempt == attempt)?" => "filter(|_| helping.attempt == attempt || helping.server == server)?";
-    "count a vote under a key of another epoch", "unit", "signing.rs":
-        "Some(epoch) => of == epoch," => "Some(epoch) => of <= Epoch(u64::MAX - epoch.0),";
-    "count messages under keys of epochs that are over", "unit", "signing.rs":
-        "None => of >= self.floor," => "None => true,";
+    "count a statement under a key of another epoch", "unit", "signing.rs":
+        "keys.filter(|key| key.certificate.statement.attempt_id() == attempt)" => "keys.filter(|key| key.certificate.statement.attempt_id() >= attempt || attempt.attempt > 0)";
+    "put statements of several epochs together", "unit", "certificate.rs":
+        "if Some(held.body.attempt) != self.held.first().map(|first| first.body.attempt) {" => "if self.held.is_empty() {";
     "believe completeness under keys of epochs that are over", "unit", "answer.rs":
         "if oldest.next() >= current {" => "if oldest.next() >= current || oldest < current {";
     "certify keys for epochs to come", "unit", "signer.rs":
-        "if ask.epoch > shown.next() {" => "if ask.epoch > Epoch(u64::MAX - shown.0) {";
+        "if ask.attempt.epoch > begun.epoch {\n            return Err" => "if ask.attempt.epoch > begun.epoch.next() {\n            return Err";
+    "certify keys for attempts that nobody has seen", "unit", "signer.rs":
+        "if ask.attempt == self.counter.coming && ask.attempt.epoch > begun.epoch {" => "if ask.attempt.epoch == begun.epoch.next() {";
     "certify keys for epochs that are over", "unit", "signer.rs":
-        "ask.epoch.max(shown).max(since)" => "ask.epoch.max(since)";
+        "        Ok(begun)\n    }" => "        Ok(begun.min(ask.attempt))\n    }";
     "let a signer believe what it is told of epochs", "unit", "signer.rs":
         "evidence.verify(&mut Keyring::of(Arc::clone(&self.membership)))?;" => "";
     "certify keys with an identity that is not the server's", "unit", "signer.rs":
         "if !ask.keys.is_empty()" => "if ask.keys.len() > 9";
     "take steps with keys of epochs that are over", "unit", "state/epochs.rs":
-        "keys.voting.statement.epoch == epochs.current && " => "";
+        "keys.voting.statement.attempt_id() == epochs.attempt_id() && " => "";
     "announce keys of epochs that are over", "unit", "state/server_keys.rs":
-        "&& voting.statement.epoch == current" => "";
+        "&& voting.statement.attempt_id() == current" => "";
     "let one administrator decide", "unit", "state/decisions.rs":
         "if approvals < needed {" => "if approvals < needed && approvals == 0 {";
     "count administrators who are none any more", "unit", "state/decisions.rs":
@@ -238,9 +240,11 @@ const MUTATIONS: &[Mutation] = mutations! {
     "keep keys of a replaced identity", "unit", "signing.rs":
         "keys.retain(|key| identity(&before, key) == identity(membership, key));" => "keys.retain(|key| identity(&before, key).is_some());";
     "hand the next epoch's seeds to a server that is about to be replaced", "unit", "membership.rs":
-        "&& !self.is_replaced(server, of, current.next())" => "";
+        "of == current && !self.is_replaced(server, of.epoch, current.epoch.next())" => "of == current";
+    "hand secrets to whoever has an old link key", "unit", "membership.rs":
+        "of == current && !self.is_replaced(server, of.epoch, current.epoch.next())" => "!self.is_replaced(server, of.epoch, current.epoch.next())";
     "help whoever has a replaced identity", "unit", "signing.rs":
-        "self.membership.is_replaced(signed.server, key.statement.epoch, self.floor)" => "self.membership.is_replaced(signed.server, self.floor, key.statement.epoch)";
+        "self.membership.is_replaced(signed.server, key.statement.epoch, self.current)" => "self.membership.is_replaced(signed.server, self.current, key.statement.epoch)";
     "begin an epoch that nobody could follow to", "unit", "state/epochs.rs":
         "_ if self.membership.unproved().is_some() => return," => "";
     "let a server deal that is about to be replaced", "unit", "state/replacements.rs":
@@ -248,7 +252,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "count the shares of a server that is about to be replaced", "unit", "state/epochs.rs":
         "**whole && stays(server)" => "**whole || stays(server)";
     "replace servers one after the other in one epoch", "unit", "state/replacements.rs":
-        "last.is_some_and(|last| last.from > self.epoch)" => "last.is_some_and(|last| last.from < self.epoch)";
+        "last.is_some_and(|last| last.from > self.epoch())" => "last.is_some_and(|last| last.from < self.epoch())";
     "put on record what shows nothing", "unit", "state/replacements.rs":
         "membership.check(membership.proofs().len(), proof).is_ok_and(|change| change == *wanted)" => "proof.change.value.as_ref() == Some(wanted)";
     "show changes to nobody who slept", "unit", "ordering/catch_up.rs":
@@ -273,8 +277,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "let columns = (masked + 1).div_ceil(rows);" => "let columns = masked.div_ceil(rows);";
     "accept any server's certificate", "unit", "certs/src/lib.rs":
         "if *self.certificate != **certificate {" => "if self.certificate.is_empty() {";
-    "give kept answers that are older than what was seen", "unit", "kds-client/src/cache.rs":
-        "if kept.record.as_ref().map_or(0, |record| record.version) < seen {" => "if seen == u64::MAX {";
+    "forget what was told", "unit", "kds-client/src/seen.rs":
+        "Some(known) if known.version < told.version => *known = told," => "Some(known) if known.version < told.version => {}";
     "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/http/rate.rs":
         "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
 };
