@@ -137,9 +137,9 @@ impl<T: Statement + Copy + PartialEq> VoteBook<T> {
             }
         }
     }
-    /// Forgets votes of other attempts.
-    pub fn keep_only(&mut self, attempt: AttemptId) {
-        self.votes.retain(|_, vote| vote.body().attempt() == attempt);
+    /// Forgets votes of earlier attempts.
+    pub fn keep_since(&mut self, attempt: AttemptId) {
+        self.votes.retain(|_, vote| vote.body().attempt() >= attempt);
     }
     /// Who voted for what.
     pub fn votes_cast(&self) -> Vec<(ServerId, T)> {

@@ -21,8 +21,7 @@ impl Replica {
         }
         while let Some(entry) = self.log.get_mut(&self.state.sequence().next()) {
             // Who is right about the place is known only now: commits of another epoch than it lies in are void.
-            entry.enter_epoch(self.state.attempt());
-            if entry.committed.is_none() {
+            if !entry.commits_count(self.state.attempt()) {
                 break;
             }
             let Some(batch) = entry.batch.take() else { break };

@@ -77,21 +77,29 @@ impl LogEntry {
     pub(super) fn leads_on(&self) -> bool {
         self.batch.is_some() && !self.barrier
     }
-    /// This place lies in the epoch that began by `attempt`: what was said about it in another one is void.
+    /// This place lies in the epoch that began by `attempt`, or a later one: what was said about it before is void.
     pub(super) fn enter_epoch(&mut self, attempt: AttemptId) {
-        self.prepares.keep_only(attempt);
-        self.commits.keep_only(attempt);
-        self.early.take_if(|(proposal, _)| proposal.body().0.attempt != attempt);
-        self.prepared.take_if(|(proof, _)| proof.statement.0.attempt != attempt);
-        let accepted = self.slot().is_some_and(|slot| slot.attempt == attempt);
+        self.prepares.keep_since(attempt);
+        self.commits.keep_since(attempt);
+        self.early.take_if(|(proposal, _)| proposal.body().0.attempt < attempt);
+        self.prepared.take_if(|(proof, _)| proof.statement.0.attempt < attempt);
+        let accepted = self.slot().is_some_and(|slot| slot.attempt >= attempt);
         if !accepted {
             (self.pre_prepare, self.accepted_at) = (None, None);
             (self.own_prepare, self.own_commit) = (None, None);
         }
-        let void = self.committed.take_if(|proof| proof.statement.0.attempt != attempt).is_some();
+        let void = self.committed.take_if(|proof| proof.statement.0.attempt < attempt).is_some();
         if self.committed.is_none() && (void || !accepted) {
             self.forget_batch();
         }
+    }
+    /// Commits of another epoch than the place turns out to lie in are void.
+    pub(super) fn commits_count(&mut self, attempt: AttemptId) -> bool {
+        self.enter_epoch(attempt);
+        if self.committed.take_if(|proof| proof.statement.0.attempt != attempt).is_some() {
+            self.forget_batch();
+        }
+        self.committed.is_some()
     }
     fn forget_batch(&mut self) {
         (self.batch, self.wire, self.barrier) = (None, None, false);
