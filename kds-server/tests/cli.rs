@@ -33,8 +33,8 @@ fn plan_prints_the_designs_table_and_refuses_the_impossible() {
     assert_eq!(server(&["plan"]).status.code(), Some(2));
     // Numbers of any size are refused in words.
     let folder = tempfile::tempdir().unwrap();
-    let made = folder.path().join("never-made");
     for most in ["0", "4294967295", "18446744073709551615", "18446744073709551616"] {
+        let made = folder.path().join(most);
         for args in [
             &["plan", "--servers", most][..],
             &["plan", "--servers", "16", "--masked", most, "--threshold", most],
@@ -45,7 +45,6 @@ fn plan_prints_the_designs_table_and_refuses_the_impossible() {
             assert!(matches!(refused.status.code(), Some(1 | 2)), "{args:?}: {}", text(&refused.stderr));
         }
     }
-    assert!(!made.exists());
 }
 
 #[test]
