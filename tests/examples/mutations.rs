@@ -145,8 +145,6 @@ const MUTATIONS: &[Mutation] = mutations! {
         "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Commit(_)) {";
     "take a late answer for one to a newer question", "everything:9", "ordering/transfer.rs":
         "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
-    "read from before what the reader has seen", "reading", "read.rs":
-        "if got < current {" => "if got < current && current.0 == u64::MAX {";
     "forget replies as soon as their requests expire", "unit", "state/clients.rs":
         "expiry.plus_ms(REPLY_KEPT_MS) >= now" => "expiry >= now";
     "return what a single server says", "reading", "read.rs":
