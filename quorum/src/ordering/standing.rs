@@ -251,6 +251,10 @@ impl Replica {
         let certified = witness.certificate.as_ref().map(|certificate| certificate.statement);
         let through = certified.map_or(0, |statement| statement.sequence.0).saturating_add(WINDOW);
         let executed = Sequence(witness.executed.0.min(through));
+        // One answer of each: a server that does not vote yet says nothing that a second one could add.
+        if estimation.answers.contains_key(&from) {
+            return;
+        }
         estimation.answers.insert(from, (executed, witness.view));
         let shown = certified.map(|statement| (statement.sequence, statement.attempt()));
         estimation.certified = estimation.certified.max(shown.unwrap_or_default());
