@@ -29,6 +29,8 @@ mod readers;
 mod scenarios;
 #[path = "../tests/simulation/secrets.rs"]
 mod secrets;
+#[path = "../tests/simulation/thief.rs"]
+mod thief;
 
 use cluster::Simulation;
 use std::panic::{AssertUnwindSafe, catch_unwind};

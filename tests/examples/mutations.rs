@@ -123,9 +123,9 @@ const MUTATIONS: &[Mutation] = mutations! {
         "self.time = self.time.max(batch.time());" => "self.time = batch.time();";
     "accept any time", "lying:4", "ordering/propose.rs":
         "&& batch.time() > agreed && batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time() > agreed && batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
-    "vote although votes are forgotten", "forgetting", "ordering/standing.rs":
+    "vote although votes are forgotten", "unit", "ordering/standing.rs":
         "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = false;";
-    "do not look at what the others hold", "forgetting", "ordering/standing.rs":
+    "do not look at what the others hold", "unit", "ordering/standing.rs":
         "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = estimation.amnesia;";
     "vote again before a certificate is high enough", "forgetting", "ordering/standing.rs":
         "let votes = self.certified() >= until &&" => "let votes = self.certified() <= until &&";
@@ -143,7 +143,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Held(_)) {";
     "commit before the proof is durable", "all", "ordering/effects.rs":
         "match message.promises() {" => "match message.promises() && !matches!(message, PeerMessage::Commit(_)) {";
-    "take a late answer for one to a newer question", "everything:9", "ordering/transfer.rs":
+    "take a late answer for one to a newer question", "unit", "ordering/transfer.rs":
         "let answers = |asked: &Asked| asked.question == answer.question;" => "let answers = |asked: &Asked| asked.question != u64::MAX - answer.question;";
     "forget replies as soon as their requests expire", "unit", "state/clients.rs":
         "expiry.plus_ms(REPLY_KEPT_MS) >= now" => "expiry >= now";
@@ -201,6 +201,18 @@ const MUTATIONS: &[Mutation] = mutations! {
         "filter(|_| helping.server == server && helping.attempt == attempt)?" => "filter(|_| helping.attempt == attempt || helping.server == server)?";
     "count a statement under a key of another epoch", "unit", "signing.rs":
         "keys.filter(|key| key.certificate.statement.attempt_id() == attempt)" => "keys.filter(|key| key.certificate.statement.attempt_id() >= attempt || attempt.attempt > 0)";
+    "let keys of epochs that are over sign what is said now", "keeping-robbed", "signing.rs":
+        "keys.filter(|key| key.certificate.statement.attempt_id() == attempt)" => "keys.filter(|key| key.certificate.statement.attempt_id() <= attempt)";
+    "hear votes of epochs that are over", "unit", "ordering/barrier.rs":
+        "said_in == current ||" => "said_in <= current ||";
+    "believe proofs of epochs that are over in a view change", "unit", "message.rs":
+        "|| slot.attempt != self.attempt {" => "{";
+    "believe whatever place a server is said to have voted for", "unit", "ordering/standing.rs":
+        ".unwrap_or_default().min(bound);" => ".unwrap_or_default().min(bound.max(Sequence(u64::MAX)));";
+    "vote beyond a batch that may seal an epoch", "unit", "ordering/log.rs":
+        "self.batch.is_some() && !self.barrier" => "self.batch.is_some()";
+    "let a thief take keys for an attempt along", "keeping-robbed", "signer.rs":
+        "if ask.attempt == self.counter.coming && ask.attempt.epoch > begun.epoch {" => "if ask.attempt.epoch.0 > begun.epoch.0 && ask.attempt.epoch.0 <= begun.epoch.0 + 2 {";
     "put statements of several epochs together", "unit", "certificate.rs":
         "if Some(held.body.attempt) != self.held.first().map(|first| first.body.attempt) {" => "if self.held.is_empty() {";
     "believe completeness under keys of epochs that are over", "unit", "answer.rs":

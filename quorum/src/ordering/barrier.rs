@@ -76,3 +76,107 @@ impl Replica {
         self.changing.enter_epoch(attempt, self.state.began());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Hash;
+    use crate::certificate::{QuorumProof, VoteBook};
+    use crate::ids::{AttemptId, Epoch, ServerId, Timestamp, View};
+    use crate::limits::LOG_TAIL_BATCHES;
+    use crate::message::{MessageError, PeerMessage, Prepare, Slot, Suspect, ViewChange};
+    use crate::ordering::log::LogEntry;
+    use crate::ordering::{Identity, Stored};
+    use crate::request::{Operation, SignedRequest, Step};
+    use crate::signing::{Keyring, Voter};
+    use std::sync::Arc;
+
+    /// A replica in epoch 5, and four servers' voters of an epoch.
+    fn in_epoch_five() -> (Replica, impl FnMut(u64) -> Vec<Voter>) {
+        let (manifest, identities) = crate::manifest::tests::sample(4);
+        let cluster = manifest.cluster_id();
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(3);
+        let mut of = move |epoch: u64| -> Vec<Voter> {
+            let voters = identities.iter().enumerate().map(|(i, identity)| {
+                let (id, attempt) = (ServerId(i as u8), AttemptId::first(Epoch(epoch)));
+                Voter::generate(cluster, identity, id, attempt, epoch, &mut rng)
+            });
+            voters.collect()
+        };
+        let voter = of(5)[0].clone();
+        let state = Some(crate::ordering::restore::tests::stored_at(cluster, voter.attempt()));
+        let membership = crate::Membership::genesis(Arc::new(manifest));
+        let identity = Identity { membership, voter, boot: 0, log_tail: LOG_TAIL_BATCHES };
+        let replica = Replica::start(identity, Stored { state, ..Stored::default() });
+        assert_eq!(replica.state.epoch(), Epoch(5));
+        (replica, of)
+    }
+
+    fn slot(epoch: u64) -> Slot {
+        let (view, sequence, digest) = (View(0), Sequence(40), Hash([5; 32]));
+        Slot { view, sequence, digest, attempt: AttemptId::first(Epoch(epoch)) }
+    }
+
+    /// Design §7: nothing that is said in an epoch that is over counts; votes of the next one wait for it.
+    #[test]
+    fn what_is_said_counts_in_its_own_epoch() {
+        let (mut replica, mut of) = in_epoch_five();
+        for (epoch, vote_counts, suspicion_counts) in
+            [(4, false, false), (5, true, true), (6, true, false), (7, false, false)]
+        {
+            let voter = of(epoch).remove(1);
+            let vote = CheckedMessage::Prepare(voter.sign(Prepare(slot(epoch))));
+            assert_eq!(replica.counts(&vote), vote_counts, "a vote of epoch {epoch}");
+            let suspect = voter.sign(Suspect { view: View(0), attempt: voter.attempt() });
+            let suspect = CheckedMessage::Suspect(suspect);
+            assert_eq!(replica.counts(&suspect), suspicion_counts, "a suspicion of epoch {epoch}");
+        }
+    }
+
+    /// Proofs of the epoch before were good once. Shown in a view change of this one they would call for a batch
+    /// at a place that the seal has passed.
+    #[test]
+    fn a_view_change_shows_proofs_of_its_own_epoch_only() {
+        let (replica, mut of) = in_epoch_five();
+        let mut keyring = Keyring::of(Arc::clone(replica.membership()));
+        let present = of(5);
+        for voter in &present {
+            keyring.add(*voter.certificate()).unwrap();
+        }
+        for (epoch, good) in [(4, false), (5, true)] {
+            let voters = if epoch == 5 { present.clone() } else { of(epoch) };
+            let mut book = VoteBook::default();
+            for voter in &voters[..3] {
+                book.add(voter.sign(Prepare(slot(epoch)))).unwrap();
+            }
+            let proof: QuorumProof<Prepare> = book.proof(&Prepare(slot(epoch)), 3).unwrap();
+            assert_eq!(proof.verify(&mut keyring), Ok(()));
+            let (view, began) = (View(1), Sequence(0));
+            let attempt = present[1].attempt();
+            let change = ViewChange { view, attempt, began, stable: None, prepared: vec![proof] };
+            let change = PeerMessage::ViewChange(present[1].sign(change).signed().clone());
+            let checked = change.check(ServerId(1), &mut keyring).map(drop);
+            assert_eq!(checked, if good { Ok(()) } else { Err(MessageError::BadViewChange) });
+        }
+    }
+
+    /// A batch that may seal an epoch is a barrier.
+    #[test]
+    fn nobody_votes_beyond_a_batch_that_may_seal_an_epoch() {
+        let (mut replica, mut of) = in_epoch_five();
+        let voter = of(5).remove(1);
+        let (cluster, first) = (replica.cluster, replica.executed().next());
+        let ready = Step::Ready { server: ServerId(1), attempt: AttemptId::first(Epoch(6)), whole: true };
+        let ready = SignedRequest::sign(&cluster, voter.key(), 1, Timestamp(9), Operation::Step(ready))
+            .trusted(&cluster);
+        for (requests, leads) in [(vec![], true), (vec![ready], false)] {
+            let batch = CheckedBatch::new(&cluster, Timestamp(1), requests);
+            let wire = Arc::new(batch.to_batch());
+            let mut entry = LogEntry::default();
+            entry.set_batch(batch, wire);
+            replica.log.insert(first, entry);
+            assert!(replica.leads_to(first), "everything before it is known");
+            assert_eq!(replica.leads_to(first.next()), leads);
+        }
+    }
+}

@@ -358,6 +358,50 @@ mod tests {
     use super::*;
     use crate::bytes::Hash;
     use crate::certificate::tests::voters;
+    use crate::ordering::view_change::tests::replica;
+
+    /// A server starts from an older database than its last one. Each of q−1 others tells it of a vote at `place`, if
+    /// any, and has itself executed 7 batches: what the server thinks of itself then.
+    fn after_witnesses(place: Option<u64>, amnesia: bool) -> (Part, Replica) {
+        let (keyring, voters) = voters(4);
+        let mut replica = replica(&voters, 0, &keyring);
+        replica.standing = Standing::Estimating(Estimation::new(5, amnesia, BTreeMap::new()));
+        let (digest, attempt) = (Hash([1; 32]), AttemptId::default());
+        let slot = |place| Slot { view: View(0), sequence: Sequence(place), digest, attempt };
+        let votes = place.map(|place| voters[0].sign(Prepare(slot(place))).stored());
+        let witness = Witness {
+            boot: 5,
+            executed: Sequence(7),
+            view: View(0),
+            certificate: None,
+            prepares: votes.into_iter().collect(),
+            commits: vec![],
+            view_change: None,
+        };
+        for from in [1, 2] {
+            assert_eq!(replica.part(), Part::Estimating, "fewer than q−1 have answered");
+            replica.on_witness(Timestamp(1), ServerId(from), witness.clone());
+        }
+        (replica.part(), replica)
+    }
+
+    /// PBFT-PR §4.3.2: a server that learns of votes that its database does not know casts none before a
+    /// certificate lies beyond all that it may have voted for.
+    #[test]
+    fn who_forgot_a_vote_waits_for_a_certificate_beyond_all_that_it_may_have_voted_for() {
+        assert_eq!(after_witnesses(None, false).0, Part::Voting, "nothing is forgotten");
+        // A lost database remembers nothing, whatever the others show.
+        // And who once had its key shows it votes for places that nobody comes to.
+        let bound = 7 + 2 * WINDOW;
+        for (place, amnesia, beyond) in
+            [(Some(9), false, 9), (None, true, 7), (Some(u64::MAX - 1), false, bound)]
+        {
+            let (part, replica) = after_witnesses(place, amnesia);
+            assert_eq!(part, Part::Recovering, "{place:?}, {amnesia}");
+            let Standing::Recovering(forgotten) = replica.standing else { unreachable!() };
+            assert_eq!(forgotten.until.0, beyond + 2 * PROPOSALS_AHEAD);
+        }
+    }
 
     /// A vote of a later view for a lower place is forgotten as easily as any, and counts as much.
     #[test]

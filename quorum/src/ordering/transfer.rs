@@ -386,3 +386,44 @@ impl Replica {
         self.tell_status();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::tests::voters;
+    use crate::ordering::view_change::tests::replica;
+
+    /// What a late answer is about was put to another server since: taken for an answer to the newer question it
+    /// would make its honest author one who sends wrong parts.
+    #[test]
+    fn an_answer_counts_for_its_own_question() {
+        let (keyring, voters) = voters(4);
+        let mut replica = replica(&voters, 0, &keyring);
+        let asked = Asked { question: 6, places: vec![], when: Timestamp(1) };
+        let checkpoint = crate::certificate::Checkpoint {
+            sequence: Sequence(900),
+            root: crate::bytes::Hash([7; 32]),
+            time: Timestamp(1),
+            epoch: crate::ids::Epoch(0),
+            attempt: 0,
+        };
+        let certificate = Certificate { statement: checkpoint, votes: vec![], keys: vec![] };
+        let sync = map::Sync::new(&replica.state.seal().1, checkpoint.root);
+        replica.transferring.current = Some(Transfer {
+            certificate,
+            sync,
+            asked: BTreeMap::from([(ServerId(1), asked)]),
+            useless: ServerSet::default(),
+            advanced: Timestamp(1),
+            parts: 0,
+        });
+        let waiting = |replica: &Replica| {
+            replica.transferring.questions().filter(|(of, _)| *of == ServerId(1)).collect::<Vec<_>>()
+        };
+        let late = Parts { question: 5, parts: vec![vec![PartItem::Inner(0)]] };
+        replica.on_parts(Timestamp(2), ServerId(1), late.clone());
+        assert_eq!(waiting(&replica), [(ServerId(1), 6)], "still waits for its answer");
+        replica.on_parts(Timestamp(2), ServerId(1), Parts { question: 6, ..late });
+        assert_ne!(waiting(&replica), [(ServerId(1), 6)], "answered");
+    }
+}

@@ -496,4 +496,4 @@ impl Replica {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

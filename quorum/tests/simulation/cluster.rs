@@ -5,6 +5,7 @@ use crate::liar::{Conspiracy, Liar};
 use crate::patient::{Patience, Patient};
 use crate::readers::{Liars, Readers};
 use crate::secrets::Secrets;
+use crate::thief::Thief;
 use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
@@ -50,6 +51,8 @@ pub struct Faults {
     pub sluggish_ms: u64,
     /// A server does what it must, just not well enough, for ever.
     pub patient: Option<Patience>,
+    /// Somebody is in other servers each epoch, and keeps all keys that she finds.
+    pub mobile: bool,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
     /// A server's place is given to another identity, by order of the administrator.
@@ -82,6 +85,7 @@ impl Faults {
         !broken
             && self.sluggish_ms == 0
             && self.patient.is_none()
+            && !self.mobile
             && !self.forgetful
             && !self.replaced
             && !self.corrupt
@@ -188,6 +192,7 @@ pub struct Simulation {
     pub(crate) liars: BTreeMap<ServerId, Liar>,
     conspiracy: Conspiracy,
     pub(crate) patient: Patient,
+    pub thief: Thief,
     forgetful: Vec<ServerId>,
     /// Servers that are down until another identity has their place; and the administrator.
     replacing: BTreeMap<ServerId, SigningKey>,
@@ -311,6 +316,7 @@ impl Simulation {
             liars: BTreeMap::new(),
             conspiracy: Conspiracy::default(),
             patient: Patient::default(),
+            thief: Thief::default(),
             forgetful: Vec::new(),
             replacing: BTreeMap::new(),
             administrator,
@@ -631,7 +637,14 @@ impl Simulation {
                 self.send_lies(id, lies);
             } else {
                 let held_back_ms = self.held_back_ms(&message);
-                to.into_iter().for_each(|to| self.send(from, to, Arc::clone(&bytes), held_back_ms));
+                for to in to {
+                    let instead = self.thief_changes(id, to, &message);
+                    let sent: Vec<_> = match instead.is_empty() {
+                        true => vec![Arc::clone(&bytes)],
+                        false => instead.iter().map(|lie| Arc::new(encode(lie))).collect(),
+                    };
+                    sent.into_iter().for_each(|bytes| self.send(from, to, bytes, held_back_ms));
+                }
             }
         }
     }
@@ -861,6 +874,7 @@ impl Simulation {
                     self.step(id, Input::Tick);
                     self.keeper_ticks(id);
                     self.tell_backups(id);
+                    self.thief_acts(id);
                     if self.liars.contains_key(&id) {
                         self.lie_about_epochs(id);
                     }
@@ -1019,7 +1033,7 @@ impl Simulation {
             // Who does not know of a change yet does not know the new server.
             let behind = changes < self.replacements;
             assert!(
-                error.is_late() || self.is_liar(from) || behind,
+                error.is_late() || self.is_liar(from) || self.thief.may_have_spoken_as(from) || behind,
                 "seed {}: server {from} is honest, but {error}",
                 self.seed
             );
@@ -1041,6 +1055,17 @@ impl Simulation {
     /// Nobody who is honest is accused, and no honest server finds fault with itself.
     fn check_accusation(&mut self, by: ServerId, accusation: &Accusation) {
         let seed = self.seed;
+        let blamed = match accusation {
+            Accusation::Equivocation { server, .. }
+            | Accusation::BadProposal { server, .. }
+            | Accusation::WrongState { server, .. } => Some(*server),
+            Accusation::Amnesia { .. } => Some(by),
+            _ => None,
+        };
+        if blamed.is_some_and(|server| self.thief.may_have_spoken_as(server)) {
+            self.equivocations += 1;
+            return;
+        }
         match accusation {
             Accusation::Equivocation { server, .. } => {
                 self.equivocations += 1;
@@ -1094,6 +1119,7 @@ impl Simulation {
         );
         assert!(self.is_done(), "seed {}: servers do not catch up: {:#?}", self.seed, self.positions());
         self.check_patient();
+        self.check_thief();
         if self.faults.has_good_servers() {
             // A correct primary is not suspected, or hardly ever where every seventh message is lost.
             let most = View(u64::from(self.faults.loss > 0.0));
@@ -1145,7 +1171,9 @@ impl Simulation {
         };
         // One that forgot may have to wait for longer than this goes on; it counts as faulty till then.
         let forgot = |server: &&Server| {
-            server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Recovering)
+            let forgetful = !self.forgetful.is_empty();
+            forgetful
+                && server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Recovering)
         };
         let mut alive = self.honest().filter(|server| server.replica.is_some() && !forgot(server));
         let written = self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date);

@@ -13,6 +13,7 @@ mod patient;
 mod readers;
 mod scenarios;
 mod secrets;
+mod thief;
 
 use cluster::{Faults, Simulation};
 use quorum::ids::View;
@@ -35,6 +36,8 @@ struct Happened {
     recoveries: usize,
     repairs: usize,
     replacements: usize,
+    /// Lies under keys that were stolen in epochs that are over.
+    old_lies: usize,
     views: Vec<View>,
     reads: usize,
     lies: usize,
@@ -52,6 +55,7 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.recoveries += simulation.recoveries;
         happened.repairs += simulation.repairs;
         happened.replacements += simulation.replacements;
+        happened.old_lies += simulation.thief.old;
         happened.views.push(simulation.view());
         if let Some(readers) = &simulation.readers {
             happened.reads += readers.reads;
@@ -157,6 +161,14 @@ fn four_replicas_of_which_one_is_replaced() {
 fn nine_replicas_of_which_some_are_replaced() {
     assert!(run(9, KEEPING_REPLACED, 3).replacements > 3, "too few were replaced: this tests nothing");
     run(9, KEEPING_REPLACED_APART, 6);
+}
+/// A mobile adversary keeps every voting key that she was ever near, and votes with all of them: see `thief.rs`.
+#[test]
+fn replicas_of_which_others_are_robbed_each_epoch() {
+    for (servers, seeds) in [(4, 40), (9, 6)] {
+        let happened = run(servers, KEEPING_ROBBED, seeds);
+        assert!(happened.old_lies > 1_000, "{} lies under old keys: this tests nothing", happened.old_lies);
+    }
 }
 #[test]
 fn four_replicas_that_fall_far_behind() {

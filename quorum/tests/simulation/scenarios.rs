@@ -16,6 +16,7 @@ pub const GOOD: Faults = Faults {
     liars: false,
     sluggish_ms: 0,
     patient: None,
+    mobile: false,
     forgetful: false,
     replaced: false,
     corrupt: false,
@@ -93,6 +94,10 @@ pub const KEEPING_FORGETTING: Faults =
 pub const KEEPING_THROUGH_EVERYTHING: Faults =
     Faults { secrets: 12, epoch_seconds: 2, requests: 6, loss: 0.05, max_delay_ms: 100, ..EVERYTHING };
 
+/// Whoever was in a server keeps its keys; servers crash, so that they ask what they signed.
+pub const KEEPING_ROBBED: Faults =
+    Faults { mobile: true, crashes: true, max_delay_ms: 40, secrets: 4, epoch_seconds: 2, ..GOOD };
+
 /// Servers' places are given to other identities.
 pub const KEEPING_REPLACED: Faults = Faults { replaced: true, max_delay_ms: 40, ..KEEPING };
 /// While others sleep so long that they learn of it later.
@@ -124,6 +129,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("keeping-lying", &[4, 4, 9], KEEPING_LYING),
     ("keeping-forgetting", &[4, 4, 9], KEEPING_FORGETTING),
     ("keeping-through-everything", &[4, 9], KEEPING_THROUGH_EVERYTHING),
+    ("keeping-robbed", &[4, 4, 9], KEEPING_ROBBED),
     ("keeping-replaced", &[4, 9], KEEPING_REPLACED),
     ("keeping-replaced-apart", &[4, 4, 9], KEEPING_REPLACED_APART),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),

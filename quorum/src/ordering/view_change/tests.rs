@@ -98,7 +98,11 @@ fn a_backup_votes_only_for_what_the_new_view_calls_for() {
     assert_eq!(votes_for(4, &wrong), (true, false), "places after the plan are free");
 }
 
-fn replica(voters: &[crate::signing::Voter], id: usize, keyring: &crate::signing::Keyring) -> Replica {
+pub(in crate::ordering) fn replica(
+    voters: &[crate::signing::Voter],
+    id: usize,
+    keyring: &crate::signing::Keyring,
+) -> Replica {
     replica_at(0, voters, id, keyring)
 }
 
