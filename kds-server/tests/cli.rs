@@ -44,6 +44,7 @@ fn plan_prints_the_designs_table_and_refuses_the_impossible() {
             let refused = server(args);
             assert!(matches!(refused.status.code(), Some(1 | 2)), "{args:?}: {}", text(&refused.stderr));
         }
+        assert!(!made.exists(), "what is refused leaves nothing behind");
     }
 }
 

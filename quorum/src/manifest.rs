@@ -53,7 +53,7 @@ impl Tagged for Manifest {
 
 /// Format that this version reads and writes. It also stands for that of the state and of what servers say
 /// to each other: a cluster of another one is made anew.
-pub const MANIFEST_FORMAT: u32 = 3;
+pub const MANIFEST_FORMAT: u32 = 4;
 
 /// Why a manifest cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,12 +81,7 @@ pub enum ManifestError {
 impl Manifest {
     /// Checks what a liar or a typing error could have broken.
     pub fn validate(&self) -> Result<(), ManifestError> {
-        if self.format != MANIFEST_FORMAT {
-            return Err(ManifestError::Format(self.format));
-        }
-        if self.thresholds.n() > limits::MAX_SERVERS || !self.thresholds.is_consistent() {
-            return Err(ManifestError::Thresholds);
-        }
+        self.validate_terms()?;
         if self.servers.len() != self.thresholds.n() {
             return Err(ManifestError::Servers(self.servers.len()));
         }
@@ -102,6 +97,16 @@ impl Manifest {
             if twice || !is_sound_key(&entry.identity) {
                 return Err(ManifestError::Identity(entry.id));
             }
+        }
+        Ok(())
+    }
+    /// Checks everything that is no server's: before there are any.
+    pub fn validate_terms(&self) -> Result<(), ManifestError> {
+        if self.format != MANIFEST_FORMAT {
+            return Err(ManifestError::Format(self.format));
+        }
+        if self.thresholds.n() > limits::MAX_SERVERS || !self.thresholds.is_consistent() {
+            return Err(ManifestError::Thresholds);
         }
         let needed = usize::from(self.administrators_needed);
         if !(1..=self.administrators.len()).contains(&needed) || !self.administrators.iter().all(is_sound_key)

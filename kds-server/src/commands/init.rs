@@ -129,9 +129,19 @@ impl NewCluster<'_> {
         );
         let addresses = self.addresses(n)?;
         let passphrase = Passphrase::from_environment();
+        let administrator = keystore::generate();
+        let mut manifest = Manifest {
+            format: MANIFEST_FORMAT,
+            epoch_seconds: self.epoch_seconds,
+            administrators_needed: self.administrators_needed,
+            administrators: [&[administrator.public()], &self.administrators[..]].concat(),
+            thresholds: self.thresholds,
+            servers: Vec::new(),
+        };
+        // What is refused leaves nothing behind.
+        manifest.validate_terms()?;
         fs::create_dir_all(self.dir).with_context(|| format!("cannot create {}", self.dir.display()))?;
 
-        let administrator = keystore::generate();
         keystore::write_signing_key(
             &administrator_path,
             SecretKind::SigningKey,
@@ -139,7 +149,6 @@ impl NewCluster<'_> {
             passphrase.as_ref(),
         )?;
         let grid = quorum::grid::Grid::new(self.thresholds);
-        let mut servers = Vec::new();
         for (id, (folder, (clients, peers))) in grid.servers().zip(folders.iter().zip(&addresses)) {
             let Replacement { server: id, url, peer, identity, certificate } = NewServer {
                 id,
@@ -151,16 +160,8 @@ impl NewCluster<'_> {
             }
             .write(folder, passphrase.as_ref())?;
             let (row, column) = (grid.row_of(id) as u16, grid.column_of(id) as u16);
-            servers.push(ServerEntry { id, row, column, url, peer, identity, certificate });
+            manifest.servers.push(ServerEntry { id, row, column, url, peer, identity, certificate });
         }
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            epoch_seconds: self.epoch_seconds,
-            administrators_needed: self.administrators_needed,
-            administrators: [&[administrator.public()], &self.administrators[..]].concat(),
-            thresholds: self.thresholds,
-            servers,
-        };
         manifest.validate()?;
         fs::write(&manifest_path, manifest_file::to_text(&manifest).map_err(anyhow::Error::msg)?)?;
         Ok(manifest)

@@ -205,6 +205,8 @@ pub struct Simulation {
     /// Servers that repaired a wrong state.
     pub repairs: usize,
     pub replacements: usize,
+    /// How often contributions were not those that were committed to.
+    pub wrong_dealings: usize,
     /// The server whose state was changed, and whether it still is wrong.
     corrupt: Option<(ServerId, bool)>,
     cut_off: Vec<ServerId>,
@@ -325,6 +327,7 @@ impl Simulation {
             recoveries: 0,
             repairs: 0,
             replacements: 0,
+            wrong_dealings: 0,
             corrupt: None,
             cut_off: Vec::new(),
             trace: Hash([0; 32]),
@@ -604,8 +607,11 @@ impl Simulation {
                 self.check_step(id, request.request());
                 self.step(id, Input::Request(request));
             }
-            if let Some(published) = released.published.filter(|_| !liar) {
-                self.check_published(id, published);
+            match released.published {
+                // A liar's signer has to be shown something too, or it has no keys to lie with.
+                Some(published) if liar => self.servers[id.index()].published = Some(published),
+                Some(published) => self.check_published(id, published),
+                None => {}
             }
             for request in released.replied {
                 self.acknowledge(id, request);
@@ -1066,6 +1072,7 @@ impl Simulation {
             self.equivocations += 1;
             return;
         }
+        self.wrong_dealings += usize::from(matches!(accusation, Accusation::WrongDealing { .. }));
         match accusation {
             Accusation::Equivocation { server, .. } => {
                 self.equivocations += 1;

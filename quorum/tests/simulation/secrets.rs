@@ -129,7 +129,7 @@ impl Simulation {
 
     pub(crate) fn acknowledge_deposit(&mut self, id: ServerId, request: RequestId) {
         let Some(which) = self.secrets.requests.get(&request) else { return };
-        // A liar's own publications are not looked at.
+        // It may have started again since.
         let Some(published) = &self.servers[id.index()].published else { return };
         let Some(reply) = layout::reply(&published.snapshot, request) else { return };
         let deposited = &mut self.secrets.deposits[*which];
