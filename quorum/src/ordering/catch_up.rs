@@ -231,7 +231,10 @@ impl Replica {
         // proofs is soon compared with a certificate.
         let certified = self.ahead.as_ref().map_or(Sequence(0), |ahead| ahead.statement.sequence);
         let shown = certified.max(self.certified());
-        if sequence <= executed || sequence.0 > executed.0 + WINDOW || sequence.0 > shown.0 + WINDOW {
+        if sequence <= executed
+            || sequence.0 > executed.0.saturating_add(WINDOW)
+            || sequence.0 > shown.0.saturating_add(WINDOW)
+        {
             return;
         }
         // In which epoch the next place lies is certain; of those after it that shows when they are executed.

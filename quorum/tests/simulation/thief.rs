@@ -30,6 +30,8 @@ pub struct Thief {
     /// Where she is, and since which epoch.
     inside: BTreeSet<ServerId>,
     since: Option<Epoch>,
+    /// Whether she has to choose where to go in that epoch.
+    chooses: bool,
     /// Whether she stays while the next epoch is agreed on.
     stays: bool,
     /// Where she ever was: what these seem to have said proves nothing against them.
@@ -118,27 +120,38 @@ impl Simulation {
     }
 
     fn thief_moves(&mut self) {
-        let epoch = self.epoch();
-        let under_way =
-            |replica: &quorum::ordering::Replica| layout::attempt_under_way(replica.state().map()).is_some();
-        let replicas = self.servers.iter().filter_map(|server| server.replica.as_ref());
-        let under_way = replicas.into_iter().any(under_way);
-        if self.thief.since != Some(epoch) && !under_way {
+        let states = || self.servers.iter().filter_map(|server| Some(server.replica.as_ref()?.state()));
+        let Some(epoch) =
+            states().map(|state| state.epoch()).max().filter(|of| Some(*of) >= self.thief.since)
+        else {
+            return;
+        };
+        let under_way = states().any(|state| layout::attempt_under_way(state.map()).is_some());
+        if under_way && !self.thief.stays {
+            self.thief.inside.clear();
+        } else if !under_way && self.thief.since != Some(epoch) {
             let stayed = self.thief.stays && !self.thief.inside.is_empty();
             self.thief.since = Some(epoch);
             self.thief.stays = self.rng.random_bool(0.4);
             if !stayed {
-                let most = self.most_visited();
-                // Where she was least often, so that she soon was everywhere.
-                let mut servers: Vec<_> = self.manifest.grid().servers().collect();
-                servers.shuffle(&mut self.rng);
-                servers.sort_by_key(|server| self.thief.keys.get(server).map_or(0, Vec::len));
-                self.thief.inside = servers.into_iter().take(most).collect();
+                self.thief.inside.clear();
             }
-            let inside = self.thief.inside.clone();
-            self.thief.visited.extend(inside);
-        } else if under_way && !self.thief.stays {
-            self.thief.inside.clear();
+            self.thief.chooses = !stayed;
+        }
+        // Whoever is behind has keys of the last epoch yet, and would count in that too.
+        let most = self.most_visited();
+        if !under_way && self.thief.chooses {
+            let there = |id: &ServerId| {
+                let replica = self.servers[id.index()].replica.as_ref();
+                replica.is_some_and(|replica| replica.state().epoch() == epoch)
+            };
+            // Where she was least often, so that she soon was everywhere.
+            let mut servers: Vec<_> = self.manifest.grid().servers().filter(there).collect();
+            servers.shuffle(&mut self.rng);
+            servers.sort_by_key(|server| self.thief.keys.get(server).map_or(0, Vec::len));
+            self.thief.chooses = servers.is_empty();
+            self.thief.inside = servers.into_iter().take(most).collect();
+            self.thief.visited.extend(self.thief.inside.iter().copied());
         }
     }
 
@@ -146,6 +159,10 @@ impl Simulation {
     fn thief_takes_keys(&mut self, id: ServerId) {
         let Some(replica) = &self.servers[id.index()].replica else { return };
         let current = replica.state().attempt();
+        if Some(current.epoch) < self.thief.since {
+            // It has started again, and has not caught up.
+            return;
+        }
         let own = self.voter(id);
         let drawn = self.drawn.get(&id).into_iter().flatten().filter(|voter| voter.attempt() >= current);
         let found: Vec<_> = drawn.cloned().chain([own]).collect();
