@@ -140,12 +140,29 @@ fn shown(shared: &Shared) -> Shown {
     }
 }
 
+/// Shows the signer that an epoch has begun, as soon as a certificate shows it: until then it certifies keys of the last
+/// one, for a thief too, and the server counts in both (design §7).
+async fn tell(signer: &SignerLink, shared: &Shared, told: &mut AttemptId) -> anyhow::Result<()> {
+    let Some(last) = shared.certificate.load_full() else { return Ok(()) };
+    let attempt = last.statement.attempt();
+    if attempt > *told {
+        let evidence = Some(Arc::unwrap_or_clone(last));
+        let ask = Ask { keys: vec![], attempt, evidence, coming: None, changes: vec![] };
+        signer.certify(ask, &shared.membership.load_full()).await?;
+        *told = attempt;
+    }
+    Ok(())
+}
+
 /// Runs until the server stops.
 pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) {
     let (mut given, mut looks): (Option<AttemptId>, u32) = (None, 0);
-    let mut without = None;
+    let (mut without, mut told) = (None, AttemptId::default());
     loop {
         let epoch = *shared.epoch.borrow();
+        if let Err(error) = tell(&signer, &shared, &mut told).await {
+            tracing::debug!(%epoch, error = %format!("{error:#}"), "the signer is not shown the epoch yet");
+        }
         if let Err(error) = renew_links(&signer, &shared).await {
             // Its signer has seen no certificate of the epoch before yet, most likely: it is asked again.
             if without.replace(epoch) != Some(epoch) {

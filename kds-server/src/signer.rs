@@ -219,16 +219,15 @@ impl Keeper {
 
     async fn answer(&mut self, stream: &mut UnixStream) -> anyhow::Result<()> {
         let ask: Ask = decode(&read_frame(stream).await?)?;
-        let answer: Answer = match self.signer.certify(&ask) {
-            Ok((counter, certified)) => {
-                self.remember(&counter)?;
-                Ok(certified)
-            }
-            Err(refused) => {
-                tracing::info!(%refused, epoch = %ask.attempt, "refused to certify keys");
-                Err(refused)
-            }
-        };
+        let before = self.signer.counter();
+        let answer: Answer = self.signer.certify(&ask).map(|(_, certified)| certified);
+        // What it was shown is remembered whatever it answers.
+        if self.signer.counter() != before {
+            self.remember(&self.signer.counter())?;
+        }
+        if let Err(refused) = &answer {
+            tracing::info!(%refused, epoch = %ask.attempt, "refused to certify keys");
+        }
         write_frame(stream, &encode(&answer)).await
     }
 

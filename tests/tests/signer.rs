@@ -77,8 +77,7 @@ async fn a_server_starts_a_signer_that_ends_with_it() {
         assert!(Instant::now() < deadline, "the signer outlives its server");
         sleep(Duration::from_millis(20)).await;
     }
-    let counter = std::fs::read(cluster.server_dir(1).join("signer.state")).unwrap();
-    let counter: serde_json::Value = serde_json::from_slice(&counter).unwrap();
+    let counter = counter(&cluster, 1);
     assert!(
         counter["serial"].as_u64() >= Some(6) && counter["begun"]["epoch"].as_u64() >= Some(1),
         "{counter}"
@@ -86,6 +85,27 @@ async fn a_server_starts_a_signer_that_ends_with_it() {
     cluster.run(1).unwrap();
     let now = epoch(&cluster, 0).await;
     reach(&cluster, 1, now.next()).await;
+}
+
+/// What a server's signer remembers.
+fn counter(cluster: &Cluster, server: usize) -> serde_json::Value {
+    let counter = std::fs::read(cluster.server_dir(server).join("signer.state")).unwrap();
+    serde_json::from_slice(&counter).unwrap()
+}
+
+/// A signer that is not told that an epoch has begun certifies keys of the last one, and a thief tells it nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signer_knows_at_once_that_an_epoch_has_begun() {
+    let cluster = Cluster::start_with(4, &["--epoch-seconds=6"]).await.unwrap();
+    for wanted in 1..4 {
+        reach(&cluster, 1, Epoch(wanted)).await;
+        // The first certificate of the epoch, and one look at it.
+        sleep(Duration::from_millis(1_500)).await;
+        for server in 0..4 {
+            let counter = counter(&cluster, server);
+            assert!(counter["begun"]["epoch"].as_u64() >= Some(wanted), "server {server}: {counter}");
+        }
+    }
 }
 
 fn as_user(program: &Path, user: u32) -> Command {

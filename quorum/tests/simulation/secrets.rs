@@ -223,8 +223,23 @@ impl Simulation {
         in_use.copied().collect::<Vec<_>>().into_iter()
     }
 
+    /// Shows a server's signer that an epoch has begun, as soon as a certificate does.
+    fn tell_signer(&mut self, id: ServerId) {
+        let Some(replica) = &self.servers[id.index()].replica else { return };
+        let own = self.identity(id);
+        let signer = self.signers.get_mut(&own).expect("every server has one");
+        let last = replica.certificate().filter(|last| last.statement.attempt() > signer.counter().begun);
+        if let Some(last) = last {
+            let (attempt, evidence) = (last.statement.attempt(), Some(last.as_ref().clone()));
+            let changes = replica.membership().proofs().to_vec();
+            let told = signer.certify(&Ask { keys: vec![], attempt, evidence, coming: None, changes });
+            told.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
+        }
+    }
+
     /// What a server's shell does beside its replica: draws keys, keeps shares.
     pub(crate) fn keeper_ticks(&mut self, id: ServerId) {
+        self.tell_signer(id);
         let Some(replica) = &self.servers[id.index()].replica else { return };
         let wanted = replica.status().wants_keys;
         // With the state that it is about, where that is published; a server that may not vote publishes none.

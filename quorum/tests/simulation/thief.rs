@@ -138,12 +138,14 @@ impl Simulation {
             }
             self.thief.chooses = !stayed;
         }
-        // Whoever is behind has keys of the last epoch yet, and would count in that too.
+        // Whoever is behind, or has a signer that does not know yet, has keys of the last epoch, and would count in that
+        // too.
         let most = self.most_visited();
         if !under_way && self.thief.chooses {
             let there = |id: &ServerId| {
                 let replica = self.servers[id.index()].replica.as_ref();
-                replica.is_some_and(|replica| replica.state().epoch() == epoch)
+                let told = self.signers[id].counter().begun.epoch;
+                replica.is_some_and(|replica| replica.state().epoch() == epoch && told == epoch)
             };
             // Where she was least often, so that she soon was everywhere.
             let mut servers: Vec<_> = self.manifest.grid().servers().filter(there).collect();
