@@ -5,6 +5,7 @@
 //! is on the disk: it stops voting and says so, and goes on answering reads.
 
 use crate::peers::Peers;
+use crate::seldom;
 use crate::server::{Health, Shared};
 use crate::share_store::ToCommitter;
 use crate::storage::Storage;
@@ -18,8 +19,8 @@ use tokio::sync::mpsc;
 
 /// Write batches that one transaction takes at most.
 const GROUP: usize = 64;
-/// Shortest time between two complaints about others in the log; all of them are counted.
-const COMPLAINT_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest time between two files with evidence.
+const EVIDENCE_INTERVAL: Duration = Duration::from_millis(500);
 /// SQLite's primary result code for a full disk.
 const SQLITE_FULL: &str = "13";
 
@@ -92,7 +93,9 @@ async fn serve_keeper(
         Ok(()) => true,
         // It is tried again: the rotation with the next epoch, a recovered share by recovering it again.
         Err(error) if is_full(&error) => {
-            tracing::error!(%error, "the disk is full: the last epoch's secrets are not erased yet");
+            if let Some(unsaid) = seldom::now("not erased", None) {
+                tracing::error!(%error, unsaid, "the disk is full: the last epoch's secrets are not erased yet");
+            }
             true
         }
         Err(error) => {
@@ -121,7 +124,9 @@ async fn commit(
             }
             Err(error) => {
                 if is_full(&error) {
-                    tracing::error!(%error, "the disk is full: this server orders nothing until there is room");
+                    if let Some(unsaid) = seldom::now("disk full", None) {
+                        tracing::error!(%error, unsaid, "the disk is full: this server orders nothing until there is room");
+                    }
                     shared.set_health(Health::DiskFull);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 } else {
@@ -137,27 +142,34 @@ async fn commit(
 /// Logs who misbehaved, but not as often as a liar likes.
 #[derive(Default)]
 struct Complaints {
-    last: Option<Instant>,
-    unsaid: u64,
     last_kept: Option<Instant>,
 }
 
+/// What kind of misbehaviour: they are said seldom each.
+fn kind(accusation: &Accusation) -> &'static str {
+    match accusation {
+        Accusation::Equivocation { phase, .. } => phase,
+        Accusation::BadProposal { .. } => "bad proposal",
+        Accusation::WrongState { .. } => "wrong state",
+        Accusation::WrongPart { .. } => "wrong part",
+        Accusation::WrongDealing { .. } => "wrong dealing",
+        Accusation::Amnesia { .. } => "amnesia",
+        Accusation::Damaged(_) => "damaged",
+        Accusation::Unreadable { .. } => "unreadable",
+        Accusation::Diverged { .. } => "diverged",
+    }
+}
+
 impl Complaints {
-    fn log(&mut self, accusation: &Accusation) {
+    fn log(accusation: &Accusation) {
         metrics::counter!("kds_accusations_total").increment(1);
-        // What this server finds wrong with itself is always said.
-        if accusation.accused().is_some() && self.last.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL)
-        {
-            self.unsaid += 1;
-            return;
+        if let Some(unsaid) = seldom::now(kind(accusation), accusation.accused()) {
+            tracing::warn!(%accusation, unsaid, "misbehaviour");
         }
-        self.last = Some(Instant::now());
-        let unsaid = std::mem::take(&mut self.unsaid);
-        tracing::warn!(%accusation, unsaid, "misbehaviour");
     }
     /// Keeps evidence in a file, for others to check.
     fn keep(&mut self, evidence: Evidence, shared: &Shared) {
-        if self.last_kept.is_some_and(|last| last.elapsed() < COMPLAINT_INTERVAL) {
+        if self.last_kept.is_some_and(|last| last.elapsed() < EVIDENCE_INTERVAL) {
             return;
         }
         self.last_kept = Some(Instant::now());
@@ -180,7 +192,7 @@ fn release(
     for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
         let Released { messages, published, replied, requests, refused, accusations, evidence } = released;
         own.extend(requests);
-        accusations.iter().for_each(|accusation| complaints.log(accusation));
+        accusations.iter().for_each(|accusation| Complaints::log(accusation));
         evidence.into_iter().for_each(|evidence| complaints.keep(evidence, shared));
         for (target, message) in messages {
             peers.send(target, &message);

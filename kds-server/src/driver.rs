@@ -1,6 +1,6 @@
 //! The one owner of the replica: inputs in, effects out.
 
-use crate::peers::Peers;
+use crate::peers::{FromPeers, Peers};
 use crate::server::Shared;
 use quorum::ids::Timestamp;
 use quorum::ordering::{Input, Part, Replica, ReplicaStatus, Unsent, WriteBatch};
@@ -43,19 +43,28 @@ fn report(before: &ReplicaStatus, now: &ReplicaStatus) {
     }
 }
 
-/// Runs until the inputs end, or until what it hands out is no longer taken.
+/// Runs until the inputs end, or until what it hands out is no longer taken. What peers say waits apart from what
+/// clients ask, and of each peer so much at a time.
 pub async fn run(
     mut replica: Replica,
-    mut inputs: mpsc::Receiver<Input>,
+    (mut inputs, mut from_peers): (mpsc::Receiver<Input>, mpsc::Receiver<FromPeers>),
     effects: mpsc::Sender<(WriteBatch, Unsent)>,
     peers: Peers,
     shared: Arc<Shared>,
 ) {
     let mut tick = interval(Duration::from_millis(Replica::tick_interval_ms()));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut batch = Vec::with_capacity(TOGETHER);
+    let (mut batch, mut heard) = (Vec::with_capacity(TOGETHER), Vec::with_capacity(TOGETHER));
     loop {
         tokio::select! {
+            taken = from_peers.recv_many(&mut heard, TOGETHER) => {
+                if taken == 0 {
+                    return;
+                }
+                for (input, _place) in heard.drain(..) {
+                    replica.handle(now(), input);
+                }
+            }
             taken = inputs.recv_many(&mut batch, TOGETHER) => {
                 if taken == 0 {
                     return;

@@ -104,14 +104,19 @@ impl LinkTls {
     }
 }
 
-/// Renews what links are made with, if an epoch has begun since, or a server was replaced.
+/// Renews what links are made with, if an attempt at an epoch has begun since, or a server was replaced. With the
+/// attempt and not with the epoch: what was in this server's memory before tells nothing of what goes over these links,
+/// and the attempt's contributions go over no others (design §7, *Fresh channels*).
 async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()> {
-    let attempt = *shared.epoch.borrow();
+    let (evidence, coming) = shown(shared);
+    let under_way =
+        shared.published.borrow().as_ref().and_then(|state| layout::attempt_under_way(&state.snapshot));
+    let attempt = (*shared.epoch.borrow()).max(under_way.unwrap_or_default());
     let (links, membership) = (shared.links.load(), shared.membership.load_full());
     if links.attempt < attempt || !Arc::ptr_eq(&links.membership, &membership) {
         let key = LinkKey::draw()?;
-        let (keys, evidence) = (vec![(KeyPurpose::Tls, key.public())], shown(shared).0);
-        let ask = Ask { keys, attempt, evidence, coming: None, changes: vec![] };
+        let keys = vec![(KeyPurpose::Tls, key.public())];
+        let ask = Ask { keys, attempt, evidence, coming, changes: vec![] };
         let certified = signer.certify(ask, &membership).await?;
         let links = LinkTls::new(&membership, key, certified.first())?;
         let renewed = links.attempt;

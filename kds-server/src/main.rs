@@ -9,6 +9,8 @@ mod epoch_keys;
 mod http;
 mod peers;
 mod place;
+mod places;
+mod seldom;
 mod server;
 mod share_store;
 mod signer;

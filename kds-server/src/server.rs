@@ -16,8 +16,9 @@ use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, W
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
 use rand::Rng as _;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,6 +73,8 @@ pub struct Shared {
     pub started: Timestamp,
     /// Links that are up.
     pub peers_connected: AtomicUsize,
+    /// Where this server has reached each other one: whoever comes from there is no stranger, perhaps.
+    neighbours: Mutex<BTreeMap<ServerId, IpAddr>>,
     /// The folder that evidence of misbehaviour is kept in.
     pub evidence: PathBuf,
     /// For handing out shares.
@@ -84,6 +87,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Takes note of where another server was reached.
+    pub fn note_neighbour(&self, server: ServerId, at: IpAddr) {
+        let mut neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        neighbours.insert(server, crate::places::network(at));
+    }
+    /// Whether some server was reached at an address of this network.
+    pub fn is_neighbour(&self, network: IpAddr) -> bool {
+        let neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        neighbours.values().any(|known| *known == network)
+    }
     /// Takes note of what the disk does.
     pub fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Relaxed);
@@ -200,6 +213,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         certificate: ArcSwapOption::new(replica.certificate().cloned()),
         started: driver::now(),
         peers_connected: AtomicUsize::new(0),
+        neighbours: Mutex::default(),
         evidence: folder.join("evidence"),
         shares: store.shares(),
         epoch: watch::Sender::new(status.attempt),
@@ -207,6 +221,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         manifest: Arc::clone(&manifest),
     });
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
+    let (heard, from_peers) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
     let links = peers::dial_all(&inputs, &shared);
     let (operations, operations_received) = mpsc::unbounded_channel();
@@ -228,8 +243,14 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         links.clone(),
         Arc::clone(&shared),
     ));
-    let driver = tokio::spawn(driver::run(replica, inputs_received, effects, links, Arc::clone(&shared)));
-    let hears = peers::Hears { inputs: inputs.clone(), questions };
+    let driver = tokio::spawn(driver::run(
+        replica,
+        (inputs_received, from_peers),
+        effects,
+        links,
+        Arc::clone(&shared),
+    ));
+    let hears = peers::Hears { inputs: heard, questions };
     let listening = tokio::spawn(peers::listen(servers, Arc::clone(&shared), hears));
     let drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);

@@ -56,6 +56,12 @@ impl AttemptId {
     pub fn first(epoch: Epoch) -> Self {
         Self { epoch, attempt: u32::from(epoch > Epoch(0)) }
     }
+    /// Whether what belongs to the attempt `about` may go over a link whose keys are certified for this one (design §7,
+    /// *Fresh channels*): keys for an attempt are drawn when it has begun, so whoever was in a server before has none of
+    /// them. Number 0 is that of keys for no attempt, and they hear nothing.
+    pub fn may_hear(self, about: AttemptId) -> bool {
+        self.attempt > 0 && self >= about
+    }
 }
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -223,6 +229,25 @@ mod tests {
         assert!(set.insert(ServerId(0)));
         assert_eq!(set.len(), 2);
         assert_eq!(set.iter().collect::<Vec<_>>(), [ServerId(0), ServerId(224)]);
+    }
+
+    /// Design §7: secrets of an attempt go over links under keys of that attempt or a later one.
+    #[test]
+    fn old_link_keys_hear_no_secrets() {
+        let of = |epoch, attempt| AttemptId { epoch: Epoch(epoch), attempt };
+        let about = of(5, 2);
+        for (key, hears) in [
+            (of(4, 1), false),
+            (of(5, 1), false),
+            (of(5, 2), true),
+            (of(5, 3), true),
+            (of(6, 1), true),
+            // A new identity's first keys, and those of the first epoch.
+            (of(6, 0), false),
+            (of(0, 0), false),
+        ] {
+            assert_eq!(key.may_hear(about), hears, "{key}");
+        }
     }
 
     #[test]

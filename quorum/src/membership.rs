@@ -13,7 +13,7 @@
 use crate::answer::Proved;
 use crate::bytes::{Blob, PublicKey};
 use crate::certificate::{Certificate, QuorumError};
-use crate::ids::{AttemptId, ClusterId, Epoch, ServerId};
+use crate::ids::{ClusterId, Epoch, ServerId};
 use crate::limits::MAX_CHANGES;
 use crate::manifest::{Manifest, ServerEntry};
 use crate::map::Hasher;
@@ -135,11 +135,6 @@ impl Membership {
     /// The first epoch of a server's identity, in force or about to be.
     pub fn since(&self, server: ServerId) -> Epoch {
         self.changes_of(server).next_back().map_or(Epoch(0), |change| change.from)
-    }
-    /// Whether what is secret is for the holder of a server's key: of the current epoch, since an adversary may
-    /// have older ones, and not of a server that is about to be replaced.
-    pub fn may_hear_secrets(&self, server: ServerId, of: AttemptId, current: AttemptId) -> bool {
-        of == current && !self.is_replaced(server, of.epoch, current.epoch.next())
     }
     /// Whether a server gets another identity with this epoch.
     pub fn is_replaced_with(&self, server: ServerId, epoch: Epoch) -> bool {

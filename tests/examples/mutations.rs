@@ -249,10 +249,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         ".find(|change| change.from <= epoch);" => ".find(|change| change.from < epoch);";
     "keep keys of a replaced identity", "unit", "signing.rs":
         "keys.retain(|key| identity(&before, key) == identity(membership, key));" => "keys.retain(|key| identity(&before, key).is_some());";
-    "hand the next epoch's seeds to a server that is about to be replaced", "unit", "membership.rs":
-        "of == current && !self.is_replaced(server, of.epoch, current.epoch.next())" => "of == current";
-    "hand secrets to whoever has an old link key", "unit", "membership.rs":
-        "of == current && !self.is_replaced(server, of.epoch, current.epoch.next())" => "!self.is_replaced(server, of.epoch, current.epoch.next())";
+    "hand secrets to whoever has an old link key", "unit", "ids.rs":
+        "self.attempt > 0 && self >= about" => "self.attempt > 0 && self.epoch.next() >= about.epoch";
+    "hand secrets to an identity that has no epoch yet", "unit", "ids.rs":
+        "self.attempt > 0 && self >= about" => "self >= about";
     "help whoever has a replaced identity", "unit", "signing.rs":
         "self.membership.is_replaced(signed.server, key.statement.epoch, self.current)" => "self.membership.is_replaced(signed.server, self.current, key.statement.epoch)";
     "begin an epoch that nobody could follow to", "unit", "state/epochs.rs":
@@ -289,8 +289,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         "if *self.certificate != **certificate {" => "if self.certificate.is_empty() {";
     "forget what was told", "unit", "kds-client/src/seen.rs":
         "Some(known) if known.version < told.version => *known = told," => "Some(known) if known.version < told.version => {}";
-    "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/http/rate.rs":
+    "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/places.rs":
         "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
+    "let a flood push out whoever came first", "unit", "kds-server/src/places.rs":
+        "let (_, oldest) = of.into_values().max()?;" => "let oldest = of.into_values().map(|(_, oldest)| oldest).max()?;";
 };
 
 fn main() -> anyhow::Result<()> {

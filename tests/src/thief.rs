@@ -3,11 +3,14 @@
 use anyhow::Context as _;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
+use kds_certs::{LinkKey, TlsIdentity};
 use kds_client::keystore::{self, SecretKind};
 use quorum::codec::{decode, encode};
-use quorum::ids::{ClusterId, Epoch, ServerId};
+use quorum::ids::{AttemptId, ClusterId, Epoch, ServerId};
+use quorum::manifest::Manifest;
 use quorum::refresh::SCALARS_FROM;
 use quorum::shares::{ShareOp, ShareSet};
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Row as _};
 use std::collections::BTreeMap;
@@ -32,6 +35,23 @@ fn decrypt(key: &[u8; 32], context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
     let (nonce, ciphertext) = sealed.split_first_chunk::<12>()?;
     let payload = Payload { msg: ciphertext, aad: context };
     ChaCha20Poly1305::new(key.into()).decrypt(&(*nonce).into(), payload).ok()
+}
+
+/// What a server shows on its links, for whoever has its identity key: as if its signer had certified a key for an
+/// attempt.
+pub fn link_identity(
+    cluster: &Path,
+    manifest: &Manifest,
+    server: ServerId,
+    of: AttemptId,
+) -> anyhow::Result<TlsIdentity> {
+    let path = cluster.join(format!("server-{server}")).join("identity.key");
+    let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, None)?;
+    let key = LinkKey::draw()?;
+    let AttemptId { epoch, attempt } = of;
+    let (purpose, serial) = (KeyPurpose::Tls, u64::MAX);
+    let statement = KeyStatement { server, purpose, epoch, attempt, serial, key: key.public() };
+    Ok(key.certified(&KeyCertificate::issue(&manifest.cluster_id(), &identity, statement))?)
 }
 
 /// Opens everything in a copy of a server's folder, as the server itself would, and more: every share file

@@ -64,12 +64,7 @@ impl RateLimits {
     }
     pub(super) fn caller(self: &Arc<Self>, peer: SocketAddr) -> Caller {
         // Who has one IPv6 address commonly has 2^64 of them.
-        let address = match peer.ip() {
-            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
-                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))
-            }
-            other => other.to_canonical(),
-        };
+        let address = crate::places::network(peer.ip());
         Caller { address, limits: Arc::clone(self) }
     }
 }
