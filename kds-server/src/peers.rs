@@ -382,7 +382,9 @@ async fn receive(
                 drop(hears.questions.try_send(ToKeeper::Masked(peer, masked)))
             }
             Ok(message) => {
-                if let CheckedMessage::NewView(new_view) = &message {
+                if let CheckedMessage::NewView(new_view) = &message
+                    && shared.wants.load().begins(new_view.body())
+                {
                     begun = begun.max(new_view.body().view);
                 }
                 if hears.inputs.send(Input::Message(peer, message)).await.is_err() {

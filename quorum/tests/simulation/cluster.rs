@@ -1050,6 +1050,7 @@ impl Simulation {
                 );
             }
             Accusation::BadProposal { server, .. }
+            | Accusation::BadNewView { server, .. }
             | Accusation::WrongState { server, .. }
             | Accusation::WrongPart { server, .. }
             | Accusation::WrongDealing { server, .. } => {

@@ -2,6 +2,7 @@
 //! go on like that for ever. Each stands alone, on a good network, so that nobody else is to blame.
 
 use crate::cluster::{Event, START, Simulation};
+use crate::liar::{proofs, with_proofs};
 use quorum::certificate::VoteBook;
 use quorum::codec::decode;
 use quorum::ids::{Sequence, ServerId, Timestamp, View};
@@ -152,13 +153,15 @@ impl Simulation {
             PeerMessage::Prepare(_) | PeerMessage::Commit(_) | PeerMessage::Fetched(_) => None,
             // The votes are shown once the batch is dropped.
             PeerMessage::ViewChange(change) if change.body.view >= View(f as u64) => {
-                let mut body = change.body;
+                let body = change.body;
                 let low = body.stable.as_ref().map_or(Sequence(0), |stable| stable.statement.sequence);
                 let slot = self.patient.votes.votes_cast().into_iter().map(|(_, said)| said).next();
                 let proof = slot.and_then(|slot| self.patient.votes.proof(&slot, q));
-                body.prepared.extend(proof.filter(|proof| proof.statement.0.sequence > low));
-                body.prepared.sort_by_key(|proof| proof.statement.0.sequence);
-                body.prepared.dedup_by_key(|proof| proof.statement.0.sequence);
+                let mut proofs = proofs(&body);
+                proofs.extend(proof.filter(|proof| proof.statement.0.sequence > low));
+                proofs.sort_by_key(|proof| proof.statement.0.sequence);
+                proofs.dedup_by_key(|proof| proof.statement.0.sequence);
+                let body = with_proofs(body, &proofs);
                 Some(PeerMessage::ViewChange(self.voter(from).sign(body).signed().clone()))
             }
             _ => Some(message),
