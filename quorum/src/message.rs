@@ -29,6 +29,8 @@
 
 mod batch;
 mod help;
+#[cfg(test)]
+mod sizes;
 mod view_change;
 mod votes;
 

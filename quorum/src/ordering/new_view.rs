@@ -8,7 +8,7 @@
 //! fetched, exactly those that the primary named; a primary that names what does not exist, or gives it to nobody,
 //! is left when the view does not begin. One new view is held for each peer that shows one, and view changes are
 //! gathered for one of them at a time: so not more than q are held besides the last one of each server, however many
-//! a liar signs. A peer that gives nothing for a while gives way to the next.
+//! a liar signs. Where nothing comes for a while another new view has its turn.
 //!
 //! In the next epoch nothing is left of it that anybody needs: what the view called for is decided or void, and
 //! f+1 servers that say so under keys of that epoch are enough to enter it (see [`Replica::is_vouched_for`]).
@@ -68,6 +68,9 @@ pub(super) struct Shown {
     /// The last one that each peer showed.
     by: BTreeMap<ServerId, Verified<NewView>>,
     gathering: Option<Gathering>,
+    /// Whose turn it was last to be gathered for, and how often it went on to another one.
+    last: Option<ServerId>,
+    turns: u32,
 }
 
 /// View changes for one of them.
@@ -101,7 +104,26 @@ impl Shown {
             let have: Vec<_> = gathering.have.keys().copied().collect();
             (gathering.from, gathering.new_view.signed().clone(), have, gathering.advanced, gathering.asked)
         });
-        (by, gathering)
+        (by, gathering, self.last, self.turns)
+    }
+    /// Which one to gather for next: by turns the one that most peers show, since more correct servers than liars
+    /// show one that has begun, and that of the next peer.
+    fn next(&mut self) -> Option<(ServerId, Verified<NewView>)> {
+        let votes = |shown: &Verified<NewView>| {
+            let same = |other: &&Verified<NewView>| other.signed().signature == shown.signed().signature;
+            self.by.values().filter(same).count()
+        };
+        let after = self.by.iter().filter(|(from, _)| Some(**from) > self.last);
+        let in_turn = after.chain(&self.by).next();
+        let most_shown = self.by.iter().max_by_key(|(_, shown)| votes(shown));
+        let next = if self.turns.is_multiple_of(2) { in_turn } else { most_shown };
+        let (from, new_view) = next.map(|(from, new_view)| (*from, new_view.clone()))?;
+        self.turns = self.turns.saturating_add(1);
+        Some((from, new_view))
+    }
+    /// How long nothing may come before it is the next one's turn: longer each time, as what comes may be large.
+    fn patience_ms(&self) -> u64 {
+        TRANSFER_PATIENCE_MS << (self.turns / 2).min(3)
     }
 }
 
@@ -157,6 +179,7 @@ impl Replica {
         let mut known: BTreeMap<_, _> = gathered.into_iter().chain(known).collect();
         let named = &new_view.body().view_changes;
         let have = named.iter().filter_map(|(_, digest)| known.remove_entry(digest)).collect();
+        self.changing.shown.last = Some(from);
         self.changing.shown.gathering = Some(Gathering { from, new_view, have, advanced: now, asked: 0 });
         if !self.try_to_begin(now) {
             self.ask_for_view_changes();
@@ -171,16 +194,11 @@ impl Replica {
         };
         self.changing.shown.by.retain(|_, new_view| open(new_view));
         self.changing.shown.gathering.take_if(|gathering| !open(&gathering.new_view));
-        let last = match &self.changing.shown.gathering {
-            Some(gathering) if now.since_ms(gathering.advanced) < TRANSFER_PATIENCE_MS => {
-                return self.ask_for_view_changes();
-            }
-            Some(gathering) => Some(gathering.from),
-            None => None,
-        };
-        let after = self.changing.shown.by.iter().filter(|(from, _)| Some(**from) > last);
-        let next = after.chain(&self.changing.shown.by).next();
-        if let Some((from, new_view)) = next.map(|(from, new_view)| (*from, new_view.clone())) {
+        let patience_ms = self.changing.shown.patience_ms();
+        let gathering = self.changing.shown.gathering.as_ref();
+        if gathering.is_some_and(|gathering| now.since_ms(gathering.advanced) < patience_ms) {
+            self.ask_for_view_changes();
+        } else if let Some((from, new_view)) = self.changing.shown.next() {
             self.gather(now, from, new_view);
         }
     }
@@ -307,3 +325,6 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

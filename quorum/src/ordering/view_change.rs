@@ -434,4 +434,4 @@ impl Replica {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

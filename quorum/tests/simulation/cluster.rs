@@ -10,7 +10,7 @@ use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
 use quorum::grid::Grid;
 use quorum::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
-use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
+use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, MAX_FRAME_BYTES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::membership::{Membership, Replacement};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
@@ -619,6 +619,7 @@ impl Simulation {
                 }
             }
             let bytes = Arc::new(encode(&*message));
+            assert!(bytes.len() <= MAX_FRAME_BYTES, "seed {}: a message that cannot be sent", self.seed);
             self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
             let to: Vec<_> = match target {
                 Target::One(to) => vec![to],
@@ -1081,8 +1082,9 @@ impl Simulation {
                 self.start(id);
             }
         }
+        // To ask costs as much as an event of each server.
         while self.now < START.plus_ms(55_000) && !self.is_done() {
-            self.next_event();
+            (0..self.voters.len()).for_each(|_| self.next_event());
         }
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
         assert!(

@@ -25,6 +25,9 @@ pub enum Patience {
     /// f of them, the first primaries, see to it that a batch is accepted by some and prepared by nobody, begin a
     /// view without it, and then show in every view change that it was prepared, and give it to nobody.
     HoardsBatches,
+    /// The first primary leaves a hole: it proposes a batch to just too few, and votes for it to nobody; for those after
+    /// it there are votes enough. Then it is silent for ever.
+    LeavesAHole,
 }
 
 /// How long requests are kept: less than what would be taken for censorship.
@@ -40,6 +43,10 @@ const LONG_MS: u64 = 40_000;
 
 /// When a batch is hoarded first.
 const HOARDED_AFTER_MS: u64 = 2_000;
+/// When a hole is left.
+const HOLE_AFTER_MS: u64 = 1_500;
+/// How many batches after it are proposed.
+const AFTER_HOLE: u64 = 7;
 /// Who serves badly is gone by then.
 const REPLACED_MS: u64 = 12_000;
 
@@ -54,6 +61,8 @@ pub struct Patient {
     /// Which batch is hoarded, and the votes for it.
     hoarded: Option<Sequence>,
     votes: VoteBook<Prepare>,
+    /// Where the hole is, and where the last batch after it.
+    hole: Option<(Sequence, Sequence)>,
 }
 
 impl Patience {
@@ -102,7 +111,10 @@ impl Simulation {
                 }
                 until <= now
             }
-            Patience::Lags | Patience::TellsBackups | Patience::HoardsBatches => true,
+            Patience::Lags
+            | Patience::TellsBackups
+            | Patience::HoardsBatches
+            | Patience::LeavesAHole => true,
         }
     }
 
@@ -131,6 +143,9 @@ impl Simulation {
         to: ServerId,
         message: PeerMessage,
     ) -> Option<PeerMessage> {
+        if self.faults.patient == Some(Patience::LeavesAHole) {
+            return self.leaves_a_hole(to, message);
+        }
         if self.faults.patient != Some(Patience::HoardsBatches) || self.now < START.plus_ms(HOARDED_AFTER_MS)
         {
             return Some(message);
@@ -166,6 +181,33 @@ impl Simulation {
             }
             _ => Some(message),
         }
+    }
+
+    /// What a primary that leaves a hole says.
+    fn leaves_a_hole(&mut self, to: ServerId, message: PeerMessage) -> Option<PeerMessage> {
+        let (now, q) = (self.now, self.manifest.thresholds.q());
+        if let PeerMessage::PrePrepare(proposal, _) = &message
+            && now >= START.plus_ms(HOLE_AFTER_MS)
+        {
+            let sequence = proposal.body.0.sequence;
+            let (hole, last) = self.patient.hole.unwrap_or((sequence, sequence));
+            self.patient.hole = Some((hole, last.max(sequence).min(Sequence(hole.0 + AFTER_HOLE))));
+        }
+        let Some((hole, last)) = self.patient.hole else { return Some(message) };
+        // Its own vote makes q of those that follow.
+        let said = match &message {
+            PeerMessage::PrePrepare(proposal, _) => {
+                let sequence = proposal.body.0.sequence;
+                sequence < hole || (sequence <= last && to.index() < q)
+            }
+            PeerMessage::Prepare(vote) => {
+                let sequence = vote.body.0.sequence;
+                sequence < hole || (sequence > hole && sequence <= last)
+            }
+            PeerMessage::Commit(vote) => vote.body.0.sequence < hole,
+            _ => last < Sequence(hole.0 + AFTER_HOLE),
+        };
+        said.then_some(message)
     }
 
     /// A patient backup tells the others, but for the primary, of a request that is as good as any.
@@ -209,6 +251,12 @@ impl Simulation {
             }
             // That requests are served at all is what is asked for.
             Patience::HoardsBatches => return,
+            Patience::LeavesAHole => {
+                let after = self.patient.hole.map(|(hole, last)| last.0 - hole.0);
+                assert!(after >= Some(3), "seed {seed}: too few batches after the hole: {after:?}");
+                assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
+                return;
+            }
             Patience::TellsBackups => {
                 while self.now < START.plus_ms(LONG_MS) {
                     self.next_event();

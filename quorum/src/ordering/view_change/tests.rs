@@ -15,7 +15,7 @@ fn slot(view: u64, sequence: u64, digest: Hash) -> Slot {
 }
 
 /// A view change with a certificate at `stable` and batches prepared at (view, sequence, digest).
-fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
+pub(in crate::ordering) fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
     let checkpoint = Checkpoint {
         sequence: Sequence(stable),
         root: NULL,
@@ -55,7 +55,7 @@ fn begin(
 }
 
 /// The new view that is begun by view changes.
-fn names(changes: &[CheckedViewChange]) -> NewView {
+pub(in crate::ordering) fn names(changes: &[CheckedViewChange]) -> NewView {
     let ViewChange { view, attempt, .. } = *changes[0].body();
     let view_changes = changes.iter().map(|change| (change.server(), change.digest())).collect();
     NewView { view, attempt, view_changes }
@@ -123,7 +123,7 @@ fn replica(voters: &[crate::signing::Voter], id: usize, keyring: &crate::signing
 }
 
 /// One that has executed so many batches, all of them empty.
-fn replica_at(
+pub(in crate::ordering) fn replica_at(
     executed: u64,
     voters: &[crate::signing::Voter],
     id: usize,
