@@ -217,6 +217,9 @@ impl Replica {
     /// Somebody lacks view changes that a new view names.
     pub(super) fn on_fetch_view_changes(&mut self, now: Timestamp, from: ServerId, digests: &[Hash]) {
         let asker = (from, None);
+        if !self.budgets.allows(now, asker, Question::ViewChange) {
+            return;
+        }
         let began = self.changing.began.iter().flat_map(|began| &began.changes);
         let gathered = self.changing.shown.gathering.iter().flat_map(|gathering| gathering.have.values());
         let held = began.chain(gathered).chain(self.changing.view_changes.values());

@@ -413,7 +413,10 @@ impl Simulation {
         }
         if let Some(patience) = self.faults.patient {
             let id = patience.who(n);
-            let hoarders = if patience == Patience::HoardsBatches { self.manifest.thresholds.f() } else { 1 };
+            let hoarders = match patience {
+                Patience::HoardsBatches | Patience::ShowsEachAnother => self.manifest.thresholds.f(),
+                _ => 1,
+            };
             for id in (id.index()..id.index() + hoarders).map(|i| ServerId(i as u8)) {
                 let (rng, voter) =
                     (StdRng::seed_from_u64(self.rng.random()), self.voters[id.index()].clone());

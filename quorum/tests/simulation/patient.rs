@@ -28,6 +28,9 @@ pub enum Patience {
     /// The first primary leaves a hole: it proposes a batch to just too few, and votes for it to nobody; for those after
     /// it there are votes enough. Then it is silent for ever.
     LeavesAHole,
+    /// f of them, of whom the first primary proposes nothing any more, say to each another view change: all of them
+    /// hold, and they are there first, so that a new view names some of them.
+    ShowsEachAnother,
 }
 
 /// How long requests are kept: less than what would be taken for censorship.
@@ -114,13 +117,17 @@ impl Simulation {
             Patience::Lags
             | Patience::TellsBackups
             | Patience::HoardsBatches
-            | Patience::LeavesAHole => true,
+            | Patience::LeavesAHole
+            | Patience::ShowsEachAnother => true,
         }
     }
 
-    /// The network favours those who hoard a batch: their view changes are there first.
+    /// The network favours those who lie in view changes: theirs are there first.
     pub(crate) fn held_back_ms(&self, message: &PeerMessage) -> u64 {
-        let hoarding = self.faults.patient == Some(Patience::HoardsBatches);
+        let hoarding = matches!(
+            self.faults.patient,
+            Some(Patience::HoardsBatches | Patience::ShowsEachAnother)
+        );
         if hoarding && matches!(message, PeerMessage::ViewChange(_)) { 100 } else { 0 }
     }
 
@@ -145,6 +152,9 @@ impl Simulation {
     ) -> Option<PeerMessage> {
         if self.faults.patient == Some(Patience::LeavesAHole) {
             return self.leaves_a_hole(to, message);
+        }
+        if self.faults.patient == Some(Patience::ShowsEachAnother) {
+            return self.shows_another(from, to, message);
         }
         if self.faults.patient != Some(Patience::HoardsBatches) || self.now < START.plus_ms(HOARDED_AFTER_MS)
         {
@@ -210,6 +220,24 @@ impl Simulation {
         said.then_some(message)
     }
 
+    /// A certificate holds in whatever order its votes stand: a view change has as many forms.
+    fn shows_another(&mut self, from: ServerId, to: ServerId, message: PeerMessage) -> Option<PeerMessage> {
+        match message {
+            PeerMessage::PrePrepare(..) if from == ServerId(0) => {
+                (self.now < START.plus_ms(HOLE_AFTER_MS)).then_some(message)
+            }
+            PeerMessage::ViewChange(change) => {
+                let mut body = change.body;
+                if let Some(stable) = &mut body.stable {
+                    let votes = stable.votes.len();
+                    stable.votes.rotate_left(to.index() % votes);
+                }
+                Some(PeerMessage::ViewChange(self.voter(from).sign(body).signed().clone()))
+            }
+            _ => Some(message),
+        }
+    }
+
     /// A patient backup tells the others, but for the primary, of a request that is as good as any.
     pub(crate) fn tell_backups(&mut self, id: ServerId) {
         let n = self.voters.len();
@@ -251,6 +279,10 @@ impl Simulation {
             }
             // That requests are served at all is what is asked for.
             Patience::HoardsBatches => return,
+            Patience::ShowsEachAnother => {
+                assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
+                return;
+            }
             Patience::LeavesAHole => {
                 let after = self.patient.hole.map(|(hole, last)| last.0 - hole.0);
                 assert!(after >= Some(3), "seed {seed}: too few batches after the hole: {after:?}");

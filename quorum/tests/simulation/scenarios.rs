@@ -48,7 +48,9 @@ pub const HOARDING: Faults = Faults { patient: Some(Patience::HoardsBatches), ..
 /// A primary that leaves a hole, with prepared batches after it, and dies.
 pub const HOLE: Faults = Faults { patient: Some(Patience::LeavesAHole), requests: 60, ..GOOD };
 /// The same in a large cluster: few batches, as each is tens of thousands of votes.
-pub const LARGE_HOLE: Faults = Faults { requests: 30, ..HOLE };
+pub const LARGE_HOLE: Faults = Faults { requests: 20, ..HOLE };
+/// View changes that differ from one receiver to the next.
+pub const EACH_ANOTHER: Faults = Faults { patient: Some(Patience::ShowsEachAnother), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
 /// A server finds that its state is not the certified one.
@@ -117,6 +119,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("telling-backups", &[4, 9], TELLING_BACKUPS),
     ("hoarding", &[9, 16], HOARDING),
     ("hole", &[4, 9, 16], HOLE),
+    ("each-another", &[4, 9, 16], EACH_ANOTHER),
     ("forgetting", &[4, 9], FORGETTING),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),

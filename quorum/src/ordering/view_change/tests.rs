@@ -259,7 +259,14 @@ fn evidence_for_a_new_view_is_checked() {
     let whole = body(&[&proof]);
     let twice = [&whole.keys[..], &whole.keys[2..]].concat();
     assert_eq!(check(ViewChange { keys: twice, ..whole.clone() }), Err(MessageError::BadViewChange));
-    assert_eq!(check(ViewChange { keys: whole.keys[..2].to_vec(), ..whole }), Err(MessageError::BadViewChange));
+    assert_eq!(check(ViewChange { keys: whole.keys[..2].to_vec(), ..whole.clone() }), Err(MessageError::BadViewChange));
+    let many = (0..=crate::limits::KEYS_SHOWN as u64).map(|serial| {
+        let mut key = *voters[3].certificate();
+        key.statement.serial = serial;
+        key
+    });
+    let many = whole.keys.iter().copied().chain(many).collect();
+    assert_eq!(check(ViewChange { keys: many, ..whole }), Err(MessageError::BadViewChange));
     let mut doubled = body(&[&proof]);
     doubled.prepared[0].votes[2] = doubled.prepared[0].votes[1];
     assert!(matches!(check(doubled), Err(MessageError::Quorum(_))));
@@ -322,5 +329,21 @@ fn a_server_that_is_behind_does_not_suspect_the_primary() {
         let sent = replica.drain_free();
         let suspects = sent.iter().any(|(_, message)| matches!(**message, PeerMessage::Suspect(_)));
         assert_eq!(suspects, !behind);
+    }
+}
+
+/// What is small is said again at once; the largest view change is not sent to everyone four times a second.
+#[test]
+fn large_view_changes_are_repeated_slowly() {
+    let (keyring, voters) = voters(4);
+    let mut replica = replica(&voters, 2, &keyring);
+    let mut said = change(0, &[(0, 1, 7)]);
+    for (votes, least) in [(3, RETRANSMIT_MS), (60_000, 1_000)] {
+        let vote = crate::message::KeyedVote { key: 0, signature: crate::bytes::SignatureBytes([0; 64]) };
+        said.prepared = vec![Prepared { votes: vec![vote; votes], ..said.prepared[0].clone() }; 5];
+        let own = CheckedViewChange::new(keyring.cluster(), voters[2].sign(said.clone()));
+        replica.changing.view_changes.insert(ServerId(2), own);
+        let after_ms = replica.repeat_after_ms();
+        assert!((least..least + 500).contains(&after_ms), "{after_ms}");
     }
 }
