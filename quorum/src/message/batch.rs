@@ -42,7 +42,11 @@ impl CheckedBatch {
     }
     /// The same for a batch that votes have named: whether it is the one is told before any of its requests'
     /// signatures is looked at.
-    pub(super) fn check_as(cluster: &ClusterId, batch: Batch, named: Option<Hash>) -> Result<Self, BatchError> {
+    pub(super) fn check_as(
+        cluster: &ClusterId,
+        batch: Batch,
+        named: Option<Hash>,
+    ) -> Result<Self, BatchError> {
         let bytes = signing_bytes(cluster, &batch);
         if batch.requests.len() > MAX_BATCH_REQUESTS || bytes.len() > MAX_BATCH_BYTES {
             return Err(BatchError::TooLarge);

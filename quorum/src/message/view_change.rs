@@ -73,7 +73,8 @@ impl ViewChange {
         let place = |key: &KeyCertificate| keys.binary_search(key).ok()?.try_into().ok();
         let prepared = proofs.map(|proof| {
             let pairs = proof.keys.iter().zip(&proof.votes);
-            let vote = |(key, vote): (_, &Vote)| Some(KeyedVote { key: place(key)?, signature: vote.signature });
+            let vote =
+                |(key, vote): (_, &Vote)| Some(KeyedVote { key: place(key)?, signature: vote.signature });
             Prepared { statement: proof.statement, votes: pairs.filter_map(vote).collect() }
         });
         let prepared = prepared.collect();

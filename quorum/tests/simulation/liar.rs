@@ -15,7 +15,6 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngExt as _};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// What one liar likes to do; probabilities of doing it to one message for one receiver.
 pub struct Habits {
@@ -66,7 +65,7 @@ pub struct Conspiracy {
     batches: BTreeMap<Hash, Batch>,
     heard: Vec<PeerMessage>,
     certificates: Vec<Certificate>,
-    view_changes: BTreeMap<View, BTreeMap<ServerId, Vec<Arc<Evidence<ViewChange>>>>>,
+    view_changes: BTreeMap<View, BTreeMap<ServerId, Vec<Evidence<ViewChange>>>>,
     highest_view: View,
     /// Where the epoch began.
     began: Sequence,
@@ -96,7 +95,7 @@ impl Conspiracy {
                 let of =
                     self.view_changes.entry(change.body.view).or_default().entry(change.server).or_default();
                 if of.len() < 3 {
-                    of.push(Arc::new((change.clone(), *key)));
+                    of.push((change.clone(), *key));
                 }
             }
             _ => {}
@@ -395,7 +394,7 @@ impl Liar {
             PeerMessage::FetchedViewChange(_) => {
                 let of_view = all.view_changes.values().nth_back(self.rng.random_range(0..2))?;
                 let of = of_view.values().nth(self.rng.random_range(0..of_view.len()))?;
-                let mut evidence = of.choose(&mut self.rng)?.as_ref().clone();
+                let mut evidence = of.choose(&mut self.rng)?.clone();
                 if self.rng.random_bool(0.5) {
                     evidence.0.body.prepared.pop();
                 }

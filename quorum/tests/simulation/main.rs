@@ -156,7 +156,7 @@ fn replicas_and_liars_who_show_each_another_view_change() {
 #[test]
 fn a_view_change_of_many_replicas() {
     let servers = std::env::var("KDS_SIM_SERVERS").map_or(100, |text| text.parse().expect("a number"));
-    run(servers, LARGE_HOLE, 1);
+    run(servers, HOLE, 1);
 }
 #[test]
 fn four_replicas_of_which_one_forgets() {

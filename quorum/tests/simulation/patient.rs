@@ -124,10 +124,8 @@ impl Simulation {
 
     /// The network favours those who lie in view changes: theirs are there first.
     pub(crate) fn held_back_ms(&self, message: &PeerMessage) -> u64 {
-        let hoarding = matches!(
-            self.faults.patient,
-            Some(Patience::HoardsBatches | Patience::ShowsEachAnother)
-        );
+        let hoarding =
+            matches!(self.faults.patient, Some(Patience::HoardsBatches | Patience::ShowsEachAnother));
         if hoarding && matches!(message, PeerMessage::ViewChange(_)) { 100 } else { 0 }
     }
 

@@ -46,9 +46,7 @@ pub const TELLING_BACKUPS: Faults = Faults { patient: Some(Patience::TellsBackup
 /// A batch that nobody has who would give it.
 pub const HOARDING: Faults = Faults { patient: Some(Patience::HoardsBatches), ..GOOD };
 /// A primary that leaves a hole, with prepared batches after it, and dies.
-pub const HOLE: Faults = Faults { patient: Some(Patience::LeavesAHole), requests: 60, ..GOOD };
-/// The same in a large cluster: few batches, as each is tens of thousands of votes.
-pub const LARGE_HOLE: Faults = Faults { requests: 20, ..HOLE };
+pub const HOLE: Faults = Faults { patient: Some(Patience::LeavesAHole), requests: 30, ..GOOD };
 /// View changes that differ from one receiver to the next.
 pub const EACH_ANOTHER: Faults = Faults { patient: Some(Patience::ShowsEachAnother), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.

@@ -238,14 +238,16 @@ fn evidence_for_a_new_view_is_checked() {
     let mut forged = proof.clone();
     forged.statement.0.digest = Hash([6; 32]);
     let mut short = proof.clone();
-    (short.votes.pop(), short.keys.pop());
+    short.votes.pop();
+    short.keys.pop();
     let in_epoch = (AttemptId::default(), Sequence(0));
     let body =
         |proofs: &[&QuorumProof<Prepare>]| ViewChange::new(View(1), in_epoch, None, proofs.iter().copied());
     let mut check = |body: ViewChange| {
         let signed = voters[2].sign(body);
         let fetched = PeerMessage::FetchedViewChange(Arc::new(signed.stored()));
-        let said = PeerMessage::ViewChange(signed.signed().clone()).check(ServerId(2), &mut keyring).map(drop);
+        let said =
+            PeerMessage::ViewChange(signed.signed().clone()).check(ServerId(2), &mut keyring).map(drop);
         assert_eq!(said, fetched.check(ServerId(1), &mut keyring).map(drop), "fetched or not, it is checked");
         said
     };
@@ -259,7 +261,10 @@ fn evidence_for_a_new_view_is_checked() {
     let whole = body(&[&proof]);
     let twice = [&whole.keys[..], &whole.keys[2..]].concat();
     assert_eq!(check(ViewChange { keys: twice, ..whole.clone() }), Err(MessageError::BadViewChange));
-    assert_eq!(check(ViewChange { keys: whole.keys[..2].to_vec(), ..whole.clone() }), Err(MessageError::BadViewChange));
+    assert_eq!(
+        check(ViewChange { keys: whole.keys[..2].to_vec(), ..whole.clone() }),
+        Err(MessageError::BadViewChange)
+    );
     let many = (0..=crate::limits::KEYS_SHOWN as u64).map(|serial| {
         let mut key = *voters[3].certificate();
         key.statement.serial = serial;

@@ -4,8 +4,8 @@ use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::{AttemptId, Epoch, Timestamp};
 use crate::limits::LOG_TAIL_BATCHES;
 use crate::message::{
-    Batch, CheckedBatch, CheckedMessage, CheckedViewChange, Commit, NewView, PrePrepare, Prepare, Slot, Status, Suspect,
-    ViewChange,
+    Batch, CheckedBatch, CheckedMessage, CheckedViewChange, Commit, NewView, PrePrepare, Prepare, Slot,
+    Status, Suspect, ViewChange,
 };
 use crate::ordering::{Identity, Input, Stored};
 use crate::signing::Voter;
