@@ -150,6 +150,7 @@ fn kind(accusation: &Accusation) -> &'static str {
     match accusation {
         Accusation::Equivocation { phase, .. } => phase,
         Accusation::BadProposal { .. } => "bad proposal",
+        Accusation::BadNewView { .. } => "bad new view",
         Accusation::WrongState { .. } => "wrong state",
         Accusation::WrongPart { .. } => "wrong part",
         Accusation::WrongDealing { .. } => "wrong dealing",

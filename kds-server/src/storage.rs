@@ -117,8 +117,8 @@ impl Storage {
             stored.state = Some(StoredState { checkpoint, leaves });
         }
         stored.certificate = read(self.meta("certificate").await?, damaged);
-        if let Some((view, new_view)) = read(self.meta("view").await?, damaged) {
-            stored.view = Some(StoredView { view, new_view });
+        if let Some((view, began)) = read(self.meta("view").await?, damaged) {
+            stored.view = Some(StoredView { view, began });
         }
         let query = "SELECT sequence, accepted, accepted_batch, prepared, prepared_batch, committed, committed_batch \
                      FROM slots ORDER BY sequence";
@@ -336,7 +336,7 @@ impl Transaction {
                 self.bind(encode(proof))?;
                 self.bind(batch.as_ref().map(|batch| encode(batch.as_ref())))
             }
-            Write::View { view, new_view } => self.meta("view", encode(&(view, new_view))),
+            Write::View { view, began } => self.meta("view", encode(&(view, began))),
             Write::Certified(certificate) => self.meta("certificate", encode(certificate.as_ref())),
             Write::State { checkpoint, leaves } => {
                 self.leaves(leaves)?;

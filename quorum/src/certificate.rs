@@ -10,6 +10,7 @@ use crate::bytes::Hash;
 use crate::codec::Tagged;
 use crate::grid::Grid;
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, ServerSet, Timestamp};
+use crate::manifest::Manifest;
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement, Verified, Vote};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -83,22 +84,10 @@ impl<T: Statement> QuorumProof<T> {
     /// All votes are under keys of the one attempt that the statement names. Of that epoch's servers at most f
     /// were faulty, and the others' keys of it are gone: so what holds once holds for ever (design §7).
     pub fn verify(&self, keyring: &mut Keyring) -> Result<(), QuorumError> {
-        let thresholds = keyring.manifest().thresholds;
-        if self.votes.len() > thresholds.n() || self.keys.len() > thresholds.n() {
+        if self.keys.len() > keyring.manifest().thresholds.n() {
             return Err(QuorumError::TooMany);
         }
-        let mut signers = ServerSet::default();
-        for vote in &self.votes {
-            if keyring.manifest().server(vote.server).is_none() {
-                return Err(KeyError::UnknownServer(vote.server).into());
-            }
-            if !signers.insert(vote.server) {
-                return Err(QuorumError::Repeated(vote.server));
-            }
-        }
-        if signers.len() < thresholds.q() {
-            return Err(QuorumError::TooFew { got: signers.len(), needed: thresholds.q() });
-        }
+        are_quorum(keyring.manifest(), &self.signers().collect::<Vec<_>>())?;
         let carried = keyring.carried(&self.keys)?;
         for vote in &self.votes {
             keyring.verify_with(&carried, vote.server, &self.statement, &vote.signature)?;
@@ -109,6 +98,27 @@ impl<T: Statement> QuorumProof<T> {
     pub fn signers(&self) -> impl Iterator<Item = ServerId> + '_ {
         self.votes.iter().map(|vote| vote.server)
     }
+}
+
+/// Checks that those who vote are q different servers.
+pub(crate) fn are_quorum(manifest: &Manifest, voters: &[ServerId]) -> Result<(), QuorumError> {
+    let thresholds = manifest.thresholds;
+    if voters.len() > thresholds.n() {
+        return Err(QuorumError::TooMany);
+    }
+    let mut signers = ServerSet::default();
+    for voter in voters {
+        if manifest.server(*voter).is_none() {
+            return Err(KeyError::UnknownServer(*voter).into());
+        }
+        if !signers.insert(*voter) {
+            return Err(QuorumError::Repeated(*voter));
+        }
+    }
+    if signers.len() < thresholds.q() {
+        return Err(QuorumError::TooFew { got: signers.len(), needed: thresholds.q() });
+    }
+    Ok(())
 }
 
 /// Gathers votes for statements of one kind until q servers agree on one.

@@ -114,6 +114,11 @@ pub const MAX_PARTS: usize = 64;
 pub const TRANSFER_PATIENCE_MS: u64 = 1_000;
 /// Voting keys of one server that are accepted at a time: the current one and its predecessor.
 pub const KEYS_PER_SERVER: usize = 4;
+/// Voting keys of one server under which its votes for uncertified batches count, in one epoch: a new one comes
+/// with each of its starts. So the largest view change has an end (see `message::sizes`).
+pub const KEYS_SHOWN: usize = 32;
+/// How often a view change that nobody answers is said again: at so many bytes a second to all together.
+pub const VIEW_CHANGE_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
 
 /// How far a first proposal's time may lie from a backup's clock (design §3's δ), in milliseconds.
 pub const CLOCK_BOUND_MS: u64 = 1_000;

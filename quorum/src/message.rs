@@ -12,7 +12,8 @@
 //! | `Held` | any → all | executed, certified and durable up to here | design §2 |
 //! | `Suspect` | backup → all | the primary does not do its work; promises nothing | PBFT §4.4 |
 //! | `ViewChange` | any → all | I left earlier views; this is what I prepared | PBFT §4.4 |
-//! | `NewView` | new primary → all | q view changes: the view begins | PBFT §4.4 |
+//! | `NewView` | new primary → all | names q view changes: the view begins | PBFT §4.4 |
+//! | `FetchViewChanges`, `FetchedViewChange` | any ↔ one that shows a new view, any | view changes that it names | PBFT §4.4 |
 //! | `Fetch`, `Fetched` | new primary ↔ any | a batch that the new view needs | PBFT §4.4 |
 //! | `Status` | any → some, when progress stalls | how far I am: send what I lack | PBFT §5.2 (retransmission) |
 //! | `Committed` | any → one that is behind | a batch and q commit votes for it | PBFT §4.6 |
@@ -26,398 +27,28 @@
 //! What comes from a peer is a [`PeerMessage`]; [`PeerMessage::check`] verifies every signature in
 //! it, off the replica's thread, and yields the [`CheckedMessage`] that the replica accepts.
 
+mod batch;
+mod help;
+#[cfg(test)]
+mod sizes;
+mod view_change;
+mod votes;
+
+pub use batch::{Batch, BatchError, CheckedBatch};
+pub use help::{AskParts, Evidence, HandedOut, Parts, Status, WantedDealing, Witness};
+pub use view_change::{CheckedViewChange, KeyedVote, NewView, Prepared, ViewChange};
+pub use votes::{Commit, PrePrepare, Prepare, Slot, Suspect};
+
 use crate::bytes::Hash;
 use crate::certificate::{Certificate, Checkpoint, Held, QuorumError, QuorumProof};
-use crate::codec::{Tagged, sha256, signing_bytes};
-use crate::ids::{AttemptId, ClusterId, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{
-    CHANGES_TOGETHER, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_PARTS, RECOVERY_CHUNKS, WINDOW,
-};
-use crate::map::{PartItem, WantedPart};
+use crate::ids::ServerId;
+use crate::limits::{CHANGES_TOGETHER, MAX_PARTS, RECOVERY_CHUNKS};
 use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::recovery::{AskMasked, Masked};
-use crate::refresh::Dealing;
 use crate::request::{SignedRequest, VerifiedRequest};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement, Verified};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-
-/// Requests with the time at which they execute.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Batch {
-    /// The primary's clock when it proposed the batch (design §3).
-    pub time: Timestamp,
-    /// What to execute, in order.
-    pub requests: Vec<SignedRequest>,
-}
-impl Tagged for Batch {
-    const TAG: &'static str = "kds.batch";
-}
-
-/// A batch whose size and requests' signatures have been checked.
-#[derive(Clone, Debug)]
-pub struct CheckedBatch {
-    time: Timestamp,
-    requests: Vec<VerifiedRequest>,
-    digest: Hash,
-    bytes: usize,
-}
-
-impl CheckedBatch {
-    /// From requests that were checked one by one.
-    pub fn new(cluster: &ClusterId, time: Timestamp, requests: Vec<VerifiedRequest>) -> Self {
-        let batch =
-            Batch { time, requests: requests.iter().map(|request| request.signed().clone()).collect() };
-        let bytes = signing_bytes(cluster, &batch);
-        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
-    }
-    /// Checks a batch from a peer, or one that comes back from this server's own database.
-    pub fn check(cluster: &ClusterId, batch: Batch) -> Result<Self, BatchError> {
-        Self::check_as(cluster, batch, None)
-    }
-    /// The same for a batch that votes have named: whether it is the one is told before any of its requests'
-    /// signatures is looked at.
-    fn check_as(cluster: &ClusterId, batch: Batch, named: Option<Hash>) -> Result<Self, BatchError> {
-        let bytes = signing_bytes(cluster, &batch);
-        if batch.requests.len() > MAX_BATCH_REQUESTS || bytes.len() > MAX_BATCH_BYTES {
-            return Err(BatchError::TooLarge);
-        }
-        let digest = sha256(&bytes);
-        if named.is_some_and(|named| named != digest) {
-            return Err(BatchError::WrongBatch);
-        }
-        let requests = batch
-            .requests
-            .into_iter()
-            .map(|request| request.verify(cluster).map_err(|_| BatchError::BadRequest))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { time: batch.time, requests, digest, bytes: bytes.len() })
-    }
-    /// A batch from this server's own log, whose requests were checked before it was written. The
-    /// digest shows whether it came back undamaged.
-    pub fn from_own_log(cluster: &ClusterId, batch: Batch) -> Self {
-        let time = batch.time;
-        let bytes = signing_bytes(cluster, &batch);
-        let requests = batch.requests.into_iter().map(|request| request.trusted(cluster)).collect();
-        Self { time, requests, digest: sha256(&bytes), bytes: bytes.len() }
-    }
-    /// What votes are about.
-    pub fn digest(&self) -> Hash {
-        self.digest
-    }
-    /// Bytes of its requests, with little around them.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-    /// When it executes.
-    pub fn time(&self) -> Timestamp {
-        self.time
-    }
-    /// What it executes.
-    pub fn requests(&self) -> &[VerifiedRequest] {
-        &self.requests
-    }
-    /// As it travels.
-    pub fn to_batch(&self) -> Batch {
-        Batch {
-            time: self.time,
-            requests: self.requests.iter().map(|request| request.signed().clone()).collect(),
-        }
-    }
-}
-
-/// Why a batch is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BatchError {
-    /// Too many requests.
-    #[error("a batch has at most {MAX_BATCH_REQUESTS} requests in {MAX_BATCH_BYTES} bytes")]
-    TooLarge,
-    /// It is not the one that the votes are about.
-    #[error("the batch does not have the digest that was voted for")]
-    WrongBatch,
-    /// A request's signature does not hold.
-    #[error("a request in the batch is not signed by its client")]
-    BadRequest,
-}
-
-/// What ordering votes are about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Slot {
-    /// In which view.
-    pub view: View,
-    /// At which place in the order.
-    pub sequence: Sequence,
-    /// Which batch.
-    pub digest: Hash,
-    /// By which the epoch began that the place lies in. Votes of other epochs for the same place are void.
-    pub attempt: AttemptId,
-}
-
-macro_rules! phase {
-    ($(#[$doc:meta])* $name:ident, $tag:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-        pub struct $name(pub Slot);
-        impl Tagged for $name {
-            const TAG: &'static str = $tag;
-        }
-        impl Statement for $name {
-            fn attempt(&self) -> AttemptId {
-                self.0.attempt
-            }
-        }
-    };
-}
-phase!(
-    /// The primary's proposal (PBFT §4.2).
-    PrePrepare, "kds.pre-prepare"
-);
-phase!(
-    /// A backup's agreement (PBFT §4.2).
-    Prepare, "kds.prepare"
-);
-phase!(
-    /// The promise to execute (PBFT §4.2).
-    Commit, "kds.commit"
-);
-
-/// "The primary of this view does not do its work." Promises nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Suspect {
-    /// The view whose primary is suspected.
-    pub view: View,
-    /// By which the epoch began that its author is in.
-    pub attempt: AttemptId,
-}
-impl Tagged for Suspect {
-    const TAG: &'static str = "kds.suspect";
-}
-impl Statement for Suspect {
-    fn attempt(&self) -> AttemptId {
-        self.attempt
-    }
-}
-
-/// "I take part in no view before this one, and this is what I have prepared" (PBFT §4.4).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewChange {
-    /// The view that is to begin.
-    pub view: View,
-    /// By which the epoch began that its author is in.
-    pub attempt: AttemptId,
-    /// Where that epoch began: everything up to here is decided for its author.
-    pub began: Sequence,
-    /// The sender's last certificate; none before the first.
-    pub stable: Option<Certificate>,
-    /// For each sequence number after both at which the sender prepared a batch in this epoch: the votes of the
-    /// highest view in which it did.
-    pub prepared: Vec<QuorumProof<Prepare>>,
-}
-impl Tagged for ViewChange {
-    const TAG: &'static str = "kds.view-change";
-}
-impl Statement for ViewChange {
-    fn attempt(&self) -> AttemptId {
-        self.attempt
-    }
-}
-
-impl ViewChange {
-    /// Everything up to here is decided.
-    pub fn low(&self) -> Sequence {
-        self.stable.as_ref().map_or(self.began, |stable| stable.statement.sequence.max(self.began))
-    }
-    /// Checks every certificate and proof in it. What is nested in it is as fresh as it is itself: proofs are of
-    /// its own epoch, and its certificate of no later one.
-    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        if let Some(stable) = &self.stable {
-            if stable.statement.attempt() > self.attempt {
-                return Err(MessageError::BadViewChange);
-            }
-            stable.verify(keyring)?;
-        }
-        let low = self.low().0;
-        let mut previous = low;
-        for proof in &self.prepared {
-            let slot = proof.statement.0;
-            // In order, each place once, between the watermarks, from an earlier view.
-            let placed = slot.sequence.0 > previous && slot.sequence.0 <= low.saturating_add(WINDOW);
-            if !placed || slot.view >= self.view || slot.attempt != self.attempt {
-                return Err(MessageError::BadViewChange);
-            }
-            previous = slot.sequence.0;
-            proof.verify(keyring)?;
-        }
-        Ok(())
-    }
-}
-
-/// q view changes: the view begins, with what they call for (PBFT §4.4).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewView {
-    /// The view that begins.
-    pub view: View,
-    /// By which the epoch began in which it does.
-    pub attempt: AttemptId,
-    /// View changes of q servers, all made in that epoch, with the certificates of the keys that signed them.
-    pub view_changes: Vec<(Signed<ViewChange>, KeyCertificate)>,
-}
-impl Tagged for NewView {
-    const TAG: &'static str = "kds.new-view";
-}
-impl Statement for NewView {
-    fn attempt(&self) -> AttemptId {
-        self.attempt
-    }
-}
-
-impl NewView {
-    /// Where its epoch began, by all its view changes.
-    pub fn began(&self) -> Option<Sequence> {
-        self.view_changes.first().map(|(change, _)| change.body.began)
-    }
-    /// Checks that q different servers changed to this view, with everything they say.
-    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        let thresholds = keyring.manifest().thresholds;
-        if self.view_changes.len() != thresholds.q() {
-            return Err(MessageError::BadNewView);
-        }
-        let mut servers = ServerSet::default();
-        for (change, key) in &self.view_changes {
-            let known = keyring.manifest().server(change.server).is_some();
-            let ViewChange { view, attempt, began, .. } = change.body;
-            let together = (view, attempt) == (self.view, self.attempt) && Some(began) == self.began();
-            if !known || !servers.insert(change.server) || !together {
-                return Err(MessageError::BadNewView);
-            }
-            let carried = keyring.carried(&[*key])?;
-            keyring.verify_with(&carried, change.server, &change.body, &change.signature)?;
-            change.body.check(keyring)?;
-        }
-        Ok(())
-    }
-}
-
-/// How far a replica is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// Its view.
-    pub view: View,
-    /// Whether that view has begun for it.
-    pub active: bool,
-    /// The last batch it executed.
-    pub executed: Sequence,
-    /// The last batch it has a certificate for.
-    pub certified: Sequence,
-    /// Its state is wrong: batches are of no use to it.
-    pub wants_state: bool,
-    /// Changes of the membership that it knows.
-    pub changes: u32,
-    /// By which the epoch began whose key it has: an old one if it slept.
-    pub attempt: AttemptId,
-}
-impl Tagged for Status {
-    const TAG: &'static str = "kds.status";
-}
-impl Statement for Status {
-    fn attempt(&self) -> AttemptId {
-        self.attempt
-    }
-}
-
-/// A signed statement with the certificate of its key, for somebody who may not know the key.
-pub type Evidence<T> = (Signed<T>, KeyCertificate);
-
-/// What a server holds of another one's newest signatures.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Witness {
-    /// The question that this answers.
-    pub boot: u64,
-    /// What the one that answers has executed.
-    pub executed: Sequence,
-    /// The view that it is in.
-    pub view: View,
-    /// Its last certificate.
-    pub certificate: Option<Certificate>,
-    /// The asker's prepare votes for the highest sequence number, and of the last view; at most two.
-    pub prepares: Vec<Evidence<Prepare>>,
-    /// The same of its commit votes.
-    pub commits: Vec<Evidence<Commit>>,
-    /// The asker's last view change.
-    pub view_change: Option<Evidence<ViewChange>>,
-}
-
-impl Witness {
-    fn check(&self, keyring: &mut Keyring) -> Result<(), MessageError> {
-        fn holds<'a, T: Statement + 'a>(
-            evidence: impl IntoIterator<Item = &'a Evidence<T>>,
-            keyring: &mut Keyring,
-        ) -> Result<(), MessageError> {
-            for (signed, key) in evidence {
-                if keyring.manifest().server(signed.server).is_none() {
-                    return Err(KeyError::UnknownServer(signed.server).into());
-                }
-                // It may be long ago: the asker judges that.
-                let carried = keyring.carried(&[*key])?;
-                keyring.verify_with(&carried, signed.server, &signed.body, &signed.signature)?;
-            }
-            Ok(())
-        }
-        if let Some(certificate) = &self.certificate {
-            certificate.verify(keyring)?;
-        }
-        if self.prepares.len() > 2 || self.commits.len() > 2 {
-            return Err(MessageError::TooManyVotes);
-        }
-        holds(&self.prepares, keyring)?;
-        holds(&self.commits, keyring)?;
-        // What it says about others does not matter here, only that its author left a view.
-        holds(&self.view_change, keyring)
-    }
-}
-
-/// A question for parts of the state under a certified root.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AskParts {
-    /// Of which batch's state.
-    pub sequence: Sequence,
-    /// Its root.
-    pub root: Hash,
-    /// Names the question in its answer.
-    pub question: u64,
-    /// Which parts; at most [`MAX_PARTS`].
-    pub parts: Vec<WantedPart>,
-}
-
-/// Parts of a state, in the order of the question; not all of them if they are large, and none if the
-/// sender does not have that state.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Parts {
-    /// The question that this answers.
-    pub question: u64,
-    /// The parts.
-    pub parts: Vec<Vec<PartItem>>,
-}
-
-/// A dealer's contributions, as far as their receiver may know them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HandedOut {
-    /// To which attempt.
-    pub attempt: AttemptId,
-    /// Whose.
-    pub dealer: ServerId,
-    /// The contributions. The dealer's commitment in the log shows whether they are right.
-    pub dealing: Dealing,
-}
-
-/// A question for a dealer's contributions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WantedDealing {
-    /// To which attempt.
-    pub attempt: AttemptId,
-    /// Whose.
-    pub dealer: ServerId,
-}
 
 /// A message from a peer: nothing in it has been checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -448,6 +79,10 @@ pub enum PeerMessage {
     ViewChange(Signed<ViewChange>),
     /// See [`NewView`]; also passed on by others than its author. The key is the author's.
     NewView(Box<Signed<NewView>>, KeyCertificate),
+    /// View changes that a new view names by these digests are wanted; at most one of each server.
+    FetchViewChanges(Vec<Hash>),
+    /// One that was wanted.
+    FetchedViewChange(Arc<Evidence<ViewChange>>),
     /// A batch with this digest is wanted.
     Fetch(Hash),
     /// The batch that was wanted.
@@ -500,9 +135,13 @@ pub enum CheckedMessage {
     /// See [`Suspect`].
     Suspect(Verified<Suspect>),
     /// See [`ViewChange`].
-    ViewChange(Verified<ViewChange>),
-    /// The view's primary shows q view changes.
+    ViewChange(CheckedViewChange),
+    /// The view's primary names q view changes.
     NewView(Verified<NewView>),
+    /// View changes are wanted.
+    FetchViewChanges(Vec<Hash>),
+    /// A view change of which everything holds; its digest tells whether it is wanted.
+    FetchedViewChange(CheckedViewChange),
     /// A batch is wanted.
     Fetch(Hash),
     /// A batch whose requests are signed; its digest tells whether it is wanted.
@@ -569,9 +208,12 @@ pub enum MessageError {
     /// More contributions than there can be seeds.
     #[error("more contributions than any attempt has seeds")]
     TooManyContributions,
-    /// A new view without q different view changes, or not from its primary.
+    /// A new view that does not name q servers' view changes, or not from its primary.
     #[error("a new view is not justified by view changes of q servers")]
     BadNewView,
+    /// More view changes than a new view names.
+    #[error("at most one view change of each server goes into one question")]
+    TooManyViewChanges,
 }
 
 impl MessageError {
@@ -605,6 +247,8 @@ impl PeerMessage {
             | Self::Status(_)
             | Self::Committed(..)
             | Self::Suspect(_)
+            | Self::FetchViewChanges(_)
+            | Self::FetchedViewChange(_)
             | Self::Fetch(_)
             | Self::Fetched(_)
             | Self::Membership(_)
@@ -661,7 +305,7 @@ impl PeerMessage {
             Self::ViewChange(signed) => {
                 let change = authored(signed, from, keyring)?;
                 change.body().check(keyring)?;
-                CheckedMessage::ViewChange(change)
+                CheckedMessage::ViewChange(CheckedViewChange::new(&cluster, change))
             }
             Self::NewView(signed, key) => {
                 let primary = signed.body.view.primary(keyring.manifest().thresholds.n());
@@ -672,6 +316,16 @@ impl PeerMessage {
                 let new_view = keyring.check_with(key, *signed)?;
                 new_view.body().check(keyring)?;
                 CheckedMessage::NewView(new_view)
+            }
+            Self::FetchViewChanges(digests) if digests.len() <= keyring.manifest().thresholds.n() => {
+                CheckedMessage::FetchViewChanges(digests)
+            }
+            Self::FetchViewChanges(_) => return Err(MessageError::TooManyViewChanges),
+            Self::FetchedViewChange(evidence) => {
+                let (signed, key) = Arc::unwrap_or_clone(evidence);
+                let change = keyring.check_with(key, signed)?;
+                change.body().check(keyring)?;
+                CheckedMessage::FetchedViewChange(CheckedViewChange::new(&cluster, change))
             }
             Self::Fetch(digest) => CheckedMessage::Fetch(digest),
             Self::Fetched(batch) => {

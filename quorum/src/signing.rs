@@ -304,7 +304,21 @@ impl Keyring {
             .map(|key| key.certificate)
             .ok_or(KeyError::BadSignature(server))
     }
-    /// The same for a message, with the certificate of its author's key.
+    /// Checks a statement under one key that was checked before, and that was certified for its attempt.
+    pub fn verify_under<T: Statement>(
+        &self,
+        key: &VotingKey,
+        statement: &T,
+        signature: &SignatureBytes,
+    ) -> Result<(), KeyError> {
+        let KeyStatement { server, .. } = key.certificate.statement;
+        if key.certificate.statement.attempt_id() != statement.attempt() {
+            return Err(KeyError::OtherEpoch(server));
+        }
+        verify_with(self.cluster(), &key.key, statement, signature)
+            .map_err(|_| KeyError::BadSignature(server))
+    }
+    /// Checks a message that comes with the certificate of its author's key.
     pub fn check_with<T: Statement>(
         &mut self,
         key: KeyCertificate,
@@ -373,6 +387,10 @@ impl<T> Verified<T> {
         T: Clone,
     {
         (self.signed.clone(), self.key)
+    }
+    /// The same, of one that is needed no more.
+    pub fn into_stored(self) -> (Signed<T>, KeyCertificate) {
+        (self.signed, self.key)
     }
     /// The certificate of the key that it verified under.
     pub fn key(&self) -> &KeyCertificate {

@@ -214,6 +214,8 @@ impl Ordering {
             PeerMessage::Suspect(_)
             | PeerMessage::ViewChange(_)
             | PeerMessage::NewView(..)
+            | PeerMessage::FetchViewChanges(_)
+            | PeerMessage::FetchedViewChange(_)
             | PeerMessage::Fetch(_)
             | PeerMessage::Fetched(_) => true,
             _ => false,

@@ -167,7 +167,9 @@ async fn receive(
                 drop(hears.questions.try_send(ToKeeper::Masked(peer, masked)))
             }
             Ok(message) => {
-                if let CheckedMessage::NewView(new_view) = &message {
+                if let CheckedMessage::NewView(new_view) = &message
+                    && shared.wants.load().begins(new_view.body())
+                {
                     begun = begun.max(new_view.body().view);
                 }
                 let place = Arc::clone(waiting).acquire_owned().await?;

@@ -2,10 +2,39 @@
 
 use super::Replica;
 use super::effects::{Accusation, Write};
-use crate::ids::{Sequence, View};
+use crate::certificate::QuorumProof;
+use crate::ids::{Sequence, ServerId, View};
+use crate::limits::KEYS_SHOWN;
 use crate::message::{Commit, PeerMessage, Prepare};
-use crate::signing::Verified;
+use crate::signing::{KeyCertificate, Verified};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Under which keys the others' prepares were counted, and for which place last. A view change shows the
+/// certificates of all of them above the last certificate: a server that draws keys without end must not make that
+/// too large to be sent. A correct one draws one at each start.
+#[derive(Clone, Default)]
+pub(super) struct KeysHeard(BTreeMap<ServerId, BTreeMap<KeyCertificate, Sequence>>);
+
+impl KeysHeard {
+    /// Whether a prepare under this key counts.
+    fn admits(&mut self, key: &KeyCertificate, sequence: Sequence, certified: Sequence) -> bool {
+        let of_server = self.0.entry(key.statement.server).or_default();
+        of_server.retain(|_, last| *last > certified);
+        if of_server.len() >= KEYS_SHOWN && !of_server.contains_key(key) {
+            return false;
+        }
+        let last = of_server.entry(*key).or_insert(sequence);
+        *last = sequence.max(*last);
+        true
+    }
+    /// A proof from this server's own database.
+    pub(super) fn restore(&mut self, proof: &QuorumProof<Prepare>) {
+        for key in &proof.keys {
+            self.admits(key, proof.statement.0.sequence, Sequence(0));
+        }
+    }
+}
 
 impl Replica {
     /// Votes count in the view that this replica takes part in.
@@ -18,6 +47,9 @@ impl Replica {
         let (slot, server) = (vote.body().0, vote.server());
         self.witnessed.prepare(&vote);
         if !self.votes_count(slot.view) || !self.in_window(slot.sequence) {
+            return;
+        }
+        if !self.keys_heard.admits(vote.key(), slot.sequence, self.certified()) {
             return;
         }
         if self.log.entry(slot.sequence).or_default().prepares.add(vote).is_err() {

@@ -153,7 +153,7 @@ mod tests {
             assert_eq!(proof.verify(&mut keyring), Ok(()));
             let (view, began) = (View(1), Sequence(0));
             let attempt = present[1].attempt();
-            let change = ViewChange { view, attempt, began, stable: None, prepared: vec![proof] };
+            let change = ViewChange::new(view, (attempt, began), None, [proof].iter());
             let change = PeerMessage::ViewChange(present[1].sign(change).signed().clone());
             let checked = change.check(ServerId(1), &mut keyring).map(drop);
             assert_eq!(checked, if good { Ok(()) } else { Err(MessageError::BadViewChange) });

@@ -18,6 +18,8 @@ pub(super) enum Question {
     Help,
     /// How the view began.
     NewView,
+    /// View changes that a new view names.
+    ViewChange,
     /// Changes of the membership.
     Membership,
     /// Which state can be fetched.

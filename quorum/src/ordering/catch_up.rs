@@ -167,11 +167,10 @@ impl Replica {
         let asker = (peer, other.then_some(status.attempt.epoch));
         let behind = status.view < self.view || (status.view == self.view && !status.active);
         let tell = behind && self.changing.active && self.budgets.allows(now, asker, Question::NewView);
-        if let Some(new_view) = self.changing.new_view.clone().filter(|_| tell) {
-            self.budgets.spend(now, asker, Question::NewView, self.bytes_of_new_view(&new_view));
+        if tell && self.changing.began.is_some() {
             // Together with f other servers' word it is enough if the view began long ago.
             self.send_status(peer);
-            self.send_new_view(Target::One(peer), &new_view);
+            self.show_new_view(now, peer, asker);
         }
         // What else it is sent may be signed by servers that it does not know yet.
         if let Some(proofs) = self.membership.proofs().get(status.changes as usize..)

@@ -10,11 +10,11 @@ use crate::certificate::{Certificate, Checkpoint, Completion, QuorumProof};
 use crate::evidence::Evidence;
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, View};
 use crate::map::{PartError, Snapshot};
-use crate::message::{Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare};
-use crate::ordering::PoolError;
+use crate::message::{Batch, Commit, PeerMessage, PrePrepare, Prepare};
+use crate::ordering::{PoolError, StoredBeginning};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::shares::ShareOp;
-use crate::signing::{KeyCertificate, Signed, Verified};
+use crate::signing::{Signed, Verified};
 use crate::state::Leaf;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -51,8 +51,8 @@ pub enum Write {
     View {
         /// The view.
         view: View,
-        /// Its new-view message and the certificate of the key that signed it.
-        new_view: Option<(Signed<NewView>, KeyCertificate)>,
+        /// Its new-view message, and the view changes that this names.
+        began: Option<StoredBeginning>,
     },
     /// The latest certificate.
     Certified(Arc<Certificate>),
@@ -202,6 +202,14 @@ pub enum Accusation {
         /// What is wrong.
         why: &'static str,
     },
+    /// A new view that names view changes which are not of it.
+    #[error("primary {server}'s new view {view} names view changes that are not of that view")]
+    BadNewView {
+        /// Who.
+        server: ServerId,
+        /// Which view.
+        view: View,
+    },
     /// A checkpoint vote that q others contradict.
     #[error("server {server} voted for another state at sequence number {sequence} than q servers did")]
     WrongState {
@@ -261,6 +269,7 @@ impl Accusation {
         match self {
             Self::Equivocation { server, .. }
             | Self::BadProposal { server, .. }
+            | Self::BadNewView { server, .. }
             | Self::WrongState { server, .. }
             | Self::WrongPart { server, .. }
             | Self::WrongDealing { server, .. } => Some(*server),

@@ -13,6 +13,7 @@
 //! | `certify` | certificates, Held statements, garbage collection | PBFT §4.3, design §2, §5 |
 //! | `judge` | whether the primary serves clients as it must | Prime, Aardvark |
 //! | `view_change` | replacing a primary that does not do its work | PBFT §4.4 |
+//! | `new_view` | how a view begins, and for whom | PBFT §4.4 |
 //! | `catch_up` | retransmission, servers that fell behind | PBFT §4.6, §5.2 |
 //! | `transfer` | fetching a state that is too far away for that, or repairing one | PBFT-PR §5.3 |
 //! | `restore` | starting again from what is durable | design §3 |
@@ -29,6 +30,7 @@ mod effects;
 mod execute;
 mod judge;
 mod log;
+mod new_view;
 mod pool;
 mod propose;
 mod renew;
@@ -43,7 +45,7 @@ pub use effects::{
 };
 pub use pool::PoolError;
 pub use renew::{EpochKeys, Holding};
-pub use restore::{Damage, Stored, StoredSlot, StoredState, StoredView};
+pub use restore::{Damage, Stored, StoredBeginning, StoredSlot, StoredState, StoredView};
 pub use standing::Part;
 pub use transfer::TransferProgress;
 pub use view_change::Plan;
@@ -62,6 +64,7 @@ use crate::message::{CheckedMessage, PeerMessage};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::signing::{KeyCertificate, Signed, Verified, Voter};
 use crate::state::State;
+use agree::KeysHeard;
 use budget::Budgets;
 use effects::Pending;
 use judge::Conduct;
@@ -136,6 +139,7 @@ pub struct Replica {
     state: State,
     log: BTreeMap<Sequence, LogEntry>,
     log_bytes: usize,
+    keys_heard: KeysHeard,
     pool: RequestPool,
     /// As primary: where the next batch goes, and the time of the last one.
     next_sequence: Sequence,
@@ -276,7 +280,9 @@ impl Replica {
             CheckedMessage::Committed(proof, batch) => self.on_committed(from, proof, batch),
             CheckedMessage::Suspect(suspect) => self.on_suspect(now, &suspect),
             CheckedMessage::ViewChange(change) => self.on_view_change(now, change),
-            CheckedMessage::NewView(new_view) => self.on_new_view(now, new_view),
+            CheckedMessage::NewView(new_view) => self.on_new_view(now, from, new_view),
+            CheckedMessage::FetchViewChanges(digests) => self.on_fetch_view_changes(now, from, &digests),
+            CheckedMessage::FetchedViewChange(change) => self.take_view_change(now, &change),
             CheckedMessage::Fetch(digest) => self.on_fetch(now, from, digest),
             CheckedMessage::Fetched(batch) => self.on_fetched(now, batch),
             CheckedMessage::Membership(membership) => self.learn(&membership),
@@ -302,6 +308,7 @@ impl Replica {
             self.ask_witnesses();
             self.conclude(now);
             self.retransmit(now);
+            self.gather_on(now);
             self.watch_primary(now);
             self.drive_transfer(now);
         }

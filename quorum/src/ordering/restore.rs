@@ -4,11 +4,13 @@
 //! that this server has voted for. Executing the batches again gives the state that it had; the
 //! votes are restored, so that it never contradicts one that left.
 
+use super::agree::KeysHeard;
 use super::budget::Budgets;
 use super::catch_up::Progress;
 use super::effects::{Accusation, Pending, VaultKey, Write};
 use super::judge::Conduct;
 use super::log::LogEntry;
+use super::new_view::Beginning;
 use super::pool::RequestPool;
 use super::renew::Renewing;
 use super::standing::{Estimation, Memory, Standing, Witnessed};
@@ -21,11 +23,14 @@ use crate::ids::{Sequence, Timestamp, View};
 use crate::manifest::Manifest;
 use crate::map::Map;
 use crate::membership::{ChangeProof, Membership};
-use crate::message::{Batch, CheckedBatch, Commit, NewView, PrePrepare, Prepare};
+use crate::message::{
+    Batch, CheckedBatch, CheckedViewChange, Commit, Evidence, NewView, PrePrepare, Prepare, ViewChange,
+};
 use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Keyring, Signed, Statement as _};
 use crate::state::{RestoreError, State, layout};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a server finds in its database.
@@ -54,8 +59,17 @@ pub struct Stored {
 pub struct StoredView {
     /// The view.
     pub view: View,
-    /// Its new-view message; none if it had not begun here.
-    pub new_view: Option<(Signed<NewView>, KeyCertificate)>,
+    /// How it began; none if it had not begun here.
+    pub began: Option<StoredBeginning>,
+}
+
+/// How a view began: what a server goes on from, and shows to those that missed it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoredBeginning {
+    /// The new-view message, and the certificate of the key that signed it.
+    pub new_view: (Signed<NewView>, KeyCertificate),
+    /// The view changes that it names; none where it is of an epoch that is over.
+    pub view_changes: Vec<Arc<Evidence<ViewChange>>>,
 }
 
 /// The state as it was written last.
@@ -180,6 +194,10 @@ impl Replica {
         replica.resume_renewal();
         replica.restore_view(view)?;
         replica.restore_log(slots)?;
+        let (view, attempt) = (replica.view, replica.state.attempt());
+        if replica.changing.began.as_ref().is_some_and(|began| !began.says_enough(attempt)) {
+            return Err(Damage::View(view));
+        }
         replica.restore_certificate(certificate)?;
         Ok(replica)
     }
@@ -201,6 +219,7 @@ impl Replica {
             view: Default::default(),
             log: BTreeMap::new(),
             log_bytes: 0,
+            keys_heard: KeysHeard::default(),
             pool: RequestPool::default(),
             next_sequence: flushed.next(),
             last_proposed: Timestamp(0),
@@ -239,13 +258,23 @@ impl Replica {
     }
 
     fn restore_view(&mut self, stored: Option<StoredView>) -> Result<(), Damage> {
-        let Some(StoredView { view, new_view }) = stored else { return Ok(()) };
+        let Some(StoredView { view, began }) = stored else { return Ok(()) };
         self.view = view;
-        self.changing.active = new_view.is_some();
-        if let Some((signed, key)) = new_view {
+        self.changing.active = began.is_some();
+        if let Some(StoredBeginning { new_view: (signed, key), view_changes }) = began {
             let mut keyring = Keyring::of(Arc::clone(&self.membership));
-            let checked = keyring.check_with(key, signed);
-            self.install(checked.map_err(|_| Damage::View(view))?);
+            let new_view = keyring.check_with(key, signed).map_err(|_| Damage::View(view))?;
+            let named: BTreeSet<_> = new_view.body().view_changes.iter().copied().collect();
+            let changes: Vec<_> = view_changes
+                .into_iter()
+                .map(|evidence| CheckedViewChange::from_own_log(&self.cluster, evidence))
+                .collect();
+            let held: BTreeSet<_> = changes.iter().map(|change| (change.server(), change.digest())).collect();
+            // None, if it was of an epoch that was over.
+            if !held.is_empty() && held != named {
+                return Err(Damage::View(view));
+            }
+            self.install(Beginning::new(new_view, changes));
         }
         Ok(())
     }
@@ -261,6 +290,7 @@ impl Replica {
             if let Some((proof, batch)) = slot.prepared {
                 let batch = batch.or_else(|| accepted_batch.clone()).ok_or(Damage::Batch(sequence))?;
                 self.witnessed.prepared(&proof);
+                self.keys_heard.restore(&proof);
                 self.restore_prepared(&mut entry, proof, batch)?;
             }
             if let Some((proof, batch)) = slot.committed {

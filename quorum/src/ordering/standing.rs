@@ -34,6 +34,7 @@ use crate::message::{Commit, Evidence, PeerMessage, Prepare, Slot, ViewChange, W
 use crate::signing::{Signed, Statement as _, Verified};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Whether a replica takes part in ordering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,7 +231,7 @@ impl Replica {
         self.budgets.spend(now, asker, Question::Witness, bytes);
         let Seen { prepares, commits } = self.witnessed.of(from);
         let (prepares, commits) = (prepares.both(|vote| vote.0), commits.both(|vote| vote.0));
-        let view_change = self.view_change_of(from).map(Verified::stored);
+        let view_change = self.view_change_of(from).map(|change| Arc::clone(change.evidence()));
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
         let (executed, view) = (self.executed(), self.view);
         let witness = Witness { boot, executed, view, certificate, prepares, commits, view_change };
@@ -273,7 +274,7 @@ impl Replica {
         for (vote, _) in witness.commits.iter().filter(|(vote, _)| vote.server == id) {
             claim(vote.body.0, memory(vote.body.0.sequence).prepared);
         }
-        if let Some((change, _)) = witness.view_change.as_ref().filter(|(change, _)| change.server == id) {
+        if let Some((change, _)) = witness.view_change.as_deref().filter(|(change, _)| change.server == id) {
             let ViewChange { view, attempt, .. } = change.body;
             let (sequence, remembered) = (Sequence(0), view <= own_view);
             claims.push(Claim { attempt, sequence, view: Some(view), remembered });

@@ -7,22 +7,28 @@
 //!    servers that are ahead of it.
 //! 3. *New view*. The next primary takes q view changes. What they contain decides which batch is
 //!    proposed again at each sequence number ([`Plan`]): the one prepared in the highest view, or
-//!    an empty one. Everyone computes that from the same q view changes, so they are all that the
-//!    new-view message carries, and the proposals follow as in the normal case.
+//!    an empty one. Everyone computes that from the same q view changes, so the new-view message names
+//!    them by their digests, and the proposals follow as in the normal case (see `new_view`).
 //!
 //! Why nothing committed is lost: a batch committed at s was prepared at q servers; any q view
 //! changes contain one of an honest server among them, whose proof for s is from that view or a
-//! later one, and in later views only the same batch can have been prepared.
+//! later one, and in later views only the same batch can have been prepared. A server that shows different view
+//! changes to different servers is not that honest one, and what is signed by the primary's digests
+//! is one of them for everyone.
 
 use super::Replica;
 use super::budget::Question;
-use super::effects::{Accusation, Target, Write};
+use super::effects::{Target, Write};
 use super::log::batch_bytes;
+use super::new_view::{Beginning, Shown};
 use crate::bytes::Hash;
 use crate::certificate::Certificate;
 use crate::ids::{AttemptId, Sequence, ServerId, ServerSet, Timestamp, View};
-use crate::limits::{SUSPICION_LIFETIME_MS, VIEW_CHANGE_TIMEOUT_MAX_MS, VIEW_CHANGE_TIMEOUT_MS};
-use crate::message::{CheckedBatch, NewView, PeerMessage, Suspect, ViewChange};
+use crate::limits::{
+    RETRANSMIT_MS, SUSPICION_LIFETIME_MS, VIEW_CHANGE_BYTES_PER_SECOND, VIEW_CHANGE_TIMEOUT_MAX_MS,
+    VIEW_CHANGE_TIMEOUT_MS,
+};
+use crate::message::{CheckedBatch, CheckedViewChange, NewView, PeerMessage, Suspect, ViewChange};
 use crate::signing::Verified;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,15 +39,19 @@ pub(super) struct Changing {
     /// Whether it takes part in its view; otherwise it waits for that view's new-view message.
     pub(super) active: bool,
     /// Who suspects the primary of which view, and since when.
-    suspicions: BTreeMap<ServerId, (View, Timestamp)>,
-    /// The view change of the highest view of each server.
-    view_changes: BTreeMap<ServerId, Verified<ViewChange>>,
+    pub(super) suspicions: BTreeMap<ServerId, (View, Timestamp)>,
+    /// The view change of the highest view of each server: its last, of which there may be many.
+    pub(super) view_changes: BTreeMap<ServerId, CheckedViewChange>,
+    /// When this server last said its own.
+    said: Timestamp,
     /// How the current view began, to show to those who missed it; none in view 0.
-    pub(super) new_view: Option<Verified<NewView>>,
+    pub(super) began: Option<Beginning>,
+    /// New views that lack view changes here.
+    pub(super) shown: Shown,
     /// Where the current view began: everything up to here is certified.
-    low: Sequence,
+    pub(super) low: Sequence,
     /// What has to be proposed again in the current view.
-    expected: BTreeMap<Sequence, Hash>,
+    pub(super) expected: BTreeMap<Sequence, Hash>,
     /// As primary: those of them that are not proposed yet.
     pub(super) carried: BTreeMap<Sequence, CheckedBatch>,
     /// As the next primary: batches that view changes call for and this server lacks.
@@ -49,7 +59,7 @@ pub(super) struct Changing {
     fetched: BTreeMap<Hash, CheckedBatch>,
     timeout_ms: u64,
     /// When a batch was last executed, a view entered or a view change sent.
-    since: Timestamp,
+    pub(super) since: Timestamp,
     /// Somebody votes in a view after this one.
     pub(super) later_view_seen: bool,
 }
@@ -60,7 +70,9 @@ impl Changing {
             active: true,
             suspicions: BTreeMap::new(),
             view_changes: BTreeMap::new(),
-            new_view: None,
+            said: Timestamp(0),
+            began: None,
+            shown: Shown::default(),
             low: Sequence(0),
             expected: BTreeMap::new(),
             carried: BTreeMap::new(),
@@ -73,15 +85,15 @@ impl Changing {
     }
     /// What decides its future, for model checkers.
     pub(super) fn fingerprint(&self) -> impl serde::Serialize {
-        let changes: Vec<_> = self.view_changes.values().map(|change| change.signed().clone()).collect();
-        let new_view = self.new_view.as_ref().map(|new_view| new_view.signed().clone());
+        let changes: Vec<_> = self.view_changes.values().map(CheckedViewChange::digest).collect();
+        let new_view = (self.began.as_ref().map(Beginning::fingerprint), self.shown.fingerprint());
         let fetched: Vec<_> = self.fetched.keys().copied().collect();
         let suspicions: Vec<_> = self.suspicions.iter().map(|(server, since)| (*server, *since)).collect();
         let expected: Vec<_> = self.expected.iter().map(|(sequence, digest)| (*sequence, *digest)).collect();
         let wanted: Vec<_> = self.wanted.iter().copied().collect();
         let carried: Vec<_> =
             self.carried.iter().map(|(sequence, batch)| (*sequence, batch.digest())).collect();
-        let timers = (self.timeout_ms, self.since, self.active, self.later_view_seen, self.low);
+        let timers = (self.timeout_ms, (self.since, self.said), self.active, self.later_view_seen, self.low);
         (changes, new_view, fetched, suspicions, (expected, carried), wanted, timers)
     }
     /// An epoch has begun after the batch at `began`: what was said about views before that counts no more. A
@@ -92,9 +104,10 @@ impl Changing {
         self.wanted.clear();
         self.fetched.clear();
         self.carried.clear();
+        self.shown = Shown::default();
         self.low = self.low.max(began);
         // At a start the log is executed again below a view that began in this epoch.
-        if self.new_view.as_ref().is_none_or(|new_view| new_view.body().attempt != attempt) {
+        if self.began.as_mut().is_none_or(|beginning| beginning.enter_epoch(attempt)) {
             self.expected.clear();
         }
     }
@@ -102,9 +115,9 @@ impl Changing {
     pub(super) fn restart_timer(&mut self, now: Timestamp) {
         self.since = now;
     }
-    /// The view of each server's last view change.
-    pub(super) fn views_left(&self) -> impl Iterator<Item = (ServerId, View)> + '_ {
-        self.view_changes.iter().map(|(server, change)| (*server, change.body().view))
+    /// The view of each server's last view change, and its digest.
+    pub(super) fn views_left(&self) -> impl Iterator<Item = (ServerId, (View, Hash))> + '_ {
+        self.view_changes.iter().map(|(server, change)| (*server, (change.body().view, change.digest())))
     }
     /// The last place that the new view fixed.
     pub(super) fn last_expected(&self) -> Option<Sequence> {
@@ -153,7 +166,7 @@ impl<'a> Plan<'a> {
 
 impl Replica {
     /// The empty batch that fills gaps. Its time is 0, so execution keeps the previous one.
-    fn null_batch(&self) -> CheckedBatch {
+    pub(super) fn null_batch(&self) -> CheckedBatch {
         CheckedBatch::new(&self.cluster, Timestamp(0), Vec::new())
     }
 
@@ -179,7 +192,9 @@ impl Replica {
         let waited = now.since_ms(self.changing.since);
         if !self.changing.active {
             self.fetch_wanted();
-            self.send_view_change();
+            if now.since_ms(self.changing.said) >= self.repeat_after_ms() {
+                self.send_view_change(now);
+            }
             // What came before this replica could vote counts now.
             self.try_new_view(now);
             if self.changing.active {
@@ -225,13 +240,13 @@ impl Replica {
         let suspecting =
             suspicions.filter(|(_, (view, when))| *view == self.view && recent(when)).map(|(id, _)| *id);
         let left = self.changing.view_changes.values().filter(|change| change.body().view > self.view);
-        let against: ServerSet = suspecting.chain(left.map(Verified::server)).collect();
+        let against: ServerSet = suspecting.chain(left.map(CheckedViewChange::server)).collect();
         if self.changing.active && against.len() > self.manifest.thresholds.f() {
             self.start_view_change(now, self.view.next());
         }
     }
 
-    fn view_changes_for(&self, view: View) -> impl Iterator<Item = &Verified<ViewChange>> {
+    fn view_changes_for(&self, view: View) -> impl Iterator<Item = &CheckedViewChange> {
         self.changing.view_changes.values().filter(move |change| change.body().view == view)
     }
 
@@ -241,7 +256,7 @@ impl Replica {
             return;
         }
         self.leave_for(now, view);
-        self.send_view_change();
+        self.send_view_change(now);
         self.try_new_view(now);
     }
 
@@ -249,37 +264,45 @@ impl Replica {
     pub(super) fn leave_for(&mut self, now: Timestamp, view: View) {
         self.view = view;
         self.changing.active = false;
-        self.changing.new_view = None;
+        self.changing.began = None;
         self.changing.expected.clear();
         self.changing.carried.clear();
         self.changing.wanted.clear();
         self.changing.fetched.clear();
         self.changing.since = now;
         // The promise not to vote in earlier views is durable before it leaves.
-        self.pending.write(Write::View { view, new_view: None });
+        self.pending.write(Write::View { view, began: None });
     }
 
     /// The last view change of a server.
-    pub(super) fn view_change_of(&self, server: ServerId) -> Option<&Verified<ViewChange>> {
+    pub(super) fn view_change_of(&self, server: ServerId) -> Option<&CheckedViewChange> {
         self.changing.view_changes.get(&server)
     }
 
-    fn send_view_change(&mut self) {
+    fn send_view_change(&mut self, now: Timestamp) {
         if !self.may_vote() {
             // It has left; it says so with the key of this epoch, as soon as it has one.
             return;
         }
-        let (attempt, began) = (self.state.attempt(), self.state.began());
-        let after = self.certified().max(began).next();
+        let in_epoch = (self.state.attempt(), self.state.began());
+        let after = self.certified().max(self.state.began()).next();
         let prepared = self.log.range(after..).filter_map(|(_, entry)| entry.prepared.as_ref());
-        let prepared = prepared.map(|(proof, _)| proof.clone()).collect();
+        let prepared = prepared.map(|(proof, _)| proof);
         let stable = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
-        let change = self.voter.sign(ViewChange { view: self.view, attempt, began, stable, prepared });
+        let change = self.voter.sign(ViewChange::new(self.view, in_epoch, stable, prepared));
         self.pending.send_all(&change, PeerMessage::ViewChange);
-        self.changing.view_changes.insert(self.id, change);
+        self.changing.view_changes.insert(self.id, CheckedViewChange::new(&self.cluster, change));
+        self.changing.said = now;
     }
 
-    pub(super) fn on_view_change(&mut self, now: Timestamp, change: Verified<ViewChange>) {
+    /// What was said may be lost; but megabytes to hundreds of servers are not said four times a second.
+    fn repeat_after_ms(&self) -> u64 {
+        let said = self.view_change_of(self.id).map_or(0, |change| self.bytes_of_view_change(change.body()));
+        let bytes = said.saturating_mul(self.manifest.thresholds.n()) as u64;
+        RETRANSMIT_MS.max(bytes.saturating_mul(1_000) / VIEW_CHANGE_BYTES_PER_SECOND)
+    }
+
+    pub(super) fn on_view_change(&mut self, now: Timestamp, change: CheckedViewChange) {
         let (server, view) = (change.server(), change.body().view);
         let known = self.changing.view_changes.get(&server).map(|known| known.body().view);
         // Correct servers that are in an epoch agree on where it began.
@@ -289,6 +312,7 @@ impl Replica {
         if let Some(stable) = &change.body().stable {
             self.note_certified(stable.statement.sequence);
         }
+        self.take_view_change(now, &change);
         self.changing.view_changes.insert(server, change);
         // f+1 servers are ahead: an honest one among them has reason to be (PBFT §4.5.2).
         let mut ahead: Vec<_> =
@@ -310,7 +334,7 @@ impl Replica {
         }
         let Some(changes) = self.choose_view_changes() else { return };
         let null = self.null_batch().digest();
-        let plan = Plan::of(null, changes.iter().map(Verified::body));
+        let plan = Plan::of(null, changes.iter().map(CheckedViewChange::body));
         let (executed, low) = (self.executed(), plan.low);
         let slots: Vec<_> = plan.slots.into_iter().filter(|(sequence, _)| *sequence > executed).collect();
         // Before the view begins: entering it drops what was accepted and not prepared here.
@@ -320,11 +344,11 @@ impl Replica {
             let Some(batch) = self.batch_with(&digest).or_else(null) else { return };
             batches.insert(sequence, batch);
         }
-        let view_changes = changes.iter().map(|change| (change.signed().clone(), *change.key())).collect();
+        let view_changes = changes.iter().map(|change| (change.server(), change.digest())).collect();
         let (view, attempt) = (self.view, self.state.attempt());
         let new_view = self.voter.sign(NewView { view, attempt, view_changes });
         self.send_new_view(Target::All, &new_view);
-        self.enter(now, new_view);
+        self.enter(now, Beginning::new(new_view, changes));
         self.next_sequence = low.max(executed).next();
         self.changing.carried = batches;
         self.changing.fetched.clear();
@@ -338,7 +362,7 @@ impl Replica {
     /// also be shown by liars alone, of a batch that correct servers accepted but did not prepare, and that
     /// nobody gives: no view would begin again if it had to wait for that. PBFT keeps what was accepted
     /// instead (Q sets, PBFT-PR §4.5): there proofs are no signatures, and a replica has to vouch for them.
-    fn choose_view_changes(&mut self) -> Option<Vec<Verified<ViewChange>>> {
+    fn choose_view_changes(&mut self) -> Option<Vec<CheckedViewChange>> {
         let quorum = self.quorum();
         let (null, executed) = (self.null_batch().digest(), self.executed());
         let lacks = |change: &ViewChange| -> Vec<Hash> {
@@ -398,100 +422,14 @@ impl Replica {
         }
     }
 
-    /// A checked new-view message, from the primary or passed on by somebody else.
-    pub(super) fn on_new_view(&mut self, now: Timestamp, new_view: Verified<NewView>) {
-        let view = new_view.body().view;
-        if !self.is_vouched_for(&new_view) {
-            return;
-        }
-        if view > self.view || (view == self.view && !self.changing.active) {
-            self.enter(now, new_view);
-        }
-    }
-
-    /// Whether a new-view message can be believed. It may be of an epoch that is over: then f+1 servers, of which
-    /// one is correct, must say in the present one that they are in that view or a later one. One of an epoch that
-    /// has not begun here is judged when it has: its author's help comes first.
-    fn is_vouched_for(&mut self, new_view: &Verified<NewView>) -> bool {
-        let (current, NewView { view, attempt, .. }) = (self.state.attempt(), new_view.body());
-        self.later_epoch_seen |= attempt.epoch > current.epoch;
-        let vouches = |(of, known): &&(AttemptId, View)| *of == current && known >= view;
-        let vouching = self.progress.views.values().filter(vouches).count();
-        let began_here = || new_view.body().began() == Some(self.state.began());
-        if *attempt == current {
-            began_here()
-        } else {
-            *attempt < current && vouching > self.manifest.thresholds.f()
-        }
-    }
-
-    /// Takes part in a view from now on.
-    fn enter(&mut self, now: Timestamp, new_view: Verified<NewView>) {
-        self.pending.write(Write::View { view: new_view.body().view, new_view: Some(new_view.stored()) });
-        self.install(new_view);
-        self.changing.since = now;
-        self.entered = now;
-        self.publish();
-    }
-
-    /// Sets the view that a new-view message begins; also at a restart in the middle of it.
-    pub(super) fn install(&mut self, new_view: Verified<NewView>) {
-        let null = self.null_batch().digest();
-        let plan = Plan::of(null, new_view.body().view_changes.iter().map(|(change, _)| &change.body));
-        let (low, slots) = (plan.low, plan.slots);
-        self.note_certified(plan.stable.map_or(Sequence(0), |certificate| certificate.statement.sequence));
-        // What a view of an epoch that is over called for is decided, or void.
-        let over = new_view.body().attempt < self.state.attempt();
-        self.view = new_view.body().view;
-        self.changing.active = true;
-        self.changing.low = if over { self.state.began() } else { low };
-        self.changing.expected = if over { BTreeMap::new() } else { slots };
-        self.changing.carried.clear();
-        self.changing.new_view = Some(new_view);
-        self.changing.suspicions.clear();
-        self.conduct.begin(self.now);
-        self.changing.wanted.clear();
-        self.changing.later_view_seen = false;
-        // Votes count in their view only; what was prepared or committed stays known.
-        for (_, entry) in self.log.range_mut(self.certified().next()..) {
-            entry.leave_view();
-        }
-        self.pool.requeue();
-    }
-
     /// Bytes of a certificate or proof with its keys, about.
     pub(super) fn bytes_of_proof(&self) -> usize {
         256 * self.quorum()
     }
     /// Bytes of a view change, about.
     pub(super) fn bytes_of_view_change(&self, change: &ViewChange) -> usize {
-        (1 + change.prepared.len()) * self.bytes_of_proof()
-    }
-    /// Bytes of a new-view message, about.
-    pub(super) fn bytes_of_new_view(&self, new_view: &Verified<NewView>) -> usize {
-        let changes = new_view.body().view_changes.iter();
-        changes.map(|(change, _)| self.bytes_of_view_change(&change.body)).sum()
-    }
-
-    /// Shows how the current view began.
-    pub(super) fn send_new_view(&mut self, target: Target, new_view: &Verified<NewView>) {
-        let (signed, key) = new_view.stored();
-        self.pending.send(target, PeerMessage::NewView(Box::new(signed), key));
-    }
-
-    /// A proposal for a place that the new view has fixed: only that batch will do.
-    pub(super) fn fits_plan(&mut self, sequence: Sequence, digest: Hash) -> bool {
-        match self.changing.expected(sequence) {
-            // Certified before the view began: who lacks it fetches it, with its proof.
-            _ if sequence <= self.changing.low => false,
-            Some(expected) if expected != digest => {
-                let why = "the view changes that began this view call for another batch";
-                let server = self.primary();
-                self.pending.accuse(Accusation::BadProposal { server, sequence, why });
-                false
-            }
-            _ => true,
-        }
+        let votes: usize = change.prepared.iter().map(|proof| 128 + proof.votes.len() * 66).sum();
+        self.bytes_of_proof() + votes + change.keys.len() * 128
     }
 }
 

@@ -11,7 +11,7 @@ use crate::bytes::Hash;
 use crate::codec::digest;
 use crate::ids::{ClusterId, Sequence, ServerId, View};
 use crate::limits::{PROPOSALS_AHEAD, WINDOW};
-use crate::message::PeerMessage;
+use crate::message::{NewView, PeerMessage};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module.
@@ -32,8 +32,10 @@ pub struct Wants {
     committed: BTreeSet<Sequence>,
     /// Batches that it has asked for.
     batches: BTreeSet<Hash>,
-    /// The view of the last view change that it holds of each server.
-    view_changes: BTreeMap<ServerId, View>,
+    /// The view of the last view change that it holds of each server, and its digest.
+    view_changes: BTreeMap<ServerId, (View, Hash)>,
+    /// View changes that it has asked for.
+    changes_wanted: BTreeSet<Hash>,
     /// The question that witnesses are to answer.
     boot: Option<u64>,
     /// Questions about parts of a state, and whom they were put to.
@@ -42,8 +44,8 @@ pub struct Wants {
 
 impl Wants {
     /// Whether a message that came from `from` has to be checked. `begun` is the highest view that a checked
-    /// new-view message on the same link began: its proposals follow at once, when the replica may not have
-    /// got that far.
+    /// new-view message on the same link [began](Self::begins): its proposals follow at once, when the replica may
+    /// not have got that far.
     pub fn needs(&self, from: ServerId, begun: View, message: &PeerMessage) -> bool {
         match message {
             PeerMessage::PrePrepare(proposal, _) => {
@@ -78,11 +80,15 @@ impl Wants {
             PeerMessage::Suspect(suspect) => suspect.body.view >= self.view,
             PeerMessage::ViewChange(change) => {
                 let view = change.body.view;
-                let known = self.view_changes.get(&from).copied();
+                let known = self.view_changes.get(&from).map(|(view, _)| *view);
                 // Of views that it is in, too: its author may ask what it promised.
                 Some(view) > known || (Some(view) == known && self.waits_for(view))
             }
             PeerMessage::NewView(new_view, _) => self.waits_for(new_view.body.view),
+            PeerMessage::FetchedViewChange(evidence) => {
+                !self.changes_wanted.is_empty()
+                    && self.changes_wanted.contains(&digest(&self.cluster, &evidence.0))
+            }
             PeerMessage::Fetched(batch) => {
                 !self.batches.is_empty() && self.batches.contains(&digest(&self.cluster, batch.as_ref()))
             }
@@ -91,6 +97,7 @@ impl Wants {
             PeerMessage::Keys(_)
             | PeerMessage::Forward(_)
             | PeerMessage::Status(_)
+            | PeerMessage::FetchViewChanges(_)
             | PeerMessage::Fetch(_)
             | PeerMessage::AskWitness(_)
             | PeerMessage::Membership(_)
@@ -100,6 +107,14 @@ impl Wants {
             | PeerMessage::AskMasked(_)
             | PeerMessage::Masked(_) => true,
         }
+    }
+
+    /// Whether a checked new view begins at once, since the view changes that it names are here.
+    pub fn begins(&self, new_view: &NewView) -> bool {
+        let held = |(server, digest): &(ServerId, Hash)| {
+            self.view_changes.get(server).is_some_and(|(_, held)| held == digest)
+        };
+        self.waits_for(new_view.view) && new_view.view_changes.iter().all(held)
     }
 
     /// Whether a view has not begun here.
@@ -132,6 +147,7 @@ impl Replica {
             committed: committed.map(|(sequence, _)| *sequence).collect(),
             batches: self.changing.wanted.clone(),
             view_changes: self.changing.views_left().collect(),
+            changes_wanted: self.changing.shown.wanted(),
             boot: match &self.standing {
                 Standing::Estimating(estimation) => Some(estimation.boot()),
                 _ => None,

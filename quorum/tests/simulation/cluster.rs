@@ -11,7 +11,7 @@ use quorum::bytes::{Blob, Hash};
 use quorum::codec::{decode, encode, sha256};
 use quorum::grid::Grid;
 use quorum::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp, View};
-use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, WINDOW};
+use quorum::limits::{CLOCK_BOUND_MS, FLUSH_BATCHES, MAX_FRAME_BYTES, WINDOW};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::membership::{Membership, Replacement};
 use quorum::message::{CheckedMessage, PeerMessage, Slot};
@@ -422,7 +422,10 @@ impl Simulation {
         }
         if let Some(patience) = self.faults.patient {
             let id = patience.who(n);
-            let hoarders = if patience == Patience::HoardsBatches { self.manifest.thresholds.f() } else { 1 };
+            let hoarders = match patience {
+                Patience::HoardsBatches | Patience::ShowsEachAnother => self.manifest.thresholds.f(),
+                _ => 1,
+            };
             for id in (id.index()..id.index() + hoarders).map(|i| ServerId(i as u8)) {
                 let (rng, voter) =
                     (StdRng::seed_from_u64(self.rng.random()), self.voters[id.index()].clone());
@@ -631,6 +634,7 @@ impl Simulation {
                 }
             }
             let bytes = Arc::new(encode(&*message));
+            assert!(bytes.len() <= MAX_FRAME_BYTES, "seed {}: a message that cannot be sent", self.seed);
             self.trace = sha256(&[&self.trace.0[..], &bytes].concat());
             let to: Vec<_> = match target {
                 Target::One(to) => vec![to],
@@ -1061,13 +1065,8 @@ impl Simulation {
     /// Nobody who is honest is accused, and no honest server finds fault with itself.
     fn check_accusation(&mut self, by: ServerId, accusation: &Accusation) {
         let seed = self.seed;
-        let blamed = match accusation {
-            Accusation::Equivocation { server, .. }
-            | Accusation::BadProposal { server, .. }
-            | Accusation::WrongState { server, .. } => Some(*server),
-            Accusation::Amnesia { .. } => Some(by),
-            _ => None,
-        };
+        let forgot = matches!(accusation, Accusation::Amnesia { .. }).then_some(by);
+        let blamed = accusation.accused().or(forgot);
         if blamed.is_some_and(|server| self.thief.may_have_spoken_as(server)) {
             self.equivocations += 1;
             return;
@@ -1082,6 +1081,7 @@ impl Simulation {
                 );
             }
             Accusation::BadProposal { server, .. }
+            | Accusation::BadNewView { server, .. }
             | Accusation::WrongState { server, .. }
             | Accusation::WrongPart { server, .. }
             | Accusation::WrongDealing { server, .. } => {
@@ -1112,8 +1112,9 @@ impl Simulation {
                 self.start(id);
             }
         }
+        // To ask costs as much as an event of each server.
         while self.now < START.plus_ms(55_000) && !self.is_done() {
-            self.next_event();
+            (0..self.voters.len()).for_each(|_| self.next_event());
         }
         let open: Vec<_> = self.clients.iter().filter(|c| !c.acknowledged).map(|c| c.name.as_str()).collect();
         assert!(

@@ -48,9 +48,7 @@ impl Disk {
                 let batch = batch.as_ref().map(|batch| batch.as_ref().clone());
                 slot.committed = Some((proof.clone(), batch));
             }
-            Write::View { view, new_view } => {
-                self.view = Some(StoredView { view: *view, new_view: new_view.clone() })
-            }
+            Write::View { view, began } => self.view = Some(StoredView { view: *view, began: began.clone() }),
             Write::Certified(certificate) => self.certificate = Some(certificate.as_ref().clone()),
             Write::State { checkpoint, leaves } => {
                 self.state = Some(*checkpoint);

@@ -3,14 +3,14 @@
 //! knows, all know.
 
 use quorum::bytes::{Blob, Hash, SecretBytes};
-use quorum::certificate::{Certificate, Checkpoint, Held};
-use quorum::codec::{decode, encode};
+use quorum::certificate::{Certificate, Checkpoint, Held, QuorumProof};
+use quorum::codec::{decode, digest, encode};
 use quorum::ids::{AttemptId, ClusterId, Sequence, ServerId, Timestamp, View};
 use quorum::map::PartItem;
 use quorum::message::{
     Batch, Commit, Evidence, NewView, PeerMessage, PrePrepare, Prepare, Slot, Status, Suspect, ViewChange,
 };
-use quorum::signing::{KeyCertificate, Signed, Statement, Voter};
+use quorum::signing::{KeyCertificate, Signed, Statement, Vote, Voter};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngExt as _};
@@ -226,6 +226,7 @@ impl Liar {
                     began,
                     stable,
                     prepared: vec![],
+                    keys: vec![],
                 }))
             }
             2 => match self.new_view(view, all) {
@@ -260,14 +261,27 @@ impl Liar {
         self.voter.sign(body).signed().clone()
     }
 
-    /// A beginning of a view that it is the primary of, from any q view changes that fit.
+    /// A beginning of a view that it is the primary of, from any q view changes that fit; or from what nobody has
+    /// said, or others than those it says.
     fn new_view(&mut self, view: View, all: &Conspiracy) -> Option<PeerMessage> {
         let known = all.view_changes.get(&view).filter(|_| view.primary(self.n) == self.voter.server())?;
-        let mut view_changes: Vec<_> =
-            known.values().filter_map(|of| of.choose(&mut self.rng).cloned()).collect();
+        let mut view_changes: Vec<_> = known
+            .iter()
+            .filter_map(|(server, of)| Some((*server, digest(&self.cluster, &of.choose(&mut self.rng)?.0))))
+            .collect();
         while view_changes.len() > self.quorum {
             let out = self.rng.random_range(0..view_changes.len());
             view_changes.remove(out);
+        }
+        let last = view_changes.len().checked_sub(1)?;
+        match self.rng.random_range(0..8) {
+            0 => view_changes[last].1 = Hash([7; 32]),
+            1 => view_changes[last].1 = view_changes[0].1,
+            2 => {
+                let other = all.view_changes.values().next()?.values().next()?.choose(&mut self.rng)?;
+                view_changes[last] = (other.0.server, digest(&self.cluster, &other.0));
+            }
+            _ => {}
         }
         let new_view = self.sign(NewView { view, attempt: self.attempt(), view_changes });
         Some(PeerMessage::NewView(Box::new(new_view), *self.voter.certificate()))
@@ -280,6 +294,7 @@ impl Liar {
                 PeerMessage::ViewChange(self.sign(ViewChange {
                     stable: None,
                     prepared: vec![],
+                    keys: vec![],
                     ..change.body.clone()
                 }))
             }
@@ -352,23 +367,39 @@ impl Liar {
             }
             PeerMessage::ViewChange(change) => {
                 let mut body = change.body.clone();
+                let mut proofs = proofs(&body);
                 match self.rng.random_range(0..4) {
                     0 => {
-                        body.prepared.pop();
+                        proofs.pop();
                     }
                     1 => body.stable = all.certificates.choose(&mut self.rng).cloned(),
                     2 => body.view = View(body.view.0 + self.rng.random_range(1..4)),
                     _ => {
-                        if let Some(proof) = body.prepared.first_mut() {
+                        if let Some(proof) = proofs.first_mut() {
                             proof.statement.0.digest.0[0] ^= 1;
                         }
                     }
                 }
                 let low = body.stable.as_ref().map_or(0, |stable| stable.statement.sequence.0);
-                body.prepared.retain(|proof| proof.statement.0.sequence.0 > low);
-                PeerMessage::ViewChange(self.sign(body))
+                proofs.retain(|proof| proof.statement.0.sequence.0 > low);
+                PeerMessage::ViewChange(self.sign(with_proofs(body, &proofs)))
             }
             PeerMessage::NewView(new_view, _) => self.new_view(new_view.body.view, all)?,
+            PeerMessage::FetchViewChanges(digests) => {
+                let mut digests = digests.clone();
+                digests.push(Hash([7; 32]));
+                PeerMessage::FetchViewChanges(digests)
+            }
+            // Another one than was asked for, or one that was changed.
+            PeerMessage::FetchedViewChange(_) => {
+                let of_view = all.view_changes.values().nth_back(self.rng.random_range(0..2))?;
+                let of = of_view.values().nth(self.rng.random_range(0..of_view.len()))?;
+                let mut evidence = of.choose(&mut self.rng)?.clone();
+                if self.rng.random_bool(0.5) {
+                    evidence.0.body.prepared.pop();
+                }
+                PeerMessage::FetchedViewChange(evidence.into())
+            }
             PeerMessage::Certificate(_) => {
                 PeerMessage::Certificate(all.certificates.choose(&mut self.rng)?.clone())
             }
@@ -429,4 +460,21 @@ impl Liar {
             _ => return None,
         })
     }
+}
+
+/// What a view change shows, each proof by itself.
+pub fn proofs(change: &ViewChange) -> Vec<QuorumProof<Prepare>> {
+    let of = |proof: &quorum::message::Prepared| {
+        let voted = proof.votes.iter().map(|vote| {
+            let key = change.keys[usize::from(vote.key)];
+            (Vote { server: key.statement.server, signature: vote.signature }, key)
+        });
+        let (votes, keys) = voted.unzip();
+        QuorumProof { statement: proof.statement, votes, keys }
+    };
+    change.prepared.iter().map(of).collect()
+}
+/// The same view change with other proofs.
+pub fn with_proofs(change: ViewChange, proofs: &[QuorumProof<Prepare>]) -> ViewChange {
+    ViewChange::new(change.view, (change.attempt, change.began), change.stable, proofs.iter())
 }

@@ -144,6 +144,24 @@ fn replicas_and_a_backup_that_tells_others_what_the_primary_does_not_know() {
 fn replicas_and_liars_who_keep_a_prepared_batch_to_themselves() {
     run(9, HOARDING, 6);
 }
+/// Batches that were prepared after a hole outlive its maker.
+#[test]
+fn replicas_and_a_primary_that_leaves_a_hole_and_dies() {
+    run(4, HOLE, 10);
+    run(9, HOLE, 4);
+}
+/// A new view begins although each has heard something else: what it names is fetched.
+#[test]
+fn replicas_and_liars_who_show_each_another_view_change() {
+    run(4, EACH_ANOTHER, 10);
+    run(9, EACH_ANOTHER, 6);
+}
+/// One view change of as many replicas as a test has time for (docs/testing.md).
+#[test]
+fn a_view_change_of_many_replicas() {
+    let servers = std::env::var("KDS_SIM_SERVERS").map_or(100, |text| text.parse().expect("a number"));
+    run(servers, HOLE, 1);
+}
 #[test]
 fn four_replicas_of_which_one_forgets() {
     assert!(run(4, FORGETTING, 80).recoveries > 0, "no server recovered: this tests nothing");

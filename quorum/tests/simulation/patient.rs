@@ -2,6 +2,7 @@
 //! go on like that for ever. Each stands alone, on a good network, so that nobody else is to blame.
 
 use crate::cluster::{Event, START, Simulation};
+use crate::liar::{proofs, with_proofs};
 use quorum::certificate::VoteBook;
 use quorum::codec::decode;
 use quorum::ids::{Sequence, ServerId, Timestamp, View};
@@ -24,6 +25,12 @@ pub enum Patience {
     /// f of them, the first primaries, see to it that a batch is accepted by some and prepared by nobody, begin a
     /// view without it, and then show in every view change that it was prepared, and give it to nobody.
     HoardsBatches,
+    /// The first primary leaves a hole: it proposes a batch to just too few, and votes for it to nobody; for those after
+    /// it there are votes enough. Then it is silent for ever.
+    LeavesAHole,
+    /// f of them, of whom the first primary proposes nothing any more, say to each another view change: all of them
+    /// hold, and they are there first, so that a new view names some of them.
+    ShowsEachAnother,
 }
 
 /// How long requests are kept: less than what would be taken for censorship.
@@ -39,6 +46,10 @@ const LONG_MS: u64 = 40_000;
 
 /// When a batch is hoarded first.
 const HOARDED_AFTER_MS: u64 = 2_000;
+/// When a hole is left.
+const HOLE_AFTER_MS: u64 = 1_500;
+/// How many batches after it are proposed.
+const AFTER_HOLE: u64 = 7;
 /// Who serves badly is gone by then.
 const REPLACED_MS: u64 = 12_000;
 
@@ -53,6 +64,8 @@ pub struct Patient {
     /// Which batch is hoarded, and the votes for it.
     hoarded: Option<Sequence>,
     votes: VoteBook<Prepare>,
+    /// Where the hole is, and where the last batch after it.
+    hole: Option<(Sequence, Sequence)>,
 }
 
 impl Patience {
@@ -101,13 +114,18 @@ impl Simulation {
                 }
                 until <= now
             }
-            Patience::Lags | Patience::TellsBackups | Patience::HoardsBatches => true,
+            Patience::Lags
+            | Patience::TellsBackups
+            | Patience::HoardsBatches
+            | Patience::LeavesAHole
+            | Patience::ShowsEachAnother => true,
         }
     }
 
-    /// The network favours those who hoard a batch: their view changes are there first.
+    /// The network favours those who lie in view changes: theirs are there first.
     pub(crate) fn held_back_ms(&self, message: &PeerMessage) -> u64 {
-        let hoarding = self.faults.patient == Some(Patience::HoardsBatches);
+        let hoarding =
+            matches!(self.faults.patient, Some(Patience::HoardsBatches | Patience::ShowsEachAnother));
         if hoarding && matches!(message, PeerMessage::ViewChange(_)) { 100 } else { 0 }
     }
 
@@ -130,6 +148,12 @@ impl Simulation {
         to: ServerId,
         message: PeerMessage,
     ) -> Option<PeerMessage> {
+        if self.faults.patient == Some(Patience::LeavesAHole) {
+            return self.leaves_a_hole(to, message);
+        }
+        if self.faults.patient == Some(Patience::ShowsEachAnother) {
+            return self.shows_another(from, to, message);
+        }
         if self.faults.patient != Some(Patience::HoardsBatches) || self.now < START.plus_ms(HOARDED_AFTER_MS)
         {
             return Some(message);
@@ -152,13 +176,60 @@ impl Simulation {
             PeerMessage::Prepare(_) | PeerMessage::Commit(_) | PeerMessage::Fetched(_) => None,
             // The votes are shown once the batch is dropped.
             PeerMessage::ViewChange(change) if change.body.view >= View(f as u64) => {
-                let mut body = change.body;
+                let body = change.body;
                 let low = body.stable.as_ref().map_or(Sequence(0), |stable| stable.statement.sequence);
                 let slot = self.patient.votes.votes_cast().into_iter().map(|(_, said)| said).next();
                 let proof = slot.and_then(|slot| self.patient.votes.proof(&slot, q));
-                body.prepared.extend(proof.filter(|proof| proof.statement.0.sequence > low));
-                body.prepared.sort_by_key(|proof| proof.statement.0.sequence);
-                body.prepared.dedup_by_key(|proof| proof.statement.0.sequence);
+                let mut proofs = proofs(&body);
+                proofs.extend(proof.filter(|proof| proof.statement.0.sequence > low));
+                proofs.sort_by_key(|proof| proof.statement.0.sequence);
+                proofs.dedup_by_key(|proof| proof.statement.0.sequence);
+                let body = with_proofs(body, &proofs);
+                Some(PeerMessage::ViewChange(self.voter(from).sign(body).signed().clone()))
+            }
+            _ => Some(message),
+        }
+    }
+
+    /// What a primary that leaves a hole says.
+    fn leaves_a_hole(&mut self, to: ServerId, message: PeerMessage) -> Option<PeerMessage> {
+        let (now, q) = (self.now, self.manifest.thresholds.q());
+        if let PeerMessage::PrePrepare(proposal, _) = &message
+            && now >= START.plus_ms(HOLE_AFTER_MS)
+        {
+            let sequence = proposal.body.0.sequence;
+            let (hole, last) = self.patient.hole.unwrap_or((sequence, sequence));
+            self.patient.hole = Some((hole, last.max(sequence).min(Sequence(hole.0 + AFTER_HOLE))));
+        }
+        let Some((hole, last)) = self.patient.hole else { return Some(message) };
+        // Its own vote makes q of those that follow.
+        let said = match &message {
+            PeerMessage::PrePrepare(proposal, _) => {
+                let sequence = proposal.body.0.sequence;
+                sequence < hole || (sequence <= last && to.index() < q)
+            }
+            PeerMessage::Prepare(vote) => {
+                let sequence = vote.body.0.sequence;
+                sequence < hole || (sequence > hole && sequence <= last)
+            }
+            PeerMessage::Commit(vote) => vote.body.0.sequence < hole,
+            _ => last < Sequence(hole.0 + AFTER_HOLE),
+        };
+        said.then_some(message)
+    }
+
+    /// A certificate holds in whatever order its votes stand: a view change has as many forms.
+    fn shows_another(&mut self, from: ServerId, to: ServerId, message: PeerMessage) -> Option<PeerMessage> {
+        match message {
+            PeerMessage::PrePrepare(..) if from == ServerId(0) => {
+                (self.now < START.plus_ms(HOLE_AFTER_MS)).then_some(message)
+            }
+            PeerMessage::ViewChange(change) => {
+                let mut body = change.body;
+                if let Some(stable) = &mut body.stable {
+                    let votes = stable.votes.len();
+                    stable.votes.rotate_left(to.index() % votes);
+                }
                 Some(PeerMessage::ViewChange(self.voter(from).sign(body).signed().clone()))
             }
             _ => Some(message),
@@ -206,6 +277,16 @@ impl Simulation {
             }
             // That requests are served at all is what is asked for.
             Patience::HoardsBatches => return,
+            Patience::ShowsEachAnother => {
+                assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
+                return;
+            }
+            Patience::LeavesAHole => {
+                let after = self.patient.hole.map(|(hole, last)| last.0 - hole.0);
+                assert!(after >= Some(3), "seed {seed}: too few batches after the hole: {after:?}");
+                assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
+                return;
+            }
             Patience::TellsBackups => {
                 while self.now < START.plus_ms(LONG_MS) {
                     self.next_event();

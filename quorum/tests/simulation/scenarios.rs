@@ -46,6 +46,10 @@ pub const LAGGING_TIME: Faults = Faults { patient: Some(Patience::Lags), skew_ms
 pub const TELLING_BACKUPS: Faults = Faults { patient: Some(Patience::TellsBackups), requests: 40, ..GOOD };
 /// A batch that nobody has who would give it.
 pub const HOARDING: Faults = Faults { patient: Some(Patience::HoardsBatches), ..GOOD };
+/// A primary that leaves a hole, with prepared batches after it, and dies.
+pub const HOLE: Faults = Faults { patient: Some(Patience::LeavesAHole), requests: 30, ..GOOD };
+/// View changes that differ from one receiver to the next.
+pub const EACH_ANOTHER: Faults = Faults { patient: Some(Patience::ShowsEachAnother), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
 pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
 /// A server finds that its state is not the certified one.
@@ -117,6 +121,8 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("lagging-time", &[4, 9], LAGGING_TIME),
     ("telling-backups", &[4, 9], TELLING_BACKUPS),
     ("hoarding", &[9, 16], HOARDING),
+    ("hole", &[4, 9, 16], HOLE),
+    ("each-another", &[4, 9, 16], EACH_ANOTHER),
     ("forgetting", &[4, 9], FORGETTING),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),

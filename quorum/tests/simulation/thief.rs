@@ -21,6 +21,7 @@ use quorum::state::layout;
 use rand::RngExt as _;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Keys that she remembers of one server; the newest, since older ones are worth no more.
 const KEPT: usize = 12;
@@ -227,11 +228,11 @@ impl Simulation {
             |view| Slot { view, sequence: place, digest: digest(&self.cluster, &batch), attempt: claimed };
         let before = slot(View(view.0.saturating_sub(1)));
         let slot = slot(view);
-        let shared = std::sync::Arc::new(batch.clone());
+        let shared = Arc::new(batch.clone());
         let prepared = || proof(Prepare(before), &hands);
         let change = |voter: &Voter| {
             let (view, attempt) = (view, claimed);
-            signed(voter, ViewChange { view, attempt, began, stable: None, prepared: vec![prepared()] })
+            voter.sign(ViewChange::new(view, (attempt, began), None, [prepared()].iter())).stored()
         };
         let by_all = |say: &dyn Fn(&Voter) -> PeerMessage| -> Vec<(ServerId, KeyCertificate, PeerMessage)> {
             hands.iter().map(|voter| (voter.server(), *voter.certificate(), say(voter))).collect()
@@ -258,15 +259,19 @@ impl Simulation {
                     if kind == 2 { PeerMessage::Certificate(forged) } else { PeerMessage::Offer(forged) };
                 from_inside(own, message)
             }
-            4 => by_all(&|voter| PeerMessage::ViewChange(change(voter))),
+            4 => by_all(&|voter| PeerMessage::ViewChange(change(voter).0)),
             5 => {
                 let Some(primary) = hands.iter().find(|voter| voter.server() == view.primary(n)) else {
                     return vec![];
                 };
-                let view_changes = hands.iter().map(|voter| (change(voter), *voter.certificate())).collect();
+                let changes: Vec<_> = hands.iter().map(change).collect();
+                let named = changes.iter().map(|(change, _)| (change.server, digest(&self.cluster, change)));
+                let view_changes = named.collect();
                 let new_view = signed(primary, NewView { view, attempt: claimed, view_changes });
-                let key = *primary.certificate();
-                from_inside(own, PeerMessage::NewView(Box::new(new_view), key))
+                let new_view = PeerMessage::NewView(Box::new(new_view), *primary.certificate());
+                let shown =
+                    changes.into_iter().map(|change| PeerMessage::FetchedViewChange(Arc::new(change)));
+                [new_view].into_iter().chain(shown).map(|message| (id, own, message)).collect()
             }
             6 => by_all(&|voter| {
                 let (executed, certified, wants_state) = (Sequence(0), Sequence(0), true);
@@ -329,19 +334,14 @@ impl Simulation {
                     digest: Hash([7; 32]),
                     attempt: stolen.attempt(),
                 };
-                let change = ViewChange {
-                    view: View(u64::MAX / 2),
-                    attempt: stolen.attempt(),
-                    began: Sequence(0),
-                    stable: None,
-                    prepared: vec![],
-                };
+                let (view, attempt) = (View(u64::MAX / 2), stolen.attempt());
+                let change = ViewChange::new(view, (attempt, Sequence(0)), None, [].iter());
                 vec![PeerMessage::Witness(Box::new(Witness {
                     executed: Sequence(u64::MAX / 2),
                     view: View(u64::MAX / 2),
                     prepares: vec![stolen.sign(Prepare(slot)).stored()],
                     commits: vec![stolen.sign(Commit(slot)).stored()],
-                    view_change: Some(stolen.sign(change).stored()),
+                    view_change: Some(Arc::new(stolen.sign(change).stored())),
                     ..witness.as_ref().clone()
                 }))]
             }

@@ -3,8 +3,10 @@ use crate::certificate::tests::voters;
 use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::Epoch;
 use crate::limits::CLOCK_BOUND_MS;
-use crate::message::{CheckedMessage, PrePrepare, Prepare, Slot};
+use crate::message::{CheckedMessage, PrePrepare, Prepare, Prepared, Slot};
+use crate::ordering::effects::Accusation;
 use crate::ordering::{Identity, Input, Stored};
+use crate::signing::Verified;
 
 const NULL: Hash = Hash([0; 32]);
 
@@ -13,7 +15,7 @@ fn slot(view: u64, sequence: u64, digest: Hash) -> Slot {
 }
 
 /// A view change with a certificate at `stable` and batches prepared at (view, sequence, digest).
-fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
+pub(in crate::ordering) fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
     let checkpoint = Checkpoint {
         sequence: Sequence(stable),
         root: NULL,
@@ -23,7 +25,7 @@ fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
     };
     let proof = |(view, sequence, digest): &(u64, u64, u8)| {
         let slot = slot(*view, *sequence, Hash([*digest; 32]));
-        QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] }
+        Prepared { statement: Prepare(slot), votes: vec![] }
     };
     ViewChange {
         view: View(9),
@@ -31,7 +33,32 @@ fn change(stable: u64, prepared: &[(u64, u64, u8)]) -> ViewChange {
         began: Sequence(0),
         stable: (stable > 0).then(|| QuorumProof { statement: checkpoint, votes: vec![], keys: vec![] }),
         prepared: prepared.iter().map(proof).collect(),
+        keys: vec![],
     }
+}
+
+/// A new view with these view changes, each of which is sent to all as well.
+fn begin(
+    replica: &mut Replica,
+    now: Timestamp,
+    primary: &crate::signing::Voter,
+    changes: Vec<Verified<ViewChange>>,
+) {
+    let cluster = replica.cluster;
+    let changes: Vec<_> =
+        changes.into_iter().map(|change| CheckedViewChange::new(&cluster, change)).collect();
+    let new_view = primary.sign(names(&changes));
+    for change in changes {
+        replica.handle(now, Input::Message(change.server(), CheckedMessage::ViewChange(change)));
+    }
+    replica.handle(now, Input::Message(primary.server(), CheckedMessage::NewView(new_view)));
+}
+
+/// The new view that is begun by view changes.
+pub(in crate::ordering) fn names(changes: &[CheckedViewChange]) -> NewView {
+    let ViewChange { view, attempt, .. } = *changes[0].body();
+    let view_changes = changes.iter().map(|change| (change.server(), change.digest())).collect();
+    NewView { view, attempt, view_changes }
 }
 
 /// PBFT §4.4: from the highest certificate on, the batch of the highest view, null in the gaps.
@@ -67,18 +94,11 @@ fn a_backup_votes_only_for_what_the_new_view_calls_for() {
     // Far older than the clock bound: a batch that is carried over keeps its time.
     let (right, wrong) = (batch(5), batch(6));
     let slot = slot(0, 3, right.digest());
-    let proof = QuorumProof { statement: Prepare(slot), votes: vec![], keys: vec![] };
+    let proof = Prepared { statement: Prepare(slot), votes: vec![] };
     let changes = [0, 1, 3].map(|i| {
-        let body = ViewChange { view: View(1), prepared: vec![proof.clone()], ..change(2, &[]) };
-        let change = voters[i].sign(body);
-        (change.signed().clone(), *change.key())
+        voters[i].sign(ViewChange { view: View(1), prepared: vec![proof.clone()], ..change(2, &[]) })
     });
-    let new_view = voters[1].sign(NewView {
-        view: View(1),
-        attempt: AttemptId::default(),
-        view_changes: changes.to_vec(),
-    });
-    backup.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
+    begin(&mut backup, now, &voters[1], changes.to_vec());
 
     let mut votes_for = |sequence, batch: &CheckedBatch| {
         let slot = super::tests::slot(1, sequence, batch.digest());
@@ -107,7 +127,7 @@ pub(in crate::ordering) fn replica(
 }
 
 /// One that has executed so many batches, all of them empty.
-fn replica_at(
+pub(in crate::ordering) fn replica_at(
     executed: u64,
     voters: &[crate::signing::Voter],
     id: usize,
@@ -174,13 +194,11 @@ fn an_old_new_view_is_believed_if_servers_say_that_they_are_in_it() {
             replica.handle(now, Input::Message(voter.server(), status));
         }
         let changes = [1, 2, 3].map(|i| {
-            let change = signers[i].sign(ViewChange { attempt: signers[i].attempt(), ..change(0, &[]) });
-            (change.signed().clone(), *change.key())
+            let began = replica.state.began();
+            signers[i].sign(ViewChange { attempt: signers[i].attempt(), began, ..change(0, &[]) })
         });
-        let attempt = signers[1].attempt();
-        let new_view = signers[1].sign(NewView { view: View(9), attempt, view_changes: changes.to_vec() });
-        replica.handle(now, Input::Message(ServerId(1), CheckedMessage::NewView(new_view)));
-        replica.view == View(9)
+        begin(&mut replica, now, &signers[1], changes.to_vec());
+        replica.view == View(9) && replica.changing.active
     };
     assert!(entered(&present, &[]), "it has just begun");
     assert!(!entered(&old, &[]));
@@ -225,36 +243,57 @@ fn evidence_for_a_new_view_is_checked() {
     forged.statement.0.digest = Hash([6; 32]);
     let mut short = proof.clone();
     short.votes.pop();
-    let attempt = AttemptId::default();
-    let body = |prepared| ViewChange { view: View(1), attempt, began: Sequence(0), stable: None, prepared };
-    let mut check =
-        |from: usize, message: PeerMessage| message.check(ServerId(from as u8), &mut keyring).map(drop);
-    let change = |prepared| PeerMessage::ViewChange(voters[2].sign(body(prepared)).signed().clone());
-    assert_eq!(check(2, change(vec![proof.clone()])), Ok(()));
-    assert!(matches!(check(2, change(vec![forged.clone()])), Err(MessageError::Quorum(_))));
-    assert!(matches!(check(2, change(vec![short])), Err(MessageError::Quorum(_))));
+    short.keys.pop();
+    let in_epoch = (AttemptId::default(), Sequence(0));
+    let body =
+        |proofs: &[&QuorumProof<Prepare>]| ViewChange::new(View(1), in_epoch, None, proofs.iter().copied());
+    let mut check = |body: ViewChange| {
+        let signed = voters[2].sign(body);
+        let fetched = PeerMessage::FetchedViewChange(Arc::new(signed.stored()));
+        let said =
+            PeerMessage::ViewChange(signed.signed().clone()).check(ServerId(2), &mut keyring).map(drop);
+        assert_eq!(said, fetched.check(ServerId(1), &mut keyring).map(drop), "fetched or not, it is checked");
+        said
+    };
+    assert_eq!(check(body(&[&proof])), Ok(()));
+    assert!(matches!(check(body(&[&forged])), Err(MessageError::Key(_))));
+    assert!(matches!(check(body(&[&short])), Err(MessageError::Quorum(_))));
     // Twice the same place; a proof from the view that is to begin.
-    assert_eq!(check(2, change(vec![proof.clone(), proof.clone()])), Err(MessageError::BadViewChange));
-    let late = ViewChange { view: View(0), ..body(vec![proof.clone()]) };
-    let late = PeerMessage::ViewChange(voters[2].sign(late).signed().clone());
-    assert_eq!(check(2, late), Err(MessageError::BadViewChange));
+    assert_eq!(check(body(&[&proof, &proof])), Err(MessageError::BadViewChange));
+    assert_eq!(check(ViewChange { view: View(0), ..body(&[&proof]) }), Err(MessageError::BadViewChange));
+    // Keys twice; one that is not in the table; a server that votes under two keys.
+    let whole = body(&[&proof]);
+    let twice = [&whole.keys[..], &whole.keys[2..]].concat();
+    assert_eq!(check(ViewChange { keys: twice, ..whole.clone() }), Err(MessageError::BadViewChange));
+    assert_eq!(
+        check(ViewChange { keys: whole.keys[..2].to_vec(), ..whole.clone() }),
+        Err(MessageError::BadViewChange)
+    );
+    let many = (0..=crate::limits::KEYS_SHOWN as u64).map(|serial| {
+        let mut key = *voters[3].certificate();
+        key.statement.serial = serial;
+        key
+    });
+    let many = whole.keys.iter().copied().chain(many).collect();
+    assert_eq!(check(ViewChange { keys: many, ..whole }), Err(MessageError::BadViewChange));
+    let mut doubled = body(&[&proof]);
+    doubled.prepared[0].votes[2] = doubled.prepared[0].votes[1];
+    assert!(matches!(check(doubled), Err(MessageError::Quorum(_))));
 
-    let changes = |ids: &[usize], prepared: Vec<_>| -> Vec<_> {
-        ids.iter().map(|id| voters[*id].sign(body(prepared.clone())).stored()).collect()
+    let mut check = |from: u8, author: usize, servers: &[u8]| {
+        let view_changes = servers.iter().map(|server| (ServerId(*server), NULL)).collect();
+        let new_view = NewView { view: View(1), attempt: AttemptId::default(), view_changes };
+        let (signed, key) = voters[author].sign(new_view).into_stored();
+        PeerMessage::NewView(Box::new(signed), key).check(ServerId(from), &mut keyring).map(drop)
     };
-    let new_view = |view_changes| {
-        let new_view = voters[1].sign(NewView { view: View(1), attempt, view_changes });
-        PeerMessage::NewView(Box::new(new_view.signed().clone()), *new_view.key())
-    };
-    assert_eq!(check(3, new_view(changes(&[0, 1, 2], vec![proof.clone()]))), Ok(()));
-    assert_eq!(check(3, new_view(changes(&[0, 1], vec![]))), Err(MessageError::BadNewView));
-    assert_eq!(check(3, new_view(changes(&[0, 1, 1], vec![]))), Err(MessageError::BadNewView));
-    assert_eq!(check(3, new_view(changes(&[0, 1, 2, 3], vec![]))), Err(MessageError::BadNewView));
-    assert!(check(3, new_view(changes(&[0, 1, 2], vec![forged]))).is_err());
-    // Not from the view's primary.
-    let other = voters[2].sign(NewView { view: View(1), attempt, view_changes: changes(&[0, 1, 2], vec![]) });
-    let other = PeerMessage::NewView(Box::new(other.signed().clone()), *other.key());
-    assert_eq!(check(2, other), Err(MessageError::BadNewView));
+    assert_eq!(check(3, 1, &[0, 1, 2]), Ok(()));
+    for servers in [&[0, 1][..], &[0, 1, 1], &[0, 1, 4], &[0, 1, 2, 3]] {
+        assert_eq!(check(3, 1, servers), Err(MessageError::BadNewView), "{servers:?}");
+    }
+    assert_eq!(check(2, 2, &[0, 1, 2]), Err(MessageError::BadNewView), "not from the view's primary");
+    let digests = vec![NULL; 5];
+    let asked = PeerMessage::FetchViewChanges(digests).check(ServerId(1), &mut keyring).map(drop);
+    assert_eq!(asked, Err(MessageError::TooManyViewChanges));
 }
 
 /// Design §3's δ: a first proposal from the future is refused, and its primary named.
@@ -299,5 +338,21 @@ fn a_server_that_is_behind_does_not_suspect_the_primary() {
         let sent = replica.drain_free();
         let suspects = sent.iter().any(|(_, message)| matches!(**message, PeerMessage::Suspect(_)));
         assert_eq!(suspects, !behind);
+    }
+}
+
+/// What is small is said again at once; the largest view change is not sent to everyone four times a second.
+#[test]
+fn large_view_changes_are_repeated_slowly() {
+    let (keyring, voters) = voters(4);
+    let mut replica = replica(&voters, 2, &keyring);
+    let mut said = change(0, &[(0, 1, 7)]);
+    for (votes, least) in [(3, RETRANSMIT_MS), (60_000, 1_000)] {
+        let vote = crate::message::KeyedVote { key: 0, signature: crate::bytes::SignatureBytes([0; 64]) };
+        said.prepared = vec![Prepared { votes: vec![vote; votes], ..said.prepared[0].clone() }; 5];
+        let own = CheckedViewChange::new(keyring.cluster(), voters[2].sign(said.clone()));
+        replica.changing.view_changes.insert(ServerId(2), own);
+        let after_ms = replica.repeat_after_ms();
+        assert!((least..least + 500).contains(&after_ms), "{after_ms}");
     }
 }

@@ -4,8 +4,8 @@ use crate::certificate::{Checkpoint, QuorumProof};
 use crate::ids::{AttemptId, Epoch, Timestamp};
 use crate::limits::LOG_TAIL_BATCHES;
 use crate::message::{
-    Batch, CheckedBatch, CheckedMessage, Commit, NewView, PrePrepare, Prepare, Slot, Status, Suspect,
-    ViewChange,
+    Batch, CheckedBatch, CheckedMessage, CheckedViewChange, Commit, NewView, PrePrepare, Prepare, Slot,
+    Status, Suspect, ViewChange,
 };
 use crate::ordering::{Identity, Input, Stored};
 use crate::signing::Voter;
@@ -126,7 +126,7 @@ fn view_changes_are_wanted_while_they_say_more() {
     let (mut backup, voters, _) = backup();
     let change = |view| {
         let (attempt, began, stable) = (AttemptId::default(), Sequence(0), None);
-        ViewChange { view: View(view), attempt, began, stable, prepared: vec![] }
+        ViewChange { view: View(view), attempt, began, stable, prepared: vec![], keys: vec![] }
     };
     let needs = |backup: &Replica, view| {
         let change = PeerMessage::ViewChange(voters[1].sign(change(view)).signed().clone());
@@ -139,9 +139,17 @@ fn view_changes_are_wanted_while_they_say_more() {
         backup.wants().needs(ServerId(1), View(0), &message)
     };
     assert!(needs(&backup, 1) && new_view(&backup, 1) && !new_view(&backup, 0));
-    let said = CheckedMessage::ViewChange(voters[1].sign(change(1)));
+    let said = CheckedViewChange::new(&backup.cluster, voters[1].sign(change(1)));
+    let named = |digest| {
+        let view_changes = vec![(ServerId(1), digest)];
+        NewView { view: View(1), attempt: AttemptId::default(), view_changes }
+    };
+    assert!(!backup.wants().begins(&named(said.digest())), "what it names is not here");
+    let digest = said.digest();
+    let said = CheckedMessage::ViewChange(said);
     backup.handle(NOW, Input::Message(ServerId(1), said));
     assert!(needs(&backup, 1), "it may show more by now");
+    assert!(backup.wants().begins(&named(digest)) && !backup.wants().begins(&named(Hash([1; 32]))));
     backup.view = View(1);
     assert!(!needs(&backup, 1) && needs(&backup, 2), "that view has begun");
     assert!(!new_view(&backup, 1));
