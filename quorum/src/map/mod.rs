@@ -57,6 +57,8 @@ impl Hasher {
         Hash(hasher.chain_update(key).chain_update(value_hash.0).finalize().into())
     }
     /// An inner node.
+    // In the frames of what goes down a deep tree there is no room for a hash function's.
+    #[inline(never)]
     pub fn inner(&self, bit: u16, left: &Hash, right: &Hash) -> Hash {
         let hasher = self.tagged(b"kds.node.1").chain_update(bit.to_be_bytes());
         Hash(hasher.chain_update(left.0).chain_update(right.0).finalize().into())
