@@ -15,6 +15,7 @@ use quorum::ids::{AttemptId, Epoch, Sequence, ServerId, View};
 use quorum::message::{
     Batch, Commit, NewView, PeerMessage, PrePrepare, Prepare, Slot, Status, Suspect, ViewChange, Witness,
 };
+use quorum::ordering::Part;
 use quorum::signer::Ask;
 use quorum::signing::{KeyCertificate, KeyPurpose, Signed, SigningKey, Statement, Voter};
 use quorum::state::layout;
@@ -141,8 +142,15 @@ impl Simulation {
         }
         // Whoever is behind, or has a signer that does not know yet, has keys of the last epoch, and would count in that
         // too.
-        let most = self.most_visited();
-        if !under_way && self.thief.chooses {
+        // And a server that is being recovered counts as one of those that may be corrupt (design §2): she may have made
+        // it believe that it forgot something.
+        let recovers = |id: &ServerId| {
+            let replica = self.servers[id.index()].replica.as_ref();
+            replica.is_some_and(|replica| replica.status().part == Part::Recovering)
+        };
+        let recovering = self.manifest.grid().servers().filter(recovers).count();
+        let most = self.most_visited().saturating_sub(recovering);
+        if !under_way && self.thief.chooses && most > 0 {
             let there = |id: &ServerId| {
                 let replica = self.servers[id.index()].replica.as_ref();
                 let told = self.signers[id].counter().begun.epoch;
