@@ -187,6 +187,41 @@ pub struct TransferStatus {
     pub missing_parts: u64,
 }
 
+/// Something that is wrong with a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TroubleKind {
+    /// Writes to its database fail: it has stopped voting until it is started again.
+    Storage,
+    /// Its disk is full: nothing is ordered there until there is room.
+    DiskFull,
+    /// Its signer does not answer: it has no keys for the next epoch.
+    Signer,
+    /// Secrets of an epoch that is over are not erased yet. It is tried again.
+    NotErased,
+}
+
+impl TroubleKind {
+    /// In words.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Storage => "the database cannot be written: this server has stopped voting",
+            Self::DiskFull => "the disk is full",
+            Self::Signer => "the signer does not answer: this server gets no keys for the next epoch",
+            Self::NotErased => "secrets of an epoch that is over are not erased yet",
+        }
+    }
+}
+
+/// One thing that is wrong with a server, and since when by its clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What.
+    pub kind: TroubleKind,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 /// How a server says that it is doing. Nothing of it is proved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -216,6 +251,9 @@ pub struct ServerStatus {
     pub recovering: bool,
     /// Whether it takes part in ordering, and if not, why.
     pub part: Part,
+    /// What is wrong with it, worst first; nothing with a server that is well.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
     /// The state that it fetches from others, if it does.
     pub transfer: Option<TransferStatus>,
     /// Peers that it has a link to.

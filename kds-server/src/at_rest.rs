@@ -115,6 +115,8 @@ impl StorageKeys {
         rand::rng().fill_bytes(&mut *key);
         let wrapped = encrypt(&self.wrapping, &key_context(number), &*key);
         let path = self.path(number);
+        // One whose writing failed half-way is nobody's, and must not stand in the way for ever.
+        erase_file(&path)?;
         let written = kds_client::keystore::write_private(&path, &wrapped);
         written.map_err(anyhow::Error::from).and_then(|()| Ok(sync_folder(&self.folder)?))?;
         self.lock().insert(number, ChaCha20Poly1305::new((&*key).into()));
@@ -126,8 +128,9 @@ impl StorageKeys {
         let mut keys = self.lock();
         while let Some(first) = keys.first_entry().filter(|first| *first.key() < number) {
             let path = self.path(*first.key());
-            first.remove();
+            // It is remembered until it is erased: what failed is tried again.
             erase_file(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+            first.remove();
         }
         Ok(())
     }
@@ -177,6 +180,27 @@ mod tests {
             assert!(keys.unseal(b"here", &new).is_some());
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// A step that failed once, on a full disk or without a file descriptor, is done when it is tried again.
+    #[test]
+    fn erasure_that_failed_is_done_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = StorageKeys::open(dir.path(), &[7; 32]).unwrap();
+        let old = keys.seal(b"", b"a share");
+        // Half of the next key's file is there, as a full disk leaves it.
+        std::fs::write(dir.path().join("storage-key-2"), [5; 20]).unwrap();
+        let number = keys.advance().unwrap();
+        // The old file cannot be opened for writing: a folder stands in its place.
+        let (file, aside) = (dir.path().join("storage-key-1"), dir.path().join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert!(keys.erase_before(number).is_err());
+        assert!(keys.unseal(b"", &old).is_some(), "it knows what is left to erase");
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
+        keys.erase_before(number).unwrap();
+        assert!(keys.unseal(b"", &old).is_none() && !file.exists());
     }
 
     #[test]

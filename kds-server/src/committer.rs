@@ -6,9 +6,10 @@
 
 use crate::peers::Peers;
 use crate::seldom;
-use crate::server::{Health, Shared};
+use crate::server::Shared;
 use crate::share_store::ToCommitter;
 use crate::storage::Storage;
+use kds_client::api::TroubleKind;
 use quorum::evidence::Evidence;
 use quorum::ordering::{Accusation, Durable, Input, Released, Unsent, Write, WriteBatch};
 use quorum::request::VerifiedRequest;
@@ -100,7 +101,7 @@ async fn serve_keeper(
         }
         Err(error) => {
             tracing::error!(%error, "the database cannot be written: this server stops voting; repair the disk and restart it");
-            shared.set_health(Health::StorageFailed);
+            shared.health.set(TroubleKind::Storage, true);
             false
         }
     }
@@ -119,7 +120,7 @@ async fn commit(
     loop {
         match storage.commit(&writes).await {
             Ok(operations) => {
-                shared.set_health(Health::Good);
+                shared.health.set(TroubleKind::DiskFull, false);
                 return Some(operations);
             }
             Err(error) => {
@@ -127,11 +128,11 @@ async fn commit(
                     if let Some(unsaid) = seldom::now("disk full", None) {
                         tracing::error!(%error, unsaid, "the disk is full: this server orders nothing until there is room");
                     }
-                    shared.set_health(Health::DiskFull);
+                    shared.health.set(TroubleKind::DiskFull, true);
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 } else {
                     tracing::error!(%error, "the database cannot be written: this server stops voting; repair the disk and restart it");
-                    shared.set_health(Health::StorageFailed);
+                    shared.health.set(TroubleKind::Storage, true);
                     return None;
                 }
             }

@@ -27,6 +27,7 @@ fn report(before: &ReplicaStatus, now: &ReplicaStatus) {
                 tracing::warn!(certified = %now.target, "recovering: votes were forgotten, and the state is fetched")
             }
             Part::Repairing => tracing::error!("repairing: the state is not the certified one"),
+            Part::Stopped => {}
         }
     }
     match (&before.transfer, &now.transfer) {

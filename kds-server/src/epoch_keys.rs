@@ -5,6 +5,7 @@ use crate::server::Shared;
 use crate::signer::SignerLink;
 use anyhow::Context as _;
 use kds_certs::LinkKey;
+use kds_client::api::TroubleKind;
 use quorum::answer::Proved;
 use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ServerId};
@@ -18,7 +19,7 @@ use quorum::{PublicKey, SecretBytes};
 use rand::Rng as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -26,6 +27,8 @@ use zeroize::Zeroizing;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Looks until keys that were given, and not taken, are drawn again.
 const PATIENCE: u32 = 40;
+/// How often the signer is asked whether it is there.
+const PROBE: Duration = Duration::from_secs(2);
 
 fn random() -> SecretBytes {
     let mut bytes = Zeroizing::new([0; 32]);
@@ -159,11 +162,17 @@ async fn tell(signer: &SignerLink, shared: &Shared, told: &mut AttemptId) -> any
     Ok(())
 }
 
-/// Runs until the server stops.
-pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) {
+/// Runs until the server stops; an error if its signer was its own child, and has ended.
+pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) -> anyhow::Result<()> {
+    let mut probed = Instant::now();
     let (mut given, mut looks): (Option<AttemptId>, u32) = (None, 0);
     let (mut without, mut told) = (None, AttemptId::default());
     loop {
+        if probed.elapsed() >= PROBE {
+            // Else nobody would know before the next epoch.
+            shared.health.set(TroubleKind::Signer, !signer.answers().await?);
+            probed = Instant::now();
+        }
         let epoch = *shared.epoch.borrow();
         if let Err(error) = tell(&signer, &shared, &mut told).await {
             tracing::debug!(%epoch, error = %format!("{error:#}"), "the signer is not shown the epoch yet");
@@ -184,7 +193,7 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
             match draw(&signer, &shared, epoch).await {
                 Ok(keys) => {
                     if inputs.send(Input::Keys(keys)).await.is_err() {
-                        return;
+                        return Ok(());
                     }
                 }
                 Err(error) => {

@@ -2,6 +2,7 @@
 
 use crate::config::{DATABASE, LOST_DATABASE, Loaded};
 use crate::epoch_keys::LinkTls;
+use crate::health::Health;
 use crate::share_store::{self, ShareStore, Shares};
 use crate::signer::SignerLink;
 use crate::storage::Storage;
@@ -12,7 +13,7 @@ use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ClusterId, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
-use quorum::ordering::{Identity, PoolError, Published, Replica, ReplicaStatus, Wants, Write};
+use quorum::ordering::{Identity, Part, PoolError, Published, Replica, ReplicaStatus, Wants, Write};
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
 use rand::Rng as _;
@@ -20,11 +21,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 /// Inputs that wait for the replica.
 const INPUTS: usize = 4_096;
@@ -32,18 +34,6 @@ const INPUTS: usize = 4_096;
 const QUESTIONS: usize = 256;
 /// Groups of effects that wait for the disk.
 const EFFECTS: usize = 64;
-
-/// Whether the disk can be relied on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Health {
-    /// Writes succeed.
-    Good = 0,
-    /// No room: ordering pauses here.
-    DiskFull = 1,
-    /// Writes fail: this server stopped voting.
-    StorageFailed = 2,
-}
 
 /// What the server's tasks share.
 pub struct Shared {
@@ -83,7 +73,8 @@ pub struct Shared {
     pub epoch: watch::Sender<AttemptId>,
     /// The one that the key of new links is certified for.
     pub link_epoch: watch::Sender<AttemptId>,
-    health: AtomicU8,
+    /// What is wrong.
+    pub health: Health,
 }
 
 impl Shared {
@@ -97,17 +88,9 @@ impl Shared {
         let neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
         neighbours.values().any(|known| *known == network)
     }
-    /// Takes note of what the disk does.
-    pub fn set_health(&self, health: Health) {
-        self.health.store(health as u8, Ordering::Relaxed);
-    }
-    /// What the disk does.
-    pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Relaxed) {
-            0 => Health::Good,
-            1 => Health::DiskFull,
-            _ => Health::StorageFailed,
-        }
+    /// Whether it takes part in ordering: as its replica sees it, unless nothing can leave.
+    pub fn part(&self) -> Part {
+        if self.health.can_write() { self.replica_status.load().part } else { Part::Stopped }
     }
 }
 
@@ -217,7 +200,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         evidence: folder.join("evidence"),
         shares: store.shares(),
         epoch: watch::Sender::new(status.attempt),
-        health: AtomicU8::new(Health::Good as u8),
+        health: Health::default(),
         manifest: Arc::clone(&manifest),
     });
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
@@ -227,7 +210,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (operations, operations_received) = mpsc::unbounded_channel();
     let (questions, questions_received) = mpsc::channel(QUESTIONS);
     let (asks, asked) = mpsc::channel(QUESTIONS);
-    let keeping = tokio::spawn(share_store::run(
+    let mut keeping = tokio::spawn(share_store::run(
         store,
         (operations_received, questions_received),
         asks,
@@ -235,7 +218,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         inputs.clone(),
         Arc::clone(&shared),
     ));
-    let committer = tokio::spawn(committer::run(
+    let mut committer = tokio::spawn(committer::run(
         storage,
         effects_received,
         (asked, operations),
@@ -243,7 +226,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         links.clone(),
         Arc::clone(&shared),
     ));
-    let driver = tokio::spawn(driver::run(
+    let mut driver = tokio::spawn(driver::run(
         replica,
         (inputs_received, from_peers),
         effects,
@@ -251,16 +234,34 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         Arc::clone(&shared),
     ));
     let hears = peers::Hears { inputs: heard, questions };
-    let listening = tokio::spawn(peers::listen(servers, Arc::clone(&shared), hears));
-    let drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
+    let mut listening = tokio::spawn(peers::listen(servers, Arc::clone(&shared), hears));
+    let mut drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;
     let app =
         http::router(Arc::clone(&shared), inputs.clone(), http_stops.clone(), config.requests_per_second);
-    let http = tokio::spawn(http::serve(clients, https, app, http_stops));
+    let mut http = tokio::spawn(http::serve(clients, https, app, http_stops));
     tracing::info!(server = %id, clients = %config.listen_clients, peers = %config.listen_peers, "running");
 
-    stop.await;
+    let dead = tokio::select! {
+        () = &mut stop => None,
+        dead = died(&mut keeping, "keeper of the shares") => Some(dead),
+        dead = died(&mut driver, "replica") => Some(dead),
+        dead = died(&mut listening, "listener for servers") => Some(dead),
+        drawn = &mut drawing => {
+            if let Ok(Err(error)) = drawn {
+                tracing::error!(error = %format!("{error:#}"), "this server has no signer");
+            }
+            Some("drawer of keys")
+        }
+        dead = died(&mut committer, "writer of the database") => Some(dead),
+        dead = died(&mut http, "listener for clients") => Some(dead),
+    };
+    if let Some(dead) = dead {
+        // Whoever started this process starts it again; half a server only seems to be one.
+        tracing::error!(task = dead, "a part of this server has ended: this process ends too");
+        anyhow::bail!("the {dead} has ended: please report what stands above");
+    }
     tracing::info!("stopping: answering what is under way");
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
@@ -278,6 +279,15 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Returns when a task has panicked. One that ends otherwise has said why: a database that cannot be written ends what
+/// depends on it, and this server goes on answering readers.
+async fn died<T>(task: &mut JoinHandle<T>, name: &'static str) -> &'static str {
+    match task.await {
+        Err(error) if error.is_panic() => name,
+        _ => std::future::pending().await,
+    }
 }
 
 /// One process a folder: a second one would contradict the first.

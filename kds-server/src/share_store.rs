@@ -9,8 +9,10 @@
 
 use crate::at_rest::{StorageKeys, erase_file, sync_folder};
 use crate::peers::Peers;
+use crate::seldom;
 use crate::server::Shared;
 use anyhow::Context as _;
+use kds_client::api::TroubleKind;
 use quorum::codec::{decode, encode, encode_secret};
 use quorum::ids::{Epoch, ServerId};
 use quorum::ordering::{Holding, Input, Target};
@@ -28,6 +30,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 /// Names of share files begin with this; the number of the last operation in it follows.
 const SHARE_FILE: &str = "shares-";
+
+/// How long after a step of erasure that failed all of them are tried again.
+const ERASE_AGAIN: Duration = Duration::from_secs(2);
 
 /// What the keeper of the shares hears from other servers.
 pub enum ToKeeper {
@@ -143,6 +148,18 @@ impl ShareStore {
         begins
     }
 
+    /// The same, and says what came of it: what could not be erased is tried again until it is.
+    async fn try_rotate(&mut self, committer: &mpsc::Sender<ToCommitter>, shared: &Shared) -> bool {
+        let rotated = self.rotate(committer).await;
+        shared.health.set(TroubleKind::NotErased, rotated.is_err());
+        if let Err(error) = &rotated
+            && let Some(unsaid) = seldom::now("not erased", None)
+        {
+            tracing::error!(error = %format!("{error:#}"), unsaid, "what belongs to the last epoch could not be erased; it is tried again");
+        }
+        rotated.is_ok()
+    }
+
     /// Writes the share file anew under a new storage key, has the rest of what is secret follow, and
     /// erases what was before.
     async fn rotate(&mut self, committer: &mpsc::Sender<ToCommitter>) -> anyhow::Result<()> {
@@ -169,7 +186,7 @@ impl ShareStore {
         let (done, rotated) = oneshot::channel();
         if committer.send(ToCommitter::Rotate { applied, done }).await.is_err() || rotated.await.is_err() {
             // The server stops, or cannot write its database: the old key stays for what is in there.
-            return Ok(());
+            anyhow::bail!("the database does not take it");
         }
         self.in_file = applied;
         let (folder, keys) = (self.folder.clone(), Arc::clone(&self.keys));
@@ -207,6 +224,9 @@ pub async fn run(
     let mut tick = interval(Duration::from_millis(125));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut said, mut applied) = (None, 0);
+    // A start erases what the one before did not come to, before it serves.
+    let mut rotated = store.try_rotate(&committer, &shared).await;
+    let mut last_try = Instant::now();
     loop {
         let kept = tokio::select! {
             next = operations.recv() => {
@@ -219,9 +239,7 @@ pub async fn run(
                     let epoch = store.shares.epoch();
                     let ShareCounts { secrets, shares, .. } = store.shares.counts();
                     tracing::info!(%epoch, secrets, shares, seconds, "shares renewed");
-                    if let Err(error) = store.rotate(&committer).await {
-                        tracing::error!(error = %format!("{error:#}"), "what belongs to the last epoch could not be erased; it is tried again with the next one");
-                    }
+                    rotated = store.try_rotate(&committer, &shared).await;
                 }
                 Kept::default()
             }
@@ -236,6 +254,10 @@ pub async fn run(
                 Some(ToKeeper::Masked(from, masked)) => keeper.on_masked(from, masked),
             },
             _ = tick.tick() => {
+                if !rotated && last_try.elapsed() >= ERASE_AGAIN {
+                    last_try = Instant::now();
+                    rotated = store.try_rotate(&committer, &shared).await;
+                }
                 let kept = store.shares.read(|shares| keeper.tick(crate::driver::now(), shares));
                 let (whole, lacks_shares) =
                     store.shares.read(|shares| (keeper.is_whole(shares), keeper.lacks_shares(shares)));

@@ -6,6 +6,7 @@
 //! one (docs/operations.md).
 
 use crate::config::{IDENTITY_KEY, SIGNER_STATE};
+use crate::seldom;
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
@@ -131,6 +132,22 @@ impl SignerLink {
         Ok(answer)
     }
 
+    /// Whether it answers at all; an error if it was this server's own child, and has ended.
+    pub async fn answers(&self) -> anyhow::Result<bool> {
+        self.child_lives().await?;
+        let attempt = AttemptId::default();
+        let ask = Ask { keys: vec![], attempt, evidence: None, coming: None, changes: vec![] };
+        Ok(timeout(PATIENCE, self.ask(&ask)).await.is_ok_and(|answer| answer.is_ok()))
+    }
+    async fn child_lives(&self) -> anyhow::Result<()> {
+        if let Some(child) = &self.child
+            && let Some(status) = child.lock().await.try_wait()?
+        {
+            bail!("this server's signer ended ({status}): start the server again");
+        }
+        Ok(())
+    }
+
     async fn exchange(&self, ask: &Ask) -> anyhow::Result<Answer> {
         let mut tries = 0;
         loop {
@@ -145,11 +162,7 @@ impl SignerLink {
                 }
                 Err(_) => sleep(RETRY).await,
             }
-            if let Some(child) = &self.child
-                && let Some(status) = child.lock().await.try_wait()?
-            {
-                bail!("this server's signer ended ({status}): start the server again");
-            }
+            self.child_lives().await?;
         }
     }
 
@@ -204,7 +217,13 @@ impl Keeper {
             let (mut stream, _) = listener.accept().await?;
             let user = stream.peer_cred()?.uid();
             if !self.users.contains(&user) {
-                tracing::warn!(user, "refused to answer a process of another user; see --allow-uid");
+                if let Some(unsaid) = seldom::now("another user", None) {
+                    tracing::warn!(
+                        user,
+                        unsaid,
+                        "refused to answer a process of another user; see --allow-uid"
+                    );
+                }
                 continue;
             }
             match timeout(PATIENCE, self.answer(&mut stream)).await {

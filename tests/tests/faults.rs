@@ -1,10 +1,12 @@
 //! Real processes that are stopped, starved of disk, cut off, and slow: nothing acknowledged is lost, and
 //! the others go on.
 
+use kds_client::api::TroubleKind;
 use kds_tests::faults::{Network, may_make_namespaces};
 use kds_tests::load::Load;
 use kds_tests::{Cluster, entry};
 use quorum::ServerId;
+use quorum::ordering::Part;
 use quorum::record::Name;
 use std::time::{Duration, Instant};
 
@@ -102,6 +104,11 @@ async fn a_server_whose_flushes_fail_stops_voting() {
     let silent_at = cluster.client.server_status(ServerId(1)).await.unwrap().certified;
     let link = cluster.client.link(ServerId(1)).unwrap();
     assert_eq!(link.send("GET", "/readyz", vec![]).await.unwrap().0, 503);
+    // Everything that it says of itself says so.
+    let status = cluster.client.server_status(ServerId(1)).await.unwrap();
+    assert_eq!((status.part, status.troubles[0].kind), (Part::Stopped, TroubleKind::Storage));
+    let (_, metrics) = link.send("GET", "/metrics", vec![]).await.unwrap();
+    assert!(String::from_utf8_lossy(&metrics).lines().any(|line| line == "kds_votes 0"));
     let before = cluster.client.server_status(ServerId(0)).await.unwrap().sequence;
     until("progress without it", async || {
         cluster.client.server_status(ServerId(0)).await.is_ok_and(|s| s.sequence.0 > before.0 + 50)

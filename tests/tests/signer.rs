@@ -2,6 +2,7 @@
 //!
 //! They read other processes' memory, and one of them starts programs as other users, which takes root.
 
+use kds_client::api::TroubleKind;
 use kds_client::keystore::{self, SecretKind};
 use kds_tests::{Cluster, program, thief};
 use quorum::codec::decode;
@@ -83,6 +84,16 @@ async fn a_server_starts_a_signer_that_ends_with_it() {
     cluster.run(1).unwrap();
     let now = epoch(&cluster, 0).await;
     reach(&cluster, 1, now.next()).await;
+
+    // And a server without its signer is none: it ends, and says why, for whoever started it.
+    let signer = *children_of(cluster.process(1).unwrap()).first().expect("it has a signer");
+    Command::new("kill").args(["-9", &signer.to_string()]).status().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while cluster.is_running(1) {
+        assert!(Instant::now() < deadline, "it goes on without a signer:\n{}", cluster.log(1));
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(cluster.log(1).contains("this server has no signer"), "{}", cluster.log(1));
 }
 
 /// What a server's signer remembers.
@@ -192,9 +203,16 @@ async fn the_identity_key_belongs_to_another_user() {
     drop(signer);
     let away = epoch(&cluster, 1).await;
     reach(&cluster, 1, Epoch(away.0 + 4)).await;
+    let troubles = async || cluster.client.server_status(ServerId(0)).await.unwrap().troubles;
+    assert_eq!(troubles().await[0].kind, TroubleKind::Signer);
     let _signer = start_signer();
     let now = epoch(&cluster, 1).await;
     reach(&cluster, 0, Epoch(now.0 + 2)).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !troubles().await.is_empty() {
+        assert!(Instant::now() < deadline, "its signer is back");
+        sleep(Duration::from_millis(100)).await;
+    }
     // It takes part again: without one of the others nothing would go on otherwise.
     cluster.kill(3);
     let now = epoch(&cluster, 1).await;

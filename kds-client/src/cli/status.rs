@@ -118,8 +118,13 @@ fn doing(status: &ServerStatus) -> String {
         Part::Estimating => "  starting",
         Part::Recovering => "  recovering",
         Part::Repairing => "  repairing its state",
+        Part::Stopped => "  stopped",
     };
-    format!("{what}{}", transfer.unwrap_or_default())
+    let troubles = status.troubles.iter().map(|trouble| {
+        let since = status.time.map(|now| now.since_ms(trouble.since) / 1_000);
+        format!("\n    {}, for {} s", trouble.kind.what(), since.unwrap_or_default())
+    });
+    format!("{what}{}{}", transfer.unwrap_or_default(), troubles.collect::<String>())
 }
 
 fn document(session: &Session, server: ServerId, status: &Result<ServerStatus, String>) -> Value {

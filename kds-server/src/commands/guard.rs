@@ -143,7 +143,10 @@ impl Guard {
         for other in self.client.manifest().grid().servers().filter(|other| *other != self.server) {
             let status = self.client.server_status(other).await;
             let status = status.map_err(|why| anyhow::anyhow!("server {other} does not answer: {why}"))?;
-            let ServerStatus { part, secrets, shares, .. } = status;
+            let ServerStatus { part, secrets, shares, troubles, .. } = status;
+            if let Some(trouble) = troubles.first() {
+                anyhow::bail!("server {other} says: {}", trouble.kind.what());
+            }
             ensure!(part == Part::Voting, "server {other} does not vote yet");
             ensure!(shares == secrets, "server {other} has {shares} of {secrets} shares");
         }

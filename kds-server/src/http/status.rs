@@ -2,10 +2,9 @@
 
 use super::problem::ApiError;
 use super::{AppState, Params, json};
-use crate::server::Health;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use kds_client::api::{MembershipAnswer, ProblemKind, ServerStatus, TransferStatus};
+use kds_client::api::{MembershipAnswer, ProblemKind, ServerStatus, TransferStatus, TroubleKind};
 use quorum::ids::Timestamp;
 use quorum::limits::CHANGES_TOGETHER;
 use quorum::ordering::Part;
@@ -57,10 +56,11 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
             .map(|epochs| crate::driver::now().since_ms(epochs.since) as f64 / 1_000.0),
         secrets: counts.secrets,
         shares,
-        recovering: replica.part != Part::Voting
+        recovering: shared.part() != Part::Voting
             || replica.target > replica.certified
             || shares < counts.secrets,
-        part: replica.part,
+        part: shared.part(),
+        troubles: shared.health.troubles(),
         transfer: replica.transfer.map(|transfer| TransferStatus {
             target: transfer.target,
             entries: transfer.entries as u64,
@@ -80,6 +80,7 @@ fn why_it_does_not_vote(part: Part) -> &'static str {
         Part::Recovering => {
             "this server forgot what it signed (a lost disk or an old backup): it fetches the state, and votes again once nothing that it forgot matters"
         }
+        Part::Stopped => "this server's disk takes no writes",
         Part::Repairing => "this server's state is not the certified one: it fetches what differs",
     }
 }
@@ -95,26 +96,23 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Ready: the disk takes writes, and the certified state is fresh.
+/// Ready: nothing is wrong, and the certified state is fresh.
 pub(super) async fn readyz(State(app): AppState) -> Result<&'static str, ApiError> {
-    let why = match app.shared.health() {
-        Health::DiskFull => Some("the disk is full".to_owned()),
-        Health::StorageFailed => {
-            Some("the database cannot be written: this server has stopped voting".to_owned())
-        }
-        Health::Good => {
-            match app.shared.replica_status.load().part {
-                Part::Voting => {}
-                part => return Err(ApiError::new(ProblemKind::NotReady, why_it_does_not_vote(part))),
-            }
-            let age_ms = crate::driver::now().since_ms(app.published()?.certificate.statement.time);
-            (age_ms > STALE_MS).then(|| format!("the last certificate is {age_ms} ms old"))
-        }
-    };
-    match why {
-        None => Ok("ready\n"),
-        Some(why) => Err(ApiError::new(ProblemKind::NotReady, why)),
+    if let Some(worst) = app.shared.health.troubles().first() {
+        let seconds = crate::driver::now().since_ms(worst.since) / 1_000;
+        let why = format!("{}, for {seconds} s", worst.kind.what());
+        return Err(ApiError::new(ProblemKind::NotReady, why));
     }
+    match app.shared.part() {
+        Part::Voting => {}
+        part => return Err(ApiError::new(ProblemKind::NotReady, why_it_does_not_vote(part))),
+    }
+    let age_ms = crate::driver::now().since_ms(app.published()?.certificate.statement.time);
+    if age_ms > STALE_MS {
+        let why = format!("the last certificate is {age_ms} ms old");
+        return Err(ApiError::new(ProblemKind::NotReady, why));
+    }
+    Ok("ready\n")
 }
 
 pub(super) async fn metrics(State(app): AppState) -> Response {
@@ -122,7 +120,13 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
     metrics::gauge!("kds_view").set(replica.view.0 as f64);
     metrics::gauge!("kds_sequence_executed").set(replica.executed.0 as f64);
     metrics::gauge!("kds_sequence_certified").set(replica.certified.0 as f64);
-    metrics::gauge!("kds_votes").set(f64::from(u8::from(replica.part == Part::Voting)));
+    metrics::gauge!("kds_votes").set(f64::from(u8::from(app.shared.part() == Part::Voting)));
+    for kind in [TroubleKind::Storage, TroubleKind::DiskFull, TroubleKind::Signer, TroubleKind::NotErased] {
+        let troubles = app.shared.health.troubles();
+        let since = troubles.iter().find(|trouble| trouble.kind == kind).map(|trouble| trouble.since);
+        let seconds = since.map_or(0.0, |since| crate::driver::now().since_ms(since) as f64 / 1_000.0);
+        metrics::gauge!("kds_trouble_seconds", "kind" => format!("{kind:?}")).set(seconds);
+    }
     let missing = replica.transfer.map_or(0, |transfer| transfer.missing);
     metrics::gauge!("kds_transfer_missing_parts").set(missing as f64);
     metrics::gauge!("kds_epoch").set(replica.epoch.0 as f64);

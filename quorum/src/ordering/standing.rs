@@ -48,6 +48,9 @@ pub enum Part {
     Recovering,
     /// Its state is not the certified one: it fetches what differs.
     Repairing,
+    /// Its disk takes no writes, so nothing that it would promise leaves it. The replica does not know: whoever runs it
+    /// says so.
+    Stopped,
 }
 
 /// See the module.
