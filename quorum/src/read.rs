@@ -12,7 +12,7 @@
 //! [`Read::late`] when an answer seems to be late or there is nothing left to wait for. The same code
 //! runs in the client and in the simulator.
 
-use crate::answer::{AnswerError, RecordAnswer, Verifier};
+use crate::answer::{Absence, AnswerError, RecordAnswer, Shown, Verifier};
 use crate::certificate::{Certificate, Completion};
 use crate::grid::Grid;
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
@@ -30,7 +30,8 @@ pub enum Consistency {
     Row,
     /// q servers: sees every completed write while at most f servers lie.
     Quorum,
-    /// Any one server: never forged, and at most `max_age` old.
+    /// Any one server: never forged, and at most `max_age` old. Complete only if that is shown, as for the others;
+    /// nobody waits long for it.
     Any,
 }
 
@@ -176,6 +177,18 @@ pub struct Found {
     pub access: Access,
     /// Whether the record's last change is proved to be visible to every complete read.
     pub complete: bool,
+    absence: Option<Absence>,
+}
+
+impl Found {
+    /// The absence that was proved, if there is no record.
+    pub fn absence(&self) -> Option<&Absence> {
+        self.absence.as_ref()
+    }
+    /// The record, or the absence.
+    pub fn shown(self) -> Option<Shown<Record>> {
+        self.record.map(Shown::There).or(self.absence.map(Shown::Absent))
+    }
 }
 
 /// The newest of the answers that were proved.
@@ -188,7 +201,7 @@ struct Best {
 
 #[derive(Clone, Debug)]
 enum Proof {
-    Record(Box<(Option<Record>, RecordAnswer)>),
+    Record(Box<(Shown<Record>, RecordAnswer)>),
     State(Arc<Certificate>),
 }
 
@@ -388,6 +401,7 @@ impl Read {
         self.advance(verifier, now);
         if self.progress == Progress::Waiting && self.asks.is_empty() {
             match self.enough() {
+                true if self.question.consistency == Consistency::Any => self.progress = Progress::Done,
                 true => self.ask_completion(),
                 false => {
                     for (server, _) in &self.open {
@@ -421,7 +435,7 @@ impl Read {
         let best = match (reply, &self.question.subject) {
             (Reply::Record(mut answer), Subject::Record { name, version }) => {
                 answer.certificate = verifier.certificate(&answer.certificate)?;
-                Verifier::fresh(&answer.certificate, now, self.question.max_age_ms)?;
+                Verifier::fresh(&answer.certificate.statement, now, self.question.max_age_ms)?;
                 let record = verifier.record(&answer, name, *version)?;
                 let current = answer.current.value.as_ref();
                 // What was never written has no change that others might miss.
@@ -431,7 +445,7 @@ impl Read {
             }
             (Reply::State(certificate), Subject::State) => {
                 let certificate = verifier.certificate(&certificate)?;
-                Verifier::fresh(&certificate, now, self.question.max_age_ms)?;
+                Verifier::fresh(&certificate.statement, now, self.question.max_age_ms)?;
                 let sequence = certificate.statement.sequence;
                 Best { version: sequence.0, last_change: sequence, proof: Proof::State(certificate) }
             }
@@ -458,20 +472,16 @@ impl Read {
         };
         enough && self.versions.values().all(|version| *version <= best.version)
     }
-    /// The sequence number that has to be complete before the answer is returned.
+    /// The sequence number that has to be complete, whomever it was read from, before the answer is called so.
     fn last_change(&self) -> Sequence {
-        match self.question.consistency {
-            Consistency::Any => Sequence(0),
-            Consistency::Row | Consistency::Quorum => {
-                self.best.as_ref().map_or(Sequence(0), |best| best.last_change)
-            }
-        }
+        self.best.as_ref().map_or(Sequence(0), |best| best.last_change)
     }
 
     fn advance(&mut self, verifier: &Verifier, now: Timestamp) {
         // It may have become too old while its completeness was awaited.
-        let grown_old =
-            |best: &Best| Verifier::fresh(best.proof.certificate(), now, self.question.max_age_ms).is_err();
+        let grown_old = |best: &Best| {
+            Verifier::fresh(&best.proof.certificate().statement, now, self.question.max_age_ms).is_err()
+        };
         if self.best.as_ref().is_some_and(grown_old) {
             self.best = None;
         }
@@ -490,10 +500,13 @@ impl Read {
             if verifier.complete() >= self.last_change() {
                 self.complete = true;
                 self.progress = Progress::Done;
-            } else if !self.open.iter().chain(&self.asks).any(|ask| ask.1 == Ask::Completion)
-                && self.next_completion == 0
-            {
+            } else if self.next_completion == 0 {
                 self.ask_completion();
+            } else if self.question.consistency == Consistency::Any
+                && !self.open.iter().chain(&self.asks).any(|ask| ask.1 == Ask::Completion)
+            {
+                // Who asks one server alone is told that it is not shown to be complete, and waits no longer.
+                self.progress = Progress::Done;
             }
         } else if self.is_idle() && self.again.is_empty() && !self.ask_group() {
             // Those that were a moment behind are asked again before a read fails.
@@ -548,8 +561,12 @@ impl Read {
         let (access, complete) = (self.access(), self.complete);
         match self.enough().then_some(self.best?)?.proof {
             Proof::Record(found) => {
-                let (record, answer) = *found;
-                Some(Found { record, answer, access, complete })
+                let (shown, answer) = *found;
+                let (record, absence) = match shown {
+                    Shown::There(record) => (Some(record), None),
+                    Shown::Absent(absence) => (None, Some(absence)),
+                };
+                Some(Found { record, answer, access, complete, absence })
             }
             Proof::State(_) => None,
         }
