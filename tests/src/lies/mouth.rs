@@ -172,6 +172,12 @@ impl Speaker {
         }
         self.told.remember(route, &question, &honest);
         for lie in self.told.candidates(route) {
+            if lie == Lie::Slow {
+                // Nobody waits for its end.
+                self.told.note(route, lie, self.server);
+                sleep(LONG).await;
+                return None;
+            }
             if let Some(mut speech) = self.lie(lie, route, &question, status, &honest).await {
                 self.told.note(route, lie, self.server);
                 if let Some(speech) = &mut speech {
@@ -217,10 +223,6 @@ impl Speaker {
             Lie::Nothing => Speech::bytes(200, ""),
             Lie::Huge => huge(),
             Lie::Dropped => return Some(None),
-            Lie::Slow => {
-                sleep(LONG).await;
-                return Some(None);
-            }
             Lie::Flood => stream(Bytes::from(event(honest)), true),
             Lie::EmptyLines => stream(Bytes::from(vec![b'\n'; 1024 * 1024]), true),
             Lie::Stale => {
