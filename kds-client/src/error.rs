@@ -207,11 +207,8 @@ impl ClientError {
                 | Refusal::OnlyByPassphrase
                 | Refusal::NoGuessesLeft => ExitStatus::Refused,
             },
-            Self::RefusedByServers { said, .. } => match said.reason() {
-                ProblemKind::Conflict | ProblemKind::EpochPassed => ExitStatus::Conflict,
-                // That nothing is there is shown by a proof, or not at all.
-                _ => ExitStatus::Refused,
-            },
+            // That nothing is there, or that something else is, is shown by a proof or not at all.
+            Self::RefusedByServers { .. } => ExitStatus::Refused,
             Self::WrongPassphrase { .. } | Self::NoPassphrase => ExitStatus::Refused,
             Self::NumberReused | Self::SecretChanged { .. } => ExitStatus::Conflict,
             Self::Secret(_) | Self::Disagree { .. } => ExitStatus::Unverified,
@@ -299,5 +296,26 @@ impl std::fmt::Display for LinkError {
             }
             Self::Nonsense(why) => f.write_str(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorum::answer::Refusals;
+
+    #[test]
+    fn only_a_proof_says_that_something_does_not_exist() {
+        let manifest = crate::fixtures::cluster();
+        let said = |reason: ProblemKind| {
+            let mut refusals = Refusals::new(&manifest.thresholds);
+            assert!(refusals.add(ServerId(0), reason).is_none());
+            let said = Box::new(refusals.add(ServerId(3), reason).unwrap());
+            ClientError::RefusedByServers { said, detail: None }.exit_status()
+        };
+        assert_eq!(said(ProblemKind::NotFound), ExitStatus::Refused);
+        assert_eq!(said(ProblemKind::NotAllowed), ExitStatus::Refused);
+        let absence = crate::fixtures::absence(&Name::new("alice").unwrap(), crate::now());
+        assert_eq!(ClientError::from(absence).exit_status(), ExitStatus::NotFound);
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 fn manifest(identities: &[SigningKey]) -> Manifest {
     let thresholds = Thresholds::plan(identities.len(), None, None).unwrap();
     let grid = Grid::new(thresholds);
+    let own = kds_certs::generate("server", &["localhost".into()], 2_026).unwrap();
     let entry = |(id, identity): (ServerId, &SigningKey)| ServerEntry {
         id,
         row: grid.row_of(id) as u16,
@@ -22,7 +23,7 @@ fn manifest(identities: &[SigningKey]) -> Manifest {
         url: format!("https://127.0.0.1:{}", 7_000 + 2 * id.index()),
         peer: format!("127.0.0.1:{}", 7_001 + 2 * id.index()),
         identity: identity.public(),
-        certificate: Blob(vec![id.0]),
+        certificate: Blob(own.certificate.clone()),
     };
     Manifest {
         format: MANIFEST_FORMAT,
@@ -34,10 +35,18 @@ fn manifest(identities: &[SigningKey]) -> Manifest {
     }
 }
 
+fn identities() -> Vec<SigningKey> {
+    (1..=4).map(|seed| SigningKey::from_seed(&[seed; 32])).collect()
+}
+
+/// A cluster of four servers that nobody can reach.
+pub(crate) fn cluster() -> Arc<Manifest> {
+    Arc::new(manifest(&identities()))
+}
+
 /// The absence of a name from an empty state that was certified then.
 pub(crate) fn absence(name: &Name, time: Timestamp) -> Absence {
-    let identities: Vec<_> = (1..=4).map(|seed| SigningKey::from_seed(&[seed; 32])).collect();
-    let manifest = Arc::new(manifest(&identities));
+    let (identities, manifest) = (identities(), cluster());
     let (cluster, mut rng) = (manifest.cluster_id(), rand::rng());
     let snapshot = Map::new(cluster).seal();
     let statement =

@@ -80,6 +80,17 @@ fn secret_question(
     (format!("/v1/secrets/{}", segment(name)), check)
 }
 
+/// The secret with this index, which was there before; or that it was replaced or deleted since, which is not that
+/// there was none.
+fn still_there(name: &Name, index: u64, shown: Shown<Secret>) -> Result<Secret, ClientError> {
+    let changed = |deleted| ClientError::SecretChanged { name: name.clone(), deleted };
+    match shown {
+        Shown::There(secret) if secret.index == index => Ok(secret),
+        Shown::There(_) => Err(changed(None)),
+        Shown::Absent(absence) => Err(changed(Some(Box::new(absence)))),
+    }
+}
+
 type AboutSecret = (Shown<(Secret, Releases)>, Checkpoint);
 
 impl Client {
@@ -294,12 +305,7 @@ impl Client {
         since: Sequence,
     ) -> Result<Secret, ClientError> {
         let (path, check) = secret_question(name);
-        let changed = |deleted| ClientError::SecretChanged { name: name.clone(), deleted };
-        match self.good_since(&path, since, check).await? {
-            Shown::There((secret, _)) if secret.index == index => Ok(secret),
-            Shown::There(_) => Err(changed(None)),
-            Shown::Absent(absence) => Err(changed(Some(Box::new(absence)))),
-        }
+        still_there(name, index, self.good_since(&path, since, check).await?.map(|(secret, _)| secret))
     }
 
     /// Deletes a secret, as its owner.
@@ -484,5 +490,37 @@ impl Gathering<'_> {
             }
             text => Ok((answer.share, text)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorum::Hash;
+    use quorum::record::Change;
+    use quorum::request::RequestId;
+
+    #[test]
+    fn what_was_replaced_or_deleted_meanwhile_is_not_called_absent() {
+        let name = Name::new("s").unwrap();
+        let secret = |index| Secret {
+            name: name.clone(),
+            index,
+            owner: PublicKey([1; 32]),
+            readers: vec![],
+            passphrase: None,
+            ciphertext_bytes: 1,
+            ciphertext_hash: Hash([0; 32]),
+            commitment: Hash([0; 32]),
+            depositor: RequestId { client: PublicKey([1; 32]), sequence: 1 },
+            deposited: Change { sequence: Sequence(1), time: quorum::Timestamp(1) },
+        };
+        assert!(still_there(&name, 7, Shown::There(secret(7))).is_ok());
+        let replaced = still_there(&name, 7, Shown::There(secret(9))).unwrap_err();
+        assert!(matches!(replaced, ClientError::SecretChanged { deleted: None, .. }), "{replaced}");
+        let absence = crate::fixtures::absence(&name, crate::now());
+        let deleted = still_there(&name, 7, Shown::Absent(absence)).unwrap_err();
+        assert!(deleted.to_string().contains("was deleted meanwhile"), "{deleted}");
+        assert_eq!(deleted.exit_status(), crate::ExitStatus::Conflict);
     }
 }

@@ -76,3 +76,25 @@ impl<'a> Turns<'a> {
         self.tally.wrong(server, error);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Options;
+    use quorum::ids::Sequence;
+
+    #[tokio::test]
+    async fn who_is_behind_is_asked_again_a_few_times_and_a_liar_once() {
+        let client = Client::new(crate::fixtures::cluster(), Options::default()).unwrap();
+        let behind = AnswerError::Behind { got: Sequence(3), current: Sequence(4) };
+        for (error, times) in [(behind, PATIENCE_WITH_THE_PAST + 1), (AnswerError::OtherValue, 1)] {
+            let (mut turns, mut count) = (Turns::new(&client), BTreeMap::<ServerId, u32>::new());
+            while let Some((server, _)) = turns.next().await {
+                *count.entry(server).or_default() += 1;
+                turns.wrong(server, &error);
+            }
+            assert_eq!(count.into_values().collect::<Vec<_>>(), [times; 4], "{error}");
+            assert_eq!(turns.tally.rejected.len(), 4);
+        }
+    }
+}

@@ -94,7 +94,8 @@ impl Body for Pieces {
     }
 }
 
-type Answering = Pin<Box<dyn Future<Output = Option<Speech>> + Send>>;
+/// What a mouth is about to say.
+pub type Answering = Pin<Box<dyn Future<Output = Option<Speech>> + Send>>;
 
 /// Says something to a question; none breaks the connection off.
 pub type Mouth = dyn Fn(Question) -> Answering + Send + Sync;

@@ -196,7 +196,8 @@ impl World {
             }
             Asked::Moving => {
                 let least = self.moved.load(Ordering::SeqCst);
-                let consistency = if number % 2 == 0 { Consistency::Row } else { Consistency::Quorum };
+                let consistency =
+                    if number.is_multiple_of(2) { Consistency::Row } else { Consistency::Quorum };
                 let options = LookupOptions { consistency, ..plain };
                 let found = client.lookup(&name("f-m"), &options).await.map_err(failed)?;
                 let version = found.record.map_or(0, |record| record.version);
@@ -332,7 +333,7 @@ async fn move_on(world: Arc<World>, stop: Arc<AtomicBool>) {
     let mut version = 1;
     while !stop.load(Ordering::Relaxed) {
         let (client, key) = (&world.cluster.client, &world.cluster.administrator);
-        let written = client.rotate(key, name("f-m"), version, entry(version as u8, None)).await;
+        let written = client.rotate(key, name("f-m"), version, entry((version % 200) as u8 + 1, None)).await;
         let written = written.unwrap_or_else(|error| panic!("version {version}: {error}"));
         version += 1;
         assert_eq!(written.done, Done::Record { version });

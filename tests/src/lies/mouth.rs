@@ -23,6 +23,9 @@ const HUGE: usize = 48 * 1024 * 1024;
 /// Lies that are remembered, to say which ones led to a wrong answer.
 const LATEST: usize = 24;
 
+/// When an answer began to be old, that answer, and the one that will be it next.
+type Past = (Instant, Value, Value);
+
 /// Which lies were told, and what they were made of.
 pub struct Told {
     cluster: ClusterId,
@@ -32,7 +35,7 @@ pub struct Told {
     told: Mutex<BTreeMap<(Route, Lie), usize>>,
     latest: Mutex<VecDeque<(Route, Lie, ServerId)>>,
     /// What was answered to each question a while ago, and since then.
-    past: Mutex<BTreeMap<(Route, String), (Instant, Value, Value)>>,
+    past: Mutex<BTreeMap<(Route, String), Past>>,
     /// Answers of another cluster.
     foreign: BTreeMap<Route, Value>,
     /// Something that exists, of each route.

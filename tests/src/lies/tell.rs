@@ -177,7 +177,9 @@ pub(super) fn change(lie: Lie, document: &mut Value, servers: usize) -> bool {
             let Ok(mut share) = serde_json::from_value::<Blob>(document["share"].clone()) else {
                 return false;
             };
-            share.0.last_mut().map(|byte| *byte ^= 1);
+            if let Some(byte) = share.0.last_mut() {
+                *byte ^= 1;
+            }
             set(&mut document["share"], json!(share))
         }
         _ => false,
