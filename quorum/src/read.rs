@@ -579,3 +579,79 @@ impl Read {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::Proved;
+    use crate::certificate::tests::voters;
+    use crate::certificate::{Checkpoint, CompletionTracker, Held, VoteBook};
+    use crate::ids::{AttemptId, Epoch};
+    use crate::map::Map;
+    use crate::record::{Change, Entry, Status};
+    use crate::state::layout;
+
+    /// Complete means the same however it was read: that Held statements show it. Who asks any one server waits
+    /// for them no longer than they take, and is told if they do not come.
+    #[test]
+    fn an_answer_of_any_server_is_complete_only_if_that_is_shown() {
+        let (keyring, voters) = voters(4);
+        let (manifest, name) = (Arc::clone(keyring.manifest()), Name::new("alice").unwrap());
+        let (time, sequence) = (Timestamp(1_000), Sequence(9));
+        let entry = Entry {
+            keys: vec![],
+            owner: None,
+            owner_only: false,
+            not_before: None,
+            not_after: None,
+            metadata: BTreeMap::new(),
+        };
+        let updated = Change { sequence, time };
+        let record = Record { name: name.clone(), version: 1, status: Status::Active, entry, updated };
+        let entries = [(layout::name_key(&name), crate::codec::encode(&record))];
+        let snapshot = Map::from_entries(manifest.cluster_id(), entries).seal();
+        let statement = Checkpoint { sequence, root: snapshot.root(), time, epoch: Epoch(0), attempt: 0 };
+        let (mut book, mut tracker) = (VoteBook::default(), CompletionTracker::new(manifest.grid()));
+        for voter in &voters {
+            assert!(book.add(voter.sign(statement)).unwrap());
+            assert!(tracker.add(voter.sign(Held { sequence, attempt: AttemptId::default() })));
+        }
+        let answer = RecordAnswer {
+            current: Proved::look_up(&snapshot, &layout::name_key(&name)),
+            earlier: None,
+            certificate: Arc::new(book.proof(&statement, manifest.thresholds.q()).unwrap()),
+            complete: Sequence(u64::MAX),
+        };
+        // Shown; nobody says so in time; those who are asked know nothing.
+        for (shown, late) in [(true, false), (false, true), (false, false)] {
+            let question = Question {
+                subject: Subject::Record { name: name.clone(), version: None },
+                consistency: Consistency::Any,
+                max_age_ms: 5_000,
+                seen: 0,
+                since: Sequence(0),
+            };
+            let mut verifier = Verifier::new(Arc::clone(&manifest));
+            let order = manifest.grid().servers().collect();
+            let mut read = Read::new(manifest.grid(), question, order);
+            let (server, ask) = read.next_ask().unwrap();
+            read.take(server, ask, Reply::Record(Box::new(answer.clone())), &mut verifier, time);
+            assert_eq!(read.progress(), Progress::Waiting);
+            let asked: Vec<_> = std::iter::from_fn(|| read.next_ask()).collect();
+            assert!(asked.iter().all(|(_, ask)| *ask == Ask::Completion) && asked.len() == 2);
+            match late {
+                true => read.late(&verifier, time),
+                false => asked.into_iter().for_each(|(server, ask)| {
+                    let reply = match shown {
+                        true => Reply::Completion(Box::new(tracker.completion().unwrap())),
+                        false => Reply::Silent("nothing is complete yet".into()),
+                    };
+                    read.take(server, ask, reply, &mut verifier, time);
+                }),
+            }
+            assert_eq!(read.progress(), Progress::Done);
+            let found = read.finish().unwrap();
+            assert_eq!((found.record.as_ref(), found.complete), (Some(&record), shown));
+        }
+    }
+}

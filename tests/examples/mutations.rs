@@ -292,7 +292,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "if let Some(surplus) = surplus(&self.keys, &holders) {" => "if let Some(surplus) = surplus(&[], &holders) {";
     "take keys that no vote of evidence is signed with", "unit", "evidence.rs":
         "if keys.len() > 2 || keys.iter().any(|key| key.statement.server != first.server) {" => "if keys.len() > 200 {";
-    "say that one server's answer is complete", "reading", "read.rs":
+    "say that one server's answer is complete", "unit", "read.rs":
         "true if self.question.consistency == Consistency::Any => self.progress = Progress::Done," =>
             "true if self.question.consistency == Consistency::Any => (self.progress, self.complete) = (Progress::Done, true),";
     "ask nobody again who is a moment behind", "unit:kds-client", "kds-client/src/turns.rs":

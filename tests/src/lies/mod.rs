@@ -1,7 +1,7 @@
 //! Everything that a server can say and that is not so: to every question of a client, every lie.
 //!
 //! [`Route`] has the routes that a server has, and which of them clients ask. [`Lie`] has the kinds of lies, and
-//! to which routes each can be told; [`tell`] turns honest answers into lies; [`mouth`] is a server that tells
+//! to which routes each can be told; `tell` turns honest answers into lies; [`mouth`] is a server that tells
 //! of all that can be told to a question the one that was told least often.
 
 mod mouth;
