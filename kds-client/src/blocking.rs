@@ -75,8 +75,8 @@ impl Client {
     /// # Errors
     /// As there.
     pub fn lookup_cached(&self, name: &Name) -> Result<Option<Arc<Record>>, ClientError> {
-        if let Some(record) = self.client.cached(name) {
-            return Ok(record);
+        if let Some(shown) = self.client.cached(name) {
+            return Ok(shown.there());
         }
         let (client, name) = (self.client.clone(), name.clone());
         self.wait(async move { client.lookup_cached(&name).await })

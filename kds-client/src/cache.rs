@@ -2,14 +2,15 @@
 
 use crate::client::Client;
 use crate::error::ClientError;
-use crate::lookup::LookupOptions;
+use crate::lookup::{LookupOptions, shown};
+use quorum::answer::Shown;
 use quorum::record::{Name, Record};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-type Answer = Result<Option<Arc<Record>>, ClientError>;
+type Answer = Result<Shown<Arc<Record>>, ClientError>;
 
 /// What came of a read, once it has ended.
 type Landed = watch::Receiver<Option<Answer>>;
@@ -78,11 +79,15 @@ impl Client {
     /// # Errors
     /// As [`Client::lookup`]; an answer that is too old is never given instead.
     pub async fn lookup_cached(&self, name: &Name) -> Result<Option<Arc<Record>>, ClientError> {
+        Ok(self.shown_cached(name).await?.there())
+    }
+    /// The same, with the absence if that was proved.
+    pub(crate) async fn shown_cached(&self, name: &Name) -> Answer {
         let client = self.begun();
         let deadline = client.deadline();
         loop {
-            if let Some(record) = client.cached(name) {
-                return Ok(record);
+            if let Some(shown) = client.cached(name) {
+                return Ok(shown);
             }
             let (mut landed, leaders) = match client.inner.flights.join(name, deadline) {
                 Place::Leader(flight) => {
@@ -100,11 +105,11 @@ impl Client {
             };
             match answer {
                 // More may have been told meanwhile.
-                Some(Ok(record))
-                    if record.as_ref().map_or(0, |record| record.version)
+                Some(Ok(shown))
+                    if shown.as_ref().there().map_or(0, |record| record.version)
                         >= client.inner.seen.least(name).version =>
                 {
-                    return Ok(record);
+                    return Ok(shown);
                 }
                 // The leader had less time.
                 Some(Err(ClientError::Unavailable { .. })) if leaders < deadline => {}
@@ -116,7 +121,8 @@ impl Client {
     async fn read_through(&self, name: &Name) -> Answer {
         let found = self.lookup(name, &LookupOptions::default()).await?;
         // As it was kept just now, so that all share one.
-        Ok(self.cached(name).unwrap_or_else(|| found.record.map(Arc::new)))
+        let read = shown(found)?.map(Arc::new);
+        Ok(self.cached(name).unwrap_or(read))
     }
 }
 
@@ -144,11 +150,11 @@ mod tests {
             assert!(leaders < later(2));
             passengers.push(landed);
         }
-        let error = ClientError::NotFound { what: "the name alice".into() };
+        let error = ClientError::from(crate::fixtures::absence(&name(), crate::now()));
         flight.land(&Err(error));
         for mut landed in passengers {
             let answer = landed.wait_for(Option::is_some).await.unwrap().clone();
-            assert!(matches!(answer, Some(Err(ClientError::NotFound { .. }))));
+            assert!(matches!(answer, Some(Err(ClientError::NotFound(_)))));
         }
         // What is asked from now on is read anew.
         assert!(matches!(flights.join(&name(), later(1)), Place::Leader(_)));
@@ -164,7 +170,8 @@ mod tests {
         assert!(landed.wait_for(Option::is_some).await.is_err());
         let Place::Leader(next) = flights.join(&name(), later(1)) else { panic!("nobody reads") };
         assert!(matches!(flights.join(&name(), later(1)), Place::Passenger(..)));
-        next.land(&Ok(None));
+        let absence = crate::fixtures::absence(&name(), crate::now());
+        next.land(&Ok(Shown::Absent(absence)));
         assert!(flights.under_way().is_empty(), "nothing is left");
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::api::MembershipAnswer;
 use crate::batch::Batcher;
+use crate::bounds::Answer;
 use crate::cache::Flights;
-use crate::deadline::{after, bounded};
+use crate::deadline::{after, bounded, millis};
 use crate::error::{AsksToWait, ClientError, LinkError, Silence};
 use crate::link::{Link, Wire};
 use crate::pace::{self, Pace};
@@ -11,7 +12,8 @@ use crate::seen::Seen;
 use crate::trust::Trust;
 use crate::turns::Turns;
 use quorum::answer::{AnswerError, Verifier};
-use quorum::ids::ServerId;
+use quorum::certificate::Checkpoint;
+use quorum::ids::{Sequence, ServerId};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
 use rand::seq::SliceRandom as _;
@@ -140,7 +142,7 @@ impl Client {
             match self.inner.links[server.index()].get::<MembershipAnswer>(&path, until).await {
                 Ok(answer) => match self.inner.trust.take(&answer) {
                     Ok(_) => turns.tally.answered.push(server),
-                    Err(error) => turns.tally.wrong(server, &error.into()),
+                    Err(error) => turns.wrong(server, &error.into()),
                 },
                 Err(error) => turns.failed(server, &error),
             }
@@ -199,19 +201,54 @@ impl Client {
         check: impl Fn(&mut Verifier, &T) -> Result<U, AnswerError>,
     ) -> Result<U, ClientError>
     where
-        T: serde::de::DeserializeOwned,
+        T: Answer,
     {
         let mut turns = Turns::new(self);
         while let Some((server, until)) = turns.next().await {
             match self.inner.links[server.index()].get::<T>(path, until).await {
                 Ok(answer) => match self.with_verifier(|verifier| check(verifier, &answer)) {
                     Ok(good) => return Ok(good),
-                    Err(error) => turns.tally.wrong(server, &error),
+                    Err(error) => turns.wrong(server, &error),
                 },
                 Err(error) => turns.failed(server, &error),
             }
         }
         Err(self.failure("one server with a good answer", turns.tally).await)
+    }
+
+    /// The same with the guarantees of a read of q servers: the answer, of which `check` gives the statement too, is
+    /// fresh, and from a state that has everything that was complete when this began.
+    pub(crate) async fn current_good<T, U>(
+        &self,
+        path: &str,
+        check: impl Fn(&mut Verifier, &T) -> Result<(U, Checkpoint), AnswerError>,
+    ) -> Result<U, ClientError>
+    where
+        T: Answer,
+    {
+        let current = self.state_of_quorum().await?.statement.sequence;
+        self.good_since(path, current, check).await
+    }
+    /// The same of a state that is known to be there, or a later one.
+    pub(crate) async fn good_since<T, U>(
+        &self,
+        path: &str,
+        current: Sequence,
+        check: impl Fn(&mut Verifier, &T) -> Result<(U, Checkpoint), AnswerError>,
+    ) -> Result<U, ClientError>
+    where
+        T: Answer,
+    {
+        let max_age_ms = millis(self.inner.options.max_age);
+        let check = |verifier: &mut Verifier, answer: &T| {
+            let (good, statement) = check(verifier, answer)?;
+            Verifier::fresh(&statement, crate::now(), max_age_ms)?;
+            match statement.sequence {
+                got if got < current => Err(AnswerError::Behind { got, current }),
+                _ => Ok(good),
+            }
+        };
+        self.first_good(path, check).await
     }
 
     /// The time was over before anything was asked for this call; says who is known not to answer.

@@ -1,9 +1,11 @@
 //! What can go wrong for a client, and the exit status that scripts see.
 
+use crate::api::ProblemKind;
 use crate::outcome::Ticket;
-use quorum::answer::AnswerError;
+use quorum::answer::{Absence, AnswerError, Refused, SaidAlike};
 use quorum::ids::{ServerId, Timestamp};
 pub use quorum::read::{Misbehaviour, Silence};
+use quorum::record::Name;
 use quorum::request::{Refusal, SignedRequest};
 
 /// Exit statuses of the command line.
@@ -36,12 +38,9 @@ fn listed<T: ToString>(items: &[T]) -> String {
 /// Why an operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Not found.
-    #[error("{what} does not exist; its absence is proved by a certificate of the cluster")]
-    NotFound {
-        /// What was looked for.
-        what: String,
-    },
+    /// Not found: only a proof makes this.
+    #[error("{}; its absence is proved by a certificate of the cluster", .0.of())]
+    NotFound(Box<Absence>),
     /// Answers came, and they cannot be trusted.
     #[error("no answer could be verified\n  {}\n  check that the manifest is this cluster's and that this machine's clock is right", .rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
     Unverified {
@@ -92,18 +91,42 @@ pub enum ClientError {
     #[error("{0}")]
     Unusable(String),
     /// Executed and refused, with proof.
-    #[error("refused: {0}")]
-    Refused(Refusal),
-    /// Refused by f+1 servers before ordering.
-    #[error("refused by {servers} servers: {detail}")]
+    #[error("refused: {}", .0.refusal())]
+    Refused(Box<Refused>),
+    /// Refused before ordering, by f+1 servers for the same reason.
+    #[error(
+        "refused by {} servers: {}{}", .said.servers().len(), .said.reason().title(),
+        .detail.as_ref().map_or(String::new(), |detail| format!(": {detail}"))
+    )]
     RefusedByServers {
-        /// How many.
-        servers: usize,
-        /// What they say.
-        detail: String,
-        /// For the exit status.
-        status: ExitStatus,
+        /// The reason, and who gives it.
+        said: Box<SaidAlike<ProblemKind>>,
+        /// More words of f+1 servers, if they use the same.
+        detail: Option<String>,
     },
+    /// Every server refuses, and no f+1 of them for the same reason: what any of them says may be a lie.
+    #[error(
+        "the servers do not agree on why they refuse\n  {}",
+        .said.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
+    )]
+    Disagree {
+        /// Who said what.
+        said: Vec<Misbehaviour>,
+    },
+    /// The secret is no longer the one that this was about.
+    #[error(
+        "the secret {name} was {} meanwhile: another change came first",
+        if .deleted.is_some() { "deleted" } else { "replaced" }
+    )]
+    SecretChanged {
+        /// Its name.
+        name: Name,
+        /// The proof that there is none now, if there is none.
+        deleted: Option<Box<Absence>>,
+    },
+    /// There is nothing to guess.
+    #[error("{}", Refusal::NoPassphrase)]
+    NoPassphrase,
     /// No proof of what came of a write: it may execute yet, or has.
     #[error(
         "{why}\n  it is not known whether the request was executed, and it may still be until {}\n  \
@@ -121,6 +144,8 @@ pub enum ClientError {
     NotExecuted {
         /// Its expiry.
         expiry: Timestamp,
+        /// That a state after it has no reply.
+        absence: Box<Absence>,
     },
     /// It expired, and its reply would no longer be kept.
     #[error(
@@ -158,32 +183,35 @@ impl ClientError {
     /// What scripts see.
     pub fn exit_status(&self) -> ExitStatus {
         match self {
-            Self::NotFound { .. } => ExitStatus::NotFound,
+            Self::NotFound(_) => ExitStatus::NotFound,
             Self::Unverified { .. } | Self::Clock { .. } | Self::Unusable(_) => ExitStatus::Unverified,
             Self::Unavailable { .. }
             | Self::NotComplete
             | Self::OutcomeUnknown { .. }
             | Self::NotExecuted { .. }
             | Self::Forgotten { .. } => ExitStatus::Unavailable,
-            Self::Refused(refusal) => match refusal {
+            Self::Refused(refused) if refused.absence().is_some() => ExitStatus::NotFound,
+            Self::Refused(refused) => match refused.refusal() {
                 Refusal::NameTaken { .. }
                 | Refusal::VersionConflict { .. }
                 | Refusal::Revoked
                 | Refusal::SecretTaken { .. }
                 | Refusal::AlreadySo
                 | Refusal::EpochPassed { .. } => ExitStatus::Conflict,
-                Refusal::NoSuchName | Refusal::NoSuchSecret => ExitStatus::NotFound,
                 Refusal::NotAllowed
+                | Refusal::NoSuchName
+                | Refusal::NoSuchSecret
                 | Refusal::Invalid(_)
                 | Refusal::TooOften
                 | Refusal::NoPassphrase
                 | Refusal::OnlyByPassphrase
                 | Refusal::NoGuessesLeft => ExitStatus::Refused,
             },
-            Self::RefusedByServers { status, .. } => *status,
-            Self::WrongPassphrase { .. } => ExitStatus::Refused,
-            Self::NumberReused => ExitStatus::Conflict,
-            Self::Secret(_) => ExitStatus::Unverified,
+            // That nothing is there, or that something else is, is shown by a proof or not at all.
+            Self::RefusedByServers { .. } => ExitStatus::Refused,
+            Self::WrongPassphrase { .. } | Self::NoPassphrase => ExitStatus::Refused,
+            Self::NumberReused | Self::SecretChanged { .. } => ExitStatus::Conflict,
+            Self::Secret(_) | Self::Disagree { .. } => ExitStatus::Unverified,
             Self::Local(_) => ExitStatus::Other,
         }
     }
@@ -234,10 +262,27 @@ impl LinkError {
     }
 }
 
+impl From<Absence> for ClientError {
+    fn from(absence: Absence) -> Self {
+        Self::NotFound(Box::new(absence))
+    }
+}
+
+impl From<Refused> for ClientError {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(Box::new(refused))
+    }
+}
+
 impl From<AnswerError> for LinkError {
     fn from(error: AnswerError) -> Self {
         Self::Nonsense(error.to_string())
     }
+}
+
+/// What a server says, as it is shown to people: short, and no control characters.
+pub(crate) fn words(said: &str) -> String {
+    said.chars().take(MOST_WORDS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl std::fmt::Display for LinkError {
@@ -246,12 +291,31 @@ impl std::fmt::Display for LinkError {
             Self::Silent(why) | Self::Unreached(why) => f.write_str(why),
             Self::AsksToWait { why, .. } => write!(f, "it asks to wait: {why}"),
             Self::Problem(problem) => {
-                // A liar's words are short, and stay text on a terminal.
-                let words = format!("status {}: {}: {}", problem.status, problem.title, problem.detail);
-                let shown = words.chars().take(MOST_WORDS);
-                f.write_str(&shown.map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect::<String>())
+                let said = format!("status {}: {}: {}", problem.status, problem.title, problem.detail);
+                f.write_str(&words(&said))
             }
             Self::Nonsense(why) => f.write_str(why),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorum::answer::Refusals;
+
+    #[test]
+    fn only_a_proof_says_that_something_does_not_exist() {
+        let manifest = crate::fixtures::cluster();
+        let said = |reason: ProblemKind| {
+            let mut refusals = Refusals::new(&manifest.thresholds);
+            assert!(refusals.add(ServerId(0), reason).is_none());
+            let said = Box::new(refusals.add(ServerId(3), reason).unwrap());
+            ClientError::RefusedByServers { said, detail: None }.exit_status()
+        };
+        assert_eq!(said(ProblemKind::NotFound), ExitStatus::Refused);
+        assert_eq!(said(ProblemKind::NotAllowed), ExitStatus::Refused);
+        let absence = crate::fixtures::absence(&Name::new("alice").unwrap(), crate::now());
+        assert_eq!(ClientError::from(absence).exit_status(), ExitStatus::NotFound);
     }
 }

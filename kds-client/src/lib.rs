@@ -23,12 +23,15 @@
 pub mod api;
 mod batch;
 pub mod blocking;
+mod bounds;
 mod cache;
 mod client;
 pub mod deadline;
 pub mod error;
 pub mod evidence_file;
 mod failure;
+#[cfg(test)]
+mod fixtures;
 pub mod keys;
 pub mod keystore;
 mod link;
@@ -52,7 +55,7 @@ pub use client::{Client, Options};
 pub use error::{AsksToWait, ClientError, ExitStatus, Misbehaviour, Silence};
 pub use link::Link;
 pub use lookup::{Access, AccessKind, Consistency, Lookup, LookupOptions, usable};
-pub use outcome::{Executed, NoTicket, Ticket, WhatCame};
+pub use outcome::{NoTicket, Ticket, WhatCame};
 pub use passphrase::DEFAULT_GUESSES;
 pub use quorum;
 pub use secrets::{Deposited, Recovered};

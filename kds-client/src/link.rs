@@ -1,10 +1,11 @@
 //! Pooled HTTPS connections to one server, pinned to the certificate that the membership has for it.
 
 use crate::api::{CHANGES_HEADER, Problem};
+use crate::bounds::{Answer, or_problem};
 use crate::error::LinkError;
 use crate::pace::Pace;
 use crate::trust::Trust;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
@@ -23,7 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Bytes of an answer that a client reads: a page of large records with its proof fits.
+/// Bytes of an answer that tools read, whatever it is.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of an event: the largest record with its proof fits.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
@@ -128,7 +129,13 @@ impl Wire {
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.base, &other.base)
     }
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answered, Failed> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        most: usize,
+    ) -> Result<Answered, Failed> {
         let request = self.request(method, path, body)?;
         let answer = self.http.request(request).await.map_err(|error| match error.is_connect() {
             true => {
@@ -139,19 +146,21 @@ impl Wire {
         })?;
         let (status, changes) = (answer.status(), changes(answer.headers()));
         let retry_after = retry_after(answer.headers());
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-        let body =
-            body.map_err(|e| LinkError::Silent(format!("its answer broke off or is too large: {e}")))?;
+        let body = Limited::new(answer.into_body(), most).collect().await;
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+            true => LinkError::Nonsense(format!("its answer has more than {most} bytes")),
+            false => LinkError::Silent(format!("its answer broke off: {error}")),
+        })?;
         Ok(Answered { status, body: body.to_bytes(), changes, retry_after })
     }
     /// A document, from a server that may leave us waiting.
-    pub(crate) async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
+    pub(crate) async fn json<T: Answer>(&self, path: &str) -> Result<T, LinkError> {
         let asked = timeout(FOLLOW_TIMEOUT, self.ask(path)).await;
         asked.unwrap_or_else(|_| Err(LinkError::late(FOLLOW_TIMEOUT)))
     }
     /// A document, from a server that the caller does not wait for for ever.
-    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
-        let asked = self.exchange(Method::GET, path, Bytes::new()).await;
+    pub(crate) async fn ask<T: Answer>(&self, path: &str) -> Result<T, LinkError> {
+        let asked = self.exchange(Method::GET, path, Bytes::new(), or_problem(T::MOST_BYTES)).await;
         read(&asked.map_err(|failed| failed.why)?)
     }
 }
@@ -216,11 +225,11 @@ impl Link {
         self.server
     }
     /// A document. Nothing is asked without an end: no answer until then is none.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, until: Instant) -> Result<T, LinkError> {
+    pub(crate) async fn get<T: Answer>(&self, path: &str, until: Instant) -> Result<T, LinkError> {
         self.call(Method::GET, path, Bytes::new(), until).await
     }
     /// The same, of a question that does not fit into a path.
-    pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
+    pub(crate) async fn post<B: Serialize, T: Answer>(
         &self,
         path: &str,
         body: &B,
@@ -229,14 +238,14 @@ impl Link {
         let body = serde_json::to_vec(body).map_err(|e| LinkError::Nonsense(e.to_string()))?;
         self.call(Method::POST, path, body.into(), until).await
     }
-    async fn call<T: DeserializeOwned>(
+    async fn call<T: Answer>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
         until: Instant,
     ) -> Result<T, LinkError> {
-        let answer = read(&self.raw(method, path, body, until).await?);
+        let answer = read(&self.raw(method, path, body, until, or_problem(T::MOST_BYTES)).await?);
         if let Err(LinkError::AsksToWait { wait, why }) = &answer {
             self.pace.asked_to_wait(self.server, *wait, why);
         }
@@ -250,7 +259,7 @@ impl Link {
         self.trust.follow(self.server, changes(answer.headers())).await;
         let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
         if status == StatusCode::OK {
-            return Ok(Events { body: answer.into_body(), buffer: Vec::new(), heard: Instant::now() });
+            return Ok(Events { body: answer.into_body(), lines: Lines::default(), heard: Instant::now() });
         }
         let refused = read::<()>(&Answered { status, body: Bytes::new(), changes: 0, retry_after });
         if let Err(LinkError::AsksToWait { wait, why }) = &refused {
@@ -262,7 +271,8 @@ impl Link {
     pub async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>), String> {
         let method = method.parse().map_err(|_| "no such method".to_owned())?;
         let until = Instant::now() + TOOL_TIMEOUT;
-        let answer = self.raw(method, path, body.into(), until).await.map_err(|e| e.to_string())?;
+        let answer =
+            self.raw(method, path, body.into(), until, MAX_ANSWER_BYTES).await.map_err(|e| e.to_string())?;
         Ok((answer.status.as_u16(), answer.body.to_vec()))
     }
     async fn raw(
@@ -271,9 +281,10 @@ impl Link {
         path: &str,
         body: Bytes,
         until: Instant,
+        most: usize,
     ) -> Result<Answered, LinkError> {
         let began = Instant::now();
-        match timeout_at(until, self.exchange(method, path, body)).await {
+        match timeout_at(until, self.exchange(method, path, body, most)).await {
             Ok(answer) => {
                 if answer.is_err() {
                     self.pace.avoid(self.server);
@@ -289,13 +300,19 @@ impl Link {
             }
         }
     }
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answered, LinkError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        most: usize,
+    ) -> Result<Answered, LinkError> {
         let wire = self.wire()?;
-        let mut answer = wire.exchange(method.clone(), path, body.clone()).await;
+        let mut answer = wire.exchange(method.clone(), path, body.clone(), most).await;
         if answer.as_ref().is_err_and(|failed| failed.connecting)
             && let Some(elsewhere) = self.trust.look_for(self.server, &wire).await
         {
-            answer = elsewhere.exchange(method, path, body).await;
+            answer = elsewhere.exchange(method, path, body, most).await;
         }
         let answer = answer.map_err(|failed| failed.why)?;
         self.pace.answered(self.server);
@@ -308,7 +325,7 @@ impl Link {
 /// Server-sent events as they come in.
 pub(crate) struct Events {
     body: hyper::body::Incoming,
-    buffer: Vec<u8>,
+    lines: Lines,
     heard: Instant,
 }
 
@@ -321,8 +338,7 @@ impl Events {
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<T, LinkError> {
         loop {
             // An event ends with an empty line; ours have one line of data.
-            while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+            while let Some(line) = self.lines.next() {
                 if let Some(data) = line.strip_prefix(b"data:") {
                     return serde_json::from_slice(data)
                         .map_err(|e| LinkError::Nonsense(format!("its event cannot be read: {e}")));
@@ -332,11 +348,43 @@ impl Events {
                 self.body.frame().await.ok_or_else(|| LinkError::Silent("the stream ended".into()))?;
             let frame = frame.map_err(|e| LinkError::Silent(describe(&e)))?;
             self.heard = Instant::now();
-            self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if self.buffer.len() > MAX_EVENT_BYTES {
+            self.lines.add(frame.data_ref().map_or(&[][..], |data| data));
+            if self.lines.buffer.len() > MAX_EVENT_BYTES {
                 return Err(LinkError::Nonsense("its event is too large".into()));
             }
         }
+    }
+}
+
+/// Bytes cut into lines. Each byte is looked at once and moved once, however many lines there are and in however
+/// small pieces they come.
+#[derive(Default)]
+struct Lines {
+    buffer: Vec<u8>,
+    /// Up to where lines were given.
+    given: usize,
+    /// Up to where there is no end of a further one.
+    searched: usize,
+}
+
+impl Lines {
+    fn add(&mut self, bytes: &[u8]) {
+        // All lines were given: what is left is the beginning of one.
+        self.buffer.drain(..self.given);
+        self.searched -= self.given;
+        self.given = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+    /// The next whole line.
+    fn next(&mut self) -> Option<&[u8]> {
+        let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
+        let Some(end) = end.map(|end| self.searched + end) else {
+            self.searched = self.buffer.len();
+            return None;
+        };
+        let line = self.given..end;
+        (self.given, self.searched) = (end + 1, end + 1);
+        Some(&self.buffer[line])
     }
 }
 
@@ -379,6 +427,28 @@ mod tests {
             changes: 0,
             retry_after: retry_after.map(Duration::from_secs),
         }
+    }
+
+    #[test]
+    fn empty_lines_and_single_bytes_cost_what_they_weigh() {
+        let mut lines = Lines::default();
+        lines.add(b":\n\nda");
+        for line in [Some(&b":"[..]), Some(&b""[..]), None] {
+            assert_eq!(lines.next(), line);
+        }
+        lines.add(b"ta:1\n");
+        assert_eq!(lines.next(), Some(&b"data:1"[..]));
+        // Ten times as much as an event may have takes no second; a search or a move for each would take hours.
+        let began = std::time::Instant::now();
+        for _ in 0..10 {
+            lines.add(&vec![b'\n'; MAX_EVENT_BYTES]);
+            while lines.next().is_some() {}
+        }
+        for _ in 0..MAX_EVENT_BYTES {
+            lines.add(b"x");
+            assert!(lines.next().is_none());
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::api::HistoryAnswer;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::link::segment;
-use crate::lookup::LookupOptions;
+use crate::lookup::{LookupOptions, shown};
 use quorum::answer::{AnswerError, PageAnswer, Verifier};
 use quorum::ids::Timestamp;
 use quorum::limits::MAX_PAGE;
@@ -58,7 +58,7 @@ impl Client {
             let path = format!("/v1/{route}?prefix={prefix}&from={start}&limit={PAGE}");
             let check = |verifier: &mut Verifier, answer: &PageAnswer| {
                 let page = verifier.page(answer, &Page::new(&from, &end, PAGE), &key_of)?;
-                Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
+                Verifier::fresh(&answer.certificate.statement, crate::now(), max_age_ms)?;
                 let got = answer.certificate.statement.sequence;
                 if got < current {
                     return Err(AnswerError::Behind { got, current });
@@ -82,9 +82,7 @@ impl Client {
     /// versions are numbered.
     pub async fn history(&self, name: &Name) -> Result<Vec<Record>, ClientError> {
         let found = self.lookup(name, &LookupOptions::default()).await?;
-        let Some(newest) = found.record else {
-            return Err(ClientError::NotFound { what: format!("the name {name}") });
-        };
+        let newest = shown(found)?.found()?;
         self.history_from(name, 1, newest.version).await
     }
 
@@ -107,7 +105,7 @@ impl Client {
             let from = layout::history_key(name, next);
             let path = format!("/v1/records/{}/history?from={next}", segment(name));
             let check = |verifier: &mut Verifier, answer: &HistoryAnswer| {
-                let current = verifier.record(&answer.current, name, None)?;
+                let current = verifier.record(&answer.current, name, None)?.there();
                 let key_of = |record: &Record| layout::history_key(&record.name, record.version);
                 let page = Page::new(&from, &end, MAX_PAGE);
                 let (mut page, until) = verifier.page(&answer.earlier, &page, key_of)?;
@@ -115,8 +113,8 @@ impl Client {
                 if answer.current.certificate.statement != answer.earlier.certificate.statement {
                     return Err(AnswerError::OtherQuestion);
                 }
-                Verifier::fresh(&answer.current.certificate, crate::now(), max_age_ms)?;
-                Verifier::fresh(&answer.earlier.certificate, crate::now(), max_age_ms)?;
+                Verifier::fresh(&answer.current.certificate.statement, crate::now(), max_age_ms)?;
+                Verifier::fresh(&answer.earlier.certificate.statement, crate::now(), max_age_ms)?;
                 let got = current.as_ref().map_or(0, |record| record.version);
                 if got < newest {
                     return Err(AnswerError::Backwards { got, seen: newest });

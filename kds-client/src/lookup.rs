@@ -7,7 +7,7 @@ use crate::deadline::millis;
 use crate::error::{ClientError, LinkError};
 use crate::failure::Tally;
 use crate::link::segment;
-use quorum::answer::RecordAnswer;
+use quorum::answer::{RecordAnswer, Shown};
 use quorum::certificate::{Certificate, Completion};
 use quorum::ids::{Sequence, ServerId};
 use quorum::read::{Ask, Found, Progress, Question, Read, Reply, Subject};
@@ -54,6 +54,11 @@ async fn goes_on<T>(answers: &Answers, answer: &Result<T, LinkError>) -> bool {
         () = sleep(*wait) => true,
         () = answers.closed() => false,
     }
+}
+
+/// The record that was found, or its absence.
+pub(crate) fn shown(found: Lookup) -> Result<Shown<Record>, ClientError> {
+    found.shown().ok_or_else(|| ClientError::Local("a read without an answer".into()))
 }
 
 /// A verified answer: the record, its proof, how the read went, and whether the last change is
@@ -128,8 +133,11 @@ impl Client {
         match &found.answer.current.value {
             Some(record) if shown => self.inner.seen.record(record, certified),
             Some(record) => self.inner.seen.version(name, record.version, record.updated.sequence),
-            None if shown => self.inner.seen.absent(name, certified),
-            None => {}
+            None => {
+                if let Some(absence) = found.absence().filter(|_| shown && options.version.is_none()) {
+                    self.inner.seen.absent(name, absence);
+                }
+            }
         }
         Ok(found)
     }
@@ -137,9 +145,17 @@ impl Client {
     /// A certificate of a state that has every write that was complete when this began, and that no
     /// later reader sees less than.
     pub(crate) async fn current_state(&self) -> Result<Arc<Certificate>, ClientError> {
+        self.state_by(Consistency::Row).await
+    }
+    /// The same of q servers. While more than b are silent it has what is complete and more, of which later
+    /// readers of rows may see less.
+    pub(crate) async fn state_of_quorum(&self) -> Result<Arc<Certificate>, ClientError> {
+        self.state_by(Consistency::Quorum).await
+    }
+    async fn state_by(&self, consistency: Consistency) -> Result<Arc<Certificate>, ClientError> {
         let question = Question {
             subject: Subject::State,
-            consistency: Consistency::Row,
+            consistency,
             max_age_ms: self.max_age_ms(None),
             seen: self.inner.seen.least_state().0,
             since: Sequence(0),
@@ -183,8 +199,8 @@ impl Client {
                 let until = *give_up_completion.get_or_insert_with(|| Instant::now() + COMPLETION_PATIENCE);
                 if Instant::now() >= until.min(deadline) {
                     return match consistency {
-                        Consistency::Quorum => Ok(read),
-                        _ => Err(ClientError::NotComplete),
+                        Consistency::Quorum | Consistency::Any => Ok(read),
+                        Consistency::Row => Err(ClientError::NotComplete),
                     };
                 }
             }

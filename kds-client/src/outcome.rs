@@ -9,10 +9,10 @@ use crate::error::ClientError;
 use crate::write::Written;
 use bech32::{Bech32m, Hrp};
 use quorum::PublicKey;
-use quorum::answer::{AnswerError, Receipt, Verifier};
-use quorum::ids::{Sequence, Timestamp};
+use quorum::answer::{Absence, AnswerError, Executed, Receipt, Shown, Verifier};
+use quorum::ids::Timestamp;
 use quorum::limits::REPLY_KEPT_MS;
-use quorum::request::{Outcome, RequestId, SignedRequest};
+use quorum::request::{RequestId, SignedRequest};
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
@@ -77,20 +77,9 @@ pub enum WhatCame {
     /// until it expires.
     Pending,
     /// It was not executed, and never will be; proved.
-    NeverExecuted,
+    NeverExecuted(Box<Absence>),
     /// It expired so long ago that its reply would no longer be kept.
     Forgotten,
-}
-
-/// An executed request.
-#[derive(Clone, Debug)]
-pub struct Executed {
-    /// What it did, or why it did nothing.
-    pub outcome: Outcome,
-    /// The batch that it was part of.
-    pub sequence: Sequence,
-    /// The proof.
-    pub receipt: Receipt,
 }
 
 impl Client {
@@ -108,18 +97,15 @@ impl Client {
         // A server alone could answer from a state that is a few seconds old.
         let current = client.current_state().await?.statement.sequence;
         let check = |verifier: &mut Verifier, answer: &Receipt| {
-            let reply = verifier.outcome(answer, ticket.id)?;
             let (got, time) = (answer.certificate.statement.sequence, answer.certificate.statement.time);
-            Ok(match reply {
-                Some(reply) => {
-                    let (outcome, sequence) = (reply.outcome.clone(), reply.sequence);
-                    let receipt = verifier.to_keep(answer.clone())?;
-                    WhatCame::Executed(Box::new(Executed { outcome, sequence, receipt }))
+            Ok(match verifier.executed(answer.clone(), ticket.id)? {
+                Shown::There(executed) => WhatCame::Executed(Box::new(executed)),
+                Shown::Absent(_) if got < current => return Err(AnswerError::Behind { got, current }),
+                Shown::Absent(_) if time <= ticket.expiry => WhatCame::Pending,
+                Shown::Absent(absence) if time <= ticket.expiry.plus_ms(REPLY_KEPT_MS) => {
+                    WhatCame::NeverExecuted(Box::new(absence))
                 }
-                None if got < current => return Err(AnswerError::Behind { got, current }),
-                None if time <= ticket.expiry => WhatCame::Pending,
-                None if time <= ticket.expiry.plus_ms(REPLY_KEPT_MS) => WhatCame::NeverExecuted,
-                None => WhatCame::Forgotten,
+                Shown::Absent(_) => WhatCame::Forgotten,
             })
         };
         client.first_good(&path, check).await
@@ -135,11 +121,9 @@ impl Client {
         let client = self.begun();
         let expiry = request.request.expiry;
         match client.outcome(&Ticket::of(request)).await? {
-            WhatCame::Executed(executed) => client
-                .check_receipt(request, executed.receipt)
-                .map_err(|error| ClientError::Local(error.to_string()))?,
+            WhatCame::Executed(executed) => client.written(request, *executed),
             WhatCame::Pending => client.submit_signed(request).await,
-            WhatCame::NeverExecuted => Err(ClientError::NotExecuted { expiry }),
+            WhatCame::NeverExecuted(absence) => Err(ClientError::NotExecuted { expiry, absence }),
             WhatCame::Forgotten => Err(ClientError::Forgotten { expiry }),
         }
     }

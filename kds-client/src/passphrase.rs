@@ -12,7 +12,7 @@ use quorum::bytes::Blob;
 use quorum::ids::ServerId;
 use quorum::oprf::{self, Blinded, Combined, OprfError, PassphraseKeys};
 use quorum::record::Name;
-use quorum::request::{self, Done, Hardness, Operation, Reader, Refusal};
+use quorum::request::{self, Done, Hardness, Operation, Reader};
 use quorum::scalars;
 use quorum::sealing::{OpeningKey, decrypt_material};
 use quorum::signing::SigningKey;
@@ -100,11 +100,9 @@ impl Client {
         }
         // As it was deposited just now: some servers may not have it yet.
         let index = deposited.index;
-        let Some((secret, _)) = self.secret_at(name, index).await? else {
-            return Err(ClientError::NotFound { what: format!("the secret {name}") });
-        };
+        let secret = self.secret_at(name, index, deposited.written.sequence).await?;
         let back = self.open(key, secret, passphrase).await?;
-        self.same(&back, material)?;
+        self.same(&back, index, material)?;
         Ok(Deposited { proved: true, ..deposited })
     }
 
@@ -122,9 +120,7 @@ impl Client {
         let mut fresh = Zeroizing::new([0; 32]);
         rand::rng().fill_bytes(&mut *fresh);
         let fresh = SigningKey::from_seed(&fresh);
-        let Some((secret, _)) = self.secret(name).await? else {
-            return Err(ClientError::NotFound { what: format!("the secret {name}") });
-        };
+        let (secret, _) = self.shown_secret(name).await?.found()?;
         self.open(key.unwrap_or(&fresh), secret, passphrase).await
     }
 
@@ -135,7 +131,7 @@ impl Client {
         secret: Secret,
         passphrase: &Passphrase,
     ) -> Result<Recovered, ClientError> {
-        let terms = secret.passphrase.as_ref().ok_or(ClientError::Refused(Refusal::NoPassphrase))?;
+        let terms = secret.passphrase.as_ref().ok_or(ClientError::NoPassphrase)?;
         let stretched = stretched(passphrase, terms.salt, terms.hardness).await?;
         for _ in 0..RERELEASES {
             if let Some(recovered) = self.guess(key, &secret, terms, &stretched).await? {
@@ -167,7 +163,7 @@ impl Client {
             return Err(ClientError::Secret("the receipt is of another operation".into()));
         };
         if index != secret.index {
-            return Err(ClientError::Secret("the secret was replaced meanwhile: try again".into()));
+            return Err(ClientError::SecretChanged { name: secret.name.clone(), deleted: None });
         }
         let gathering = Gathering { client: self, secret, release, epoch, ephemeral: &ephemeral };
         let Some((combined, ciphertext, answered, mut wrong)) = gathering.evaluations(&asked, terms).await?

@@ -7,10 +7,11 @@ use crate::failure::Tally;
 use crate::link::segment;
 use crate::passphrase::{Lock, Locked};
 use crate::write::Written;
-use quorum::answer::{PageAnswer, SecretAnswer, ShareAnswer, ShareQuestion, Verifier};
+use quorum::answer::{AnswerError, PageAnswer, SecretAnswer, ShareAnswer, ShareQuestion, Shown, Verifier};
 use quorum::bytes::{Blob, PublicKey};
+use quorum::certificate::Checkpoint;
 use quorum::codec::sha256;
-use quorum::ids::{Epoch, ServerId};
+use quorum::ids::{Epoch, Sequence, ServerId};
 use quorum::record::Name;
 use quorum::request::{Deposit, Done, Operation, Reader, Refusal};
 use quorum::sealing::{HandOutContext, OpeningKey, ShareContext, decrypt_material, encrypt_material};
@@ -66,6 +67,32 @@ impl std::fmt::Debug for Recovered {
     }
 }
 
+/// The epoch, and each server's key of it.
+type SealingKeys = (Epoch, Vec<Option<PublicKey>>);
+
+/// Where a server tells of a secret, and what its answer shows.
+fn secret_question(
+    name: &Name,
+) -> (String, impl Fn(&mut Verifier, &SecretAnswer) -> Result<AboutSecret, AnswerError>) {
+    let check = |verifier: &mut Verifier, answer: &SecretAnswer| {
+        Ok((verifier.secret(answer, name)?, answer.certificate.statement))
+    };
+    (format!("/v1/secrets/{}", segment(name)), check)
+}
+
+/// The secret with this index, which was there before; or that it was replaced or deleted since, which is not that
+/// there was none.
+fn still_there(name: &Name, index: u64, shown: Shown<Secret>) -> Result<Secret, ClientError> {
+    let changed = |deleted| ClientError::SecretChanged { name: name.clone(), deleted };
+    match shown {
+        Shown::There(secret) if secret.index == index => Ok(secret),
+        Shown::There(_) => Err(changed(None)),
+        Shown::Absent(absence) => Err(changed(Some(Box::new(absence)))),
+    }
+}
+
+type AboutSecret = (Shown<(Secret, Releases)>, Checkpoint);
+
 impl Client {
     /// Deposits material under a name, so that any k servers together can give it to its owner
     /// (the holder of `key`) and its readers, and fewer learn nothing. Unless `trust` is set, it
@@ -84,13 +111,16 @@ impl Client {
             return Ok(deposited);
         }
         let back = self.get_secret(key, name).await?;
-        self.same(&back, material)?;
+        self.same(&back, deposited.index, material)?;
         Ok(Deposited { proved: true, ..deposited })
     }
 
     /// What comes back of a deposit must be what was deposited.
-    pub(crate) fn same(&self, back: &Recovered, material: &[u8]) -> Result<(), ClientError> {
+    pub(crate) fn same(&self, back: &Recovered, index: u64, material: &[u8]) -> Result<(), ClientError> {
         match *back.material == material {
+            _ if back.secret.index != index => {
+                Err(ClientError::SecretChanged { name: back.secret.name.clone(), deleted: None })
+            }
             true => Ok(()),
             false => Err(ClientError::Secret("what came back is not what was deposited".into())),
         }
@@ -111,8 +141,11 @@ impl Client {
             false => None,
         };
         let mut attempt = 0;
+        let mut since = Sequence(0);
         loop {
-            let (sequence, deposit) = self.seal_deposit(key, name, material, readers, lock, replaces).await?;
+            let keys = self.sealing_keys(since).await?;
+            let (sequence, deposit) =
+                self.seal_deposit(key, name, material, readers, lock, replaces, keys)?;
             let request = self.sign(key, sequence, Operation::Deposit(deposit));
             match self.submit_signed(&request).await {
                 Ok(written) => match written.done {
@@ -120,13 +153,19 @@ impl Client {
                     _ => return Err(ClientError::Secret("the receipt is of another operation".into())),
                 },
                 // The epoch ended between sealing and execution: seal to the new keys.
-                Err(ClientError::Refused(Refusal::EpochPassed { .. })) if attempt < RESEALS => attempt += 1,
+                Err(ClientError::Refused(refused))
+                    if matches!(refused.refusal(), Refusal::EpochPassed { .. }) && attempt < RESEALS =>
+                {
+                    attempt += 1;
+                    since = refused.at().sequence;
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn seal_deposit(
+    #[expect(clippy::too_many_arguments, reason = "what a deposit is made of")]
+    fn seal_deposit(
         &self,
         key: &SigningKey,
         name: &Name,
@@ -134,10 +173,10 @@ impl Client {
         readers: &[Reader],
         lock: Option<&Lock>,
         replaces: Option<u64>,
+        (epoch, sealing): SealingKeys,
     ) -> Result<(u64, Deposit), ClientError> {
         let cluster = self.inner.manifest.cluster_id();
         let thresholds = self.inner.manifest.thresholds;
-        let (epoch, sealing) = self.sealing_keys().await?;
         let mut rng = rand::rng();
         let (data_key, shares, passphrase) = match lock.map(|lock| lock.turn(self)) {
             Some(Locked { data_key, shares, passphrase }) => (data_key, shares, Some(passphrase)),
@@ -174,14 +213,15 @@ impl Client {
         Ok((sequence, deposit))
     }
 
-    /// The servers' current sealing keys, from a certified answer no older than `max_age`. Waits a
+    /// The servers' current sealing keys, from a certified answer no older than `max_age` and no older than a state
+    /// that is known to have others. Waits a
     /// little for all of them, since a server without a key gets no share, and longer for q: with
     /// fewer a deposit could be lost when f servers fail.
-    async fn sealing_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
+    async fn sealing_keys(&self, since: Sequence) -> Result<SealingKeys, ClientError> {
         let deadline = self.deadline();
         let patience = deadline.min(Instant::now() + ANNOUNCEMENT_PATIENCE);
         loop {
-            let (epoch, keys) = self.announced_keys().await?;
+            let (epoch, keys) = self.announced_keys(since).await?;
             let (have, need) = (keys.iter().flatten().count(), self.inner.manifest.thresholds.q());
             if have == keys.len() || (have >= need && Instant::now() >= patience) {
                 return Ok((epoch, keys));
@@ -195,14 +235,12 @@ impl Client {
         }
     }
 
-    async fn announced_keys(&self) -> Result<(Epoch, Vec<Option<PublicKey>>), ClientError> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
+    async fn announced_keys(&self, since: Sequence) -> Result<SealingKeys, ClientError> {
         let check = |verifier: &mut Verifier, answer: &PageAnswer| {
-            let keys = verifier.server_keys(answer)?;
-            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
-            Ok((answer.certificate.statement.epoch, keys))
+            let (keys, statement) = (verifier.server_keys(answer)?, answer.certificate.statement);
+            Ok(((statement.epoch, keys), statement))
         };
-        let (epoch, announced) = self.first_good("/v1/servers", check).await?;
+        let (epoch, announced) = self.good_since("/v1/servers", since, check).await?;
         let key_of = |server: ServerId| {
             let of = |keys: &&ServerKeys| keys.sealing.statement.server == server;
             let keys = announced.iter().find(of)?;
@@ -211,16 +249,15 @@ impl Client {
         Ok((epoch, self.inner.manifest.grid().servers().map(key_of).collect()))
     }
 
-    /// A secret's metadata and the record of its releases; none if its absence was proved.
+    /// A secret's metadata and the record of its releases; none if its absence was proved. With the guarantees of a
+    /// read of q servers.
     pub async fn secret(&self, name: &Name) -> Result<Option<(Secret, Releases)>, ClientError> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        let path = format!("/v1/secrets/{}", segment(name));
-        self.first_good(&path, |verifier: &mut Verifier, answer: &SecretAnswer| {
-            let secret = verifier.secret(answer, name)?;
-            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
-            Ok(secret)
-        })
-        .await
+        Ok(self.shown_secret(name).await?.there())
+    }
+    /// The same, with the absence if that was proved.
+    pub async fn shown_secret(&self, name: &Name) -> Result<Shown<(Secret, Releases)>, ClientError> {
+        let (path, check) = secret_question(name);
+        self.current_good(&path, check).await
     }
 
     /// Recovers a secret: an ordered release, then k right shares, whatever the others are.
@@ -249,9 +286,7 @@ impl Client {
         let Done::Released { index, release, epoch } = written.done else {
             return Err(ClientError::Secret("the receipt is of another operation".into()));
         };
-        let Some((secret, _)) = self.secret_at(name, index).await? else {
-            return Err(ClientError::NotFound { what: format!("the secret {name}") });
-        };
+        let secret = self.secret_at(name, index, written.sequence).await?;
         let gathering = Gathering { client: self, secret: &secret, release, epoch, ephemeral: &ephemeral };
         let Some((data_key, ciphertext, answered, wrong)) = gathering.run().await? else { return Ok(None) };
         let cluster = self.inner.manifest.cluster_id();
@@ -261,21 +296,16 @@ impl Client {
         Ok(Some(Recovered { material, secret, answered, wrong, uncounted: None }))
     }
 
-    /// Metadata of the secret with this index. It is certified, since its release is; a server that
-    /// is behind may not have it yet.
+    /// Metadata of the secret with this index, which was there at that sequence number: what is shown of a later
+    /// state tells whether it was replaced or deleted since.
     pub(crate) async fn secret_at(
         &self,
         name: &Name,
         index: u64,
-    ) -> Result<Option<(Secret, Releases)>, ClientError> {
-        let deadline = self.deadline().min(Instant::now() + Duration::from_secs(3));
-        loop {
-            let found = self.secret(name).await?.filter(|(secret, _)| secret.index == index);
-            if found.is_some() || Instant::now() >= deadline {
-                return Ok(found);
-            }
-            sleep(Duration::from_millis(30)).await;
-        }
+        since: Sequence,
+    ) -> Result<Secret, ClientError> {
+        let (path, check) = secret_question(name);
+        still_there(name, index, self.good_since(&path, since, check).await?.map(|(secret, _)| secret))
     }
 
     /// Deletes a secret, as its owner.
@@ -460,5 +490,37 @@ impl Gathering<'_> {
             }
             text => Ok((answer.share, text)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorum::Hash;
+    use quorum::record::Change;
+    use quorum::request::RequestId;
+
+    #[test]
+    fn what_was_replaced_or_deleted_meanwhile_is_not_called_absent() {
+        let name = Name::new("s").unwrap();
+        let secret = |index| Secret {
+            name: name.clone(),
+            index,
+            owner: PublicKey([1; 32]),
+            readers: vec![],
+            passphrase: None,
+            ciphertext_bytes: 1,
+            ciphertext_hash: Hash([0; 32]),
+            commitment: Hash([0; 32]),
+            depositor: RequestId { client: PublicKey([1; 32]), sequence: 1 },
+            deposited: Change { sequence: Sequence(1), time: quorum::Timestamp(1) },
+        };
+        assert!(still_there(&name, 7, Shown::There(secret(7))).is_ok());
+        let replaced = still_there(&name, 7, Shown::There(secret(9))).unwrap_err();
+        assert!(matches!(replaced, ClientError::SecretChanged { deleted: None, .. }), "{replaced}");
+        let absence = crate::fixtures::absence(&name, crate::now());
+        let deleted = still_there(&name, 7, Shown::Absent(absence)).unwrap_err();
+        assert!(deleted.to_string().contains("was deleted meanwhile"), "{deleted}");
+        assert_eq!(deleted.exit_status(), crate::ExitStatus::Conflict);
     }
 }

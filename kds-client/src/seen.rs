@@ -8,6 +8,7 @@
 
 use crate::client::Client;
 use crate::deadline::millis;
+use quorum::answer::{Absence, Shown};
 use quorum::ids::{Sequence, Timestamp};
 use quorum::record::{Name, Record};
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const LEAST_NAMES: usize = 1_024;
 
 /// A record, or that there is none, and until when that may be told.
-pub(crate) type Cached = (Option<Arc<Record>>, Timestamp);
+pub(crate) type Cached = (Shown<Arc<Record>>, Timestamp);
 
 /// What an answer has to be at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +73,8 @@ struct Told {
 
 struct Inside {
     told: Recent<Told>,
-    /// Names that were shown not to exist, and when. They push out only each other.
-    absent: Recent<Timestamp>,
+    /// Names that were shown not to exist. They push out only each other.
+    absent: Recent<Absence>,
     /// The newest change that was told.
     newest: Sequence,
     /// The newest change of a name that is forgotten.
@@ -122,10 +123,11 @@ impl Seen {
         let mut inside = self.inside();
         if let Some(told) = inside.told.get(name) {
             let (record, certified) = told.record.as_ref()?;
-            return Some((Some(Arc::clone(record)), until(*certified)?));
+            return Some((Shown::There(Arc::clone(record)), until(*certified)?));
         }
-        let certified = *inside.absent.get(name)?;
-        Some((None, until(certified)?))
+        let absence = inside.absent.get(name)?.clone();
+        let until = until(absence.at().time)?;
+        Some((Shown::Absent(absence), until))
     }
     fn tell(&self, name: &Name, told: Told) {
         let mut inside = self.inside();
@@ -159,18 +161,18 @@ impl Seen {
         self.tell(name, Told { version, changed, record: None });
     }
     /// A name was shown not to exist.
-    pub(crate) fn absent(&self, name: &Name, certified: Timestamp) {
+    pub(crate) fn absent(&self, name: &Name, absence: &Absence) {
         let mut inside = self.inside();
         if self.keeps && inside.told.get(name).is_none() {
-            inside.absent.insert(name, certified);
+            inside.absent.insert(name, absence.clone());
         }
     }
 }
 
 impl Client {
     /// The answer in memory, if it is still good; for callers that cannot wait.
-    pub(crate) fn cached(&self, name: &Name) -> Option<Option<Arc<Record>>> {
-        self.cached_until(name).map(|(record, _)| record)
+    pub(crate) fn cached(&self, name: &Name) -> Option<Shown<Arc<Record>>> {
+        self.cached_until(name).map(|(shown, _)| shown)
     }
     /// And until when it is.
     pub(crate) fn cached_until(&self, name: &Name) -> Option<Cached> {
@@ -184,6 +186,8 @@ mod tests {
     use super::*;
     use quorum::record::{Change, Entry, Status};
     use std::collections::BTreeMap;
+
+    use crate::fixtures::absence;
 
     const AGE: u64 = 5_000;
 
@@ -203,7 +207,7 @@ mod tests {
         Record { name: name(i), version, status: Status::Active, entry, updated }
     }
     fn version(found: Option<Cached>) -> Option<u64> {
-        found.map(|(record, _)| record.map_or(0, |record| record.version))
+        found.map(|(shown, _)| shown.there().map_or(0, |record| record.version))
     }
 
     #[test]
@@ -211,7 +215,7 @@ mod tests {
         let seen = Seen::new(8);
         let at = |i: usize, now: u64| version(seen.fresh(&name(i), Timestamp(now), AGE));
         seen.record(&record(1, 1, 1), Timestamp(10_000));
-        seen.absent(&name(2), Timestamp(10_000));
+        seen.absent(&name(2), &absence(&name(2), Timestamp(10_000)));
         for (i, found) in [(1, 1), (2, 0)] {
             assert_eq!(at(i, 14_999), Some(found));
             assert_eq!(at(i, 15_001), None);
@@ -225,12 +229,12 @@ mod tests {
         let seen = Seen::new(8);
         let now = Timestamp(10_000);
         let at = |i: usize| version(seen.fresh(&name(i), now, AGE));
-        seen.absent(&name(1), now);
+        seen.absent(&name(1), &absence(&name(1), now));
         seen.record(&record(1, 1, 7), now);
         assert_eq!(at(1), Some(1), "no longer absent");
         seen.record(&record(1, 2, 8), now);
         seen.record(&record(1, 1, 7), now.plus_ms(1));
-        seen.absent(&name(1), now.plus_ms(1));
+        seen.absent(&name(1), &absence(&name(1), now.plus_ms(1)));
         assert_eq!(at(1), Some(2));
         assert_eq!(seen.least(&name(1)), Least { version: 2, since: Sequence(0) });
         // Written, and not read yet: the servers are asked.
@@ -250,11 +254,12 @@ mod tests {
     fn it_is_bounded_by_use_and_forgets_no_promise() {
         let seen = Seen::new(LEAST_NAMES);
         let now = Timestamp(10_000);
+        let nothing = absence(&name(0), now);
         seen.record(&record(0, 5, 5), now);
         seen.record(&record(1, 9, 77), now);
         for i in 2..10 * LEAST_NAMES {
             seen.record(&record(i, 1, 6), now);
-            seen.absent(&name(1_000_000 + i), now);
+            seen.absent(&name(1_000_000 + i), &nothing);
             assert_eq!(seen.least(&name(0)).version, 5, "used all the time, and first by the alphabet");
             let inside = seen.inside();
             assert!(inside.told.kept.len() <= LEAST_NAMES && inside.absent.kept.len() <= LEAST_NAMES);
@@ -264,7 +269,7 @@ mod tests {
         assert_eq!(least, Least { version: 0, since: Sequence(77) });
         // Names that do not exist push nothing out.
         let before = seen.inside().told.kept.len();
-        (0..10 * LEAST_NAMES).for_each(|i| seen.absent(&name(2_000_000 + i), now));
+        (0..10 * LEAST_NAMES).for_each(|i| seen.absent(&name(2_000_000 + i), &nothing));
         assert_eq!(seen.inside().told.kept.len(), before);
     }
 }

@@ -240,8 +240,7 @@ impl Client {
         message: &[u8],
         signature: &[u8],
     ) -> Result<KeyMaterial, ClientError> {
-        let record = self.lookup_cached(name).await?;
-        let record = record.ok_or_else(|| ClientError::NotFound { what: format!("the name {name}") })?;
+        let record = self.shown_cached(name).await?.found()?;
         usable(&record)?;
         match check_signature(&record.entry.keys, message, signature) {
             Ok(place) => Ok(record.entry.keys[place].clone()),

@@ -5,15 +5,16 @@
 //! (PBFT §4.1). Whatever a server answers that is no receipt, it may have passed the request on: once one has
 //! heard it, and nothing is proved, it is not known what came of it, and that is what is said.
 
-use crate::api::Problem;
+use crate::api::{Problem, ProblemKind};
 use crate::client::Client;
-use crate::error::{ClientError, LinkError};
-use crate::failure::{Tally, is_about_time};
+use crate::error::{ClientError, LinkError, Misbehaviour, Silence, words};
+use crate::failure::Tally;
+use crate::outcome::Ticket;
 use crate::write::Written;
-use quorum::answer::{AnswerError, Receipt};
+use quorum::answer::{AnswerError, Executed, Receipt, Refusals, SaidAlike, Shown};
 use quorum::codec::digest;
 use quorum::ids::ServerId;
-use quorum::request::{Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::request::{Done, Operation, SignedRequest};
 use quorum::signing::SigningKey;
 use rand::Rng as _;
 use std::collections::VecDeque;
@@ -49,33 +50,23 @@ impl Client {
         Submission::new(self, request).run().await
     }
 
-    /// Outer error: the receipt proves nothing. Inner: what it proves.
-    pub(crate) fn check_receipt(
+    /// What an executed request did, or that it did nothing.
+    pub(crate) fn written(
         &self,
         request: &SignedRequest,
-        receipt: Receipt,
-    ) -> Result<Result<Written, ClientError>, AnswerError> {
-        let id = RequestId { client: request.request.client, sequence: request.request.sequence };
-        let (receipt, reply, complete) = self.with_verifier(|verifier| {
-            let reply = verifier.receipt(&receipt, id)?.clone();
-            let receipt = verifier.to_keep(receipt)?;
-            let complete = verifier.complete() >= reply.sequence;
-            Ok::<_, AnswerError>((receipt, reply, complete))
-        })?;
+        executed: Executed,
+    ) -> Result<Written, ClientError> {
+        let (reply, sequence) = (executed.reply(), executed.sequence());
         if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
-            return Ok(Err(ClientError::NumberReused));
+            return Err(ClientError::NumberReused);
         }
-        let sequence = reply.sequence;
-        if let (Outcome::Done(Done::Record { version }), Some(name)) =
-            (&reply.outcome, request.request.operation.name())
-        {
+        let done = executed.outcome()?.clone();
+        if let (Done::Record { version }, Some(name)) = (&done, request.request.operation.name()) {
             // Who has written a version is not shown an older one, from memory least of all.
             self.inner.seen.version(name, *version, sequence);
         }
-        Ok(match reply.outcome {
-            Outcome::Done(done) => Ok(Written { done, sequence, complete, receipt: Box::new(receipt) }),
-            Outcome::Refused(refusal) => Err(ClientError::Refused(refusal)),
-        })
+        let complete = executed.is_complete();
+        Ok(Written { done, sequence, complete, receipt: Box::new(executed.receipt().clone()) })
     }
 }
 
@@ -88,6 +79,33 @@ struct Asked {
 }
 
 type Answer = (ServerId, Result<Receipt, LinkError>);
+
+/// What ends a submission: nothing that one server could make up.
+enum End {
+    Executed(Box<Executed>),
+    Refused(SaidAlike<ProblemKind>),
+}
+
+/// Why a server refuses a request before ordering, if this is a reason that a correct one can have. What is found
+/// out by executing it comes with a receipt, and a server's own troubles say nothing about the request.
+fn refusal(problem: &Problem) -> Option<ProblemKind> {
+    match ProblemKind::from_uri(&problem.kind)? {
+        reason @ (ProblemKind::Malformed
+        | ProblemKind::Invalid
+        | ProblemKind::Expiry
+        | ProblemKind::BadSignature
+        | ProblemKind::NotAllowed
+        | ProblemKind::NotFound
+        | ProblemKind::TooLarge) => Some(reason),
+        ProblemKind::NoRoute
+        | ProblemKind::Method
+        | ProblemKind::Conflict
+        | ProblemKind::EpochPassed
+        | ProblemKind::TooMany
+        | ProblemKind::Internal
+        | ProblemKind::NotReady => None,
+    }
+}
 
 /// A request that is on its way to be executed.
 struct Submission<'a> {
@@ -106,11 +124,15 @@ struct Submission<'a> {
     /// A server may have heard it and not have refused it.
     heard: bool,
     tally: Tally,
-    refusals: Vec<Problem>,
+    /// Servers' words alone: f+1 that give the same reason include a correct one.
+    refusals: Refusals<ProblemKind>,
+    /// The same with all their words.
+    details: Refusals<(ProblemKind, String)>,
 }
 
 impl<'a> Submission<'a> {
     fn new(client: &'a Client, request: &SignedRequest) -> Self {
+        let thresholds = &client.inner.manifest.thresholds;
         Self {
             client,
             request: Arc::new(request.clone()),
@@ -122,12 +144,12 @@ impl<'a> Submission<'a> {
             next_at: Instant::now(),
             heard: false,
             tally: Tally::default(),
-            refusals: Vec::new(),
+            refusals: Refusals::new(thresholds),
+            details: Refusals::new(thresholds),
         }
     }
 
     async fn run(mut self) -> Result<Written, ClientError> {
-        let enough_refusals = self.client.inner.manifest.thresholds.f() + 1;
         loop {
             let now = Instant::now();
             if now >= self.deadline {
@@ -145,23 +167,16 @@ impl<'a> Submission<'a> {
             tokio::select! {
                 Some(done) = self.answers.join_next() => {
                     if let Ok((server, answer)) = done
-                        && let Some(result) = self.take(server, answer)
+                        && let Some(end) = self.take(server, answer)
                     {
-                        return result;
+                        return match end {
+                            End::Executed(executed) => self.client.written(&self.request, *executed),
+                            End::Refused(said) => Err(self.refused(said).await),
+                        };
                     }
                 }
                 () = sleep_until(wake_at) => {}
             }
-            if self.refusals.len() >= enough_refusals {
-                return Err(self.refused().await);
-            }
-        }
-        let only_refusals = self.asked.is_empty()
-            && self.waiting.is_empty()
-            && self.tally.silent.is_empty()
-            && self.tally.rejected.is_empty();
-        if only_refusals && !self.refusals.is_empty() {
-            return Err(self.refused().await);
         }
         Err(self.in_vain().await)
     }
@@ -195,11 +210,7 @@ impl<'a> Submission<'a> {
         self.answers.spawn(async move { (server, link.post("/v1/requests", &*request, until).await) });
     }
     /// What a server's answer leads to: the end, or another server.
-    fn take(
-        &mut self,
-        server: ServerId,
-        answer: Result<Receipt, LinkError>,
-    ) -> Option<Result<Written, ClientError>> {
+    fn take(&mut self, server: ServerId, answer: Result<Receipt, LinkError>) -> Option<End> {
         let now = Instant::now();
         if let Some(place) = self.asked.iter().position(|asked| asked.server == server) {
             let asked = self.asked.swap_remove(place);
@@ -210,16 +221,15 @@ impl<'a> Submission<'a> {
         self.next_at = now;
         let receipt = match answer {
             Ok(receipt) => receipt,
-            Err(LinkError::Problem(problem)) => match *problem {
-                Problem { receipt: Some(receipt), .. } => *receipt,
-                problem => {
-                    // A server's word alone: f+1 of them include a correct one.
-                    self.tally.waits_no_more(server);
-                    self.refusals.push(problem);
-                    return None;
-                }
-            },
+            Err(LinkError::Problem(problem)) if problem.receipt.is_some() => *problem.receipt?,
             Err(error) => {
+                if let LinkError::Problem(problem) = &error
+                    && let Some(reason) = refusal(problem)
+                {
+                    self.tally.waits_no_more(server);
+                    self.details.add(server, (reason, words(&problem.detail)));
+                    return self.refusals.add(server, reason).map(End::Refused);
+                }
                 self.heard |= !matches!(error, LinkError::Unreached(_));
                 if let LinkError::AsksToWait { wait, .. } = &error {
                     self.waiting.push((now + *wait, server));
@@ -228,8 +238,12 @@ impl<'a> Submission<'a> {
                 return None;
             }
         };
-        match self.client.check_receipt(&self.request, receipt) {
-            Ok(result) => return Some(result),
+        let executed = self.client.with_verifier(|verifier| {
+            let executed = verifier.executed(receipt, Ticket::of(&self.request).id)?;
+            executed.there().ok_or(AnswerError::OtherQuestion)
+        });
+        match executed {
+            Ok(executed) => return Some(End::Executed(Box::new(executed))),
             Err(error) => {
                 self.heard = true;
                 self.tally.wrong(server, &error);
@@ -238,23 +252,50 @@ impl<'a> Submission<'a> {
         None
     }
 
-    /// f+1 servers refused it before ordering.
-    async fn refused(&self) -> ClientError {
-        let refused = self.client.refused(&self.refusals).await;
+    /// f+1 servers refused it before ordering, for the same reason: perhaps because of this machine's clock.
+    async fn refused(&self, said: SaidAlike<ProblemKind>) -> ClientError {
+        let reason = *said.reason();
+        if let (ProblemKind::NotFound, Operation::Guess { secret, .. }) =
+            (reason, &self.request.request.operation)
+            && let Ok(Shown::Absent(absence)) = self.client.shown_secret(secret).await
+        {
+            // What they say can be proved.
+            return absence.into();
+        }
+        let clock = match reason {
+            ProblemKind::Expiry => self.client.odd_clock().await,
+            _ => None,
+        };
+        let refused = clock.unwrap_or_else(|| {
+            let detail = self.details.alike(|(kind, _)| *kind == reason).map(|(_, words)| words.clone());
+            ClientError::RefusedByServers { said: Box::new(said), detail }
+        });
         // That it is too late now does not say that it did not execute before.
-        match (self.heard || !self.asked.is_empty()) && self.refusals.iter().any(is_about_time) {
+        match (self.heard || !self.asked.is_empty()) && reason == ProblemKind::Expiry {
             true => self.unknown(refused),
             false => refused,
         }
     }
     async fn in_vain(mut self) -> ClientError {
-        let heard = self.heard || !self.asked.is_empty() || !self.refusals.is_empty();
+        let heard = self.heard || !self.asked.is_empty() || !self.refusals.said().is_empty();
         let mut tally = std::mem::take(&mut self.tally);
-        tally.odd_times |= self.refusals.iter().any(is_about_time);
+        tally.odd_times |= self.refusals.said().values().any(|reason| *reason == ProblemKind::Expiry);
         for asked in &self.asked {
             tally.failed(asked.server, &LinkError::late(asked.since.elapsed()));
         }
-        let why = self.client.failure("one server with a receipt", tally).await;
+        let refusals = self.details.said().iter().map(|(server, (reason, words))| Misbehaviour {
+            server: *server,
+            why: format!("it refuses: {}: {words}", reason.title()),
+        });
+        let refusals: Vec<_> = refusals.collect();
+        let why = if !refusals.is_empty() && tally.silent.is_empty() && tally.waits.is_empty() {
+            ClientError::Disagree { said: [refusals, tally.rejected].concat() }
+        } else {
+            tally
+                .silent
+                .extend(refusals.into_iter().map(|said| Silence { server: said.server, why: said.why }));
+            self.client.failure("one server with a receipt", tally).await
+        };
         if heard { self.unknown(why) } else { why }
     }
     fn unknown(&self, why: ClientError) -> ClientError {

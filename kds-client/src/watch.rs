@@ -41,6 +41,8 @@ pub struct Watch {
     begun: bool,
     ready: VecDeque<WatchEvent>,
     stream: Option<(ServerId, Events)>,
+    /// The version that the stream showed last.
+    streamed: Option<u64>,
     look_at: Instant,
     connect_at: Instant,
 }
@@ -56,6 +58,7 @@ impl Client {
             begun: false,
             ready: VecDeque::new(),
             stream: None,
+            streamed: None,
             look_at: now,
             connect_at: now,
         }
@@ -116,7 +119,7 @@ impl Watch {
         let link = self.client.inner.links[server.index()].clone();
         let path = format!("/v1/records/{}/watch", segment(&self.name));
         match timeout(SILENCE, link.events(&path)).await {
-            Ok(Ok(events)) => self.stream = Some((server, events)),
+            Ok(Ok(events)) => (self.stream, self.streamed) = (Some((server, events)), None),
             // Others are asked before it meanwhile.
             Ok(Err(LinkError::AsksToWait { .. })) => self.connect_at = Instant::now() + PAUSE,
             Ok(Err(_)) | Err(_) => self.leave(server),
@@ -126,10 +129,17 @@ impl Watch {
     async fn take(&mut self, server: ServerId, message: &WatchMessage) -> Result<(), ClientError> {
         let max_age_ms = self.client.inner.options.max_age.as_millis() as u64;
         let checked = self.client.with_verifier(|verifier| {
-            let record = verifier.record(&message.answer, &self.name, None)?;
-            Verifier::fresh(&message.answer.certificate, crate::now(), max_age_ms)?;
+            let record = verifier.record(&message.answer, &self.name, None)?.there();
+            Verifier::fresh(&message.answer.certificate.statement, crate::now(), max_age_ms)?;
             Ok::<_, LinkError>(record)
         });
+        let version = checked.as_ref().ok().map(|record| record.as_ref().map_or(0, |record| record.version));
+        if self.streamed >= version {
+            // An honest server has something to tell only if there is something newer.
+            self.leave(server);
+            return Ok(());
+        }
+        self.streamed = version;
         match checked {
             // What a single server shows first is to be visible to everyone before it is told.
             Ok(Some(record)) if record.version > self.told => {

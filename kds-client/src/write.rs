@@ -1,9 +1,7 @@
 //! Writes: what can be asked for, and what comes of it; [`crate::submit`] has it executed.
 
-use crate::api::{Problem, ProblemKind};
 use crate::client::Client;
-use crate::error::{ClientError, ExitStatus};
-use crate::failure::is_about_time;
+use crate::error::ClientError;
 use quorum::PublicKey;
 use quorum::answer::{PageAnswer, Receipt, Verifier};
 use quorum::ids::Sequence;
@@ -12,8 +10,9 @@ use quorum::request::{Decision, Done, Operation};
 use quorum::signing::SigningKey;
 use quorum::state::Pending;
 
-/// An executed write.
+/// An executed write: made of a proof that it was.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Written {
     /// What it did.
     pub done: Done,
@@ -37,21 +36,15 @@ impl Client {
     }
     /// The administrators, in the order of their keys.
     pub async fn administrators(&self) -> Result<Vec<PublicKey>, ClientError> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        self.first_good("/v1/administrators", |verifier: &mut Verifier, answer: &PageAnswer| {
-            let administrators = verifier.administrators(answer)?;
-            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
-            Ok(administrators)
+        self.current_good("/v1/administrators", |verifier: &mut Verifier, answer: &PageAnswer| {
+            Ok((verifier.administrators(answer)?, answer.certificate.statement))
         })
         .await
     }
     /// What some administrators ask for, and not yet enough of them.
     pub async fn decisions(&self) -> Result<Vec<Pending>, ClientError> {
-        let max_age_ms = self.inner.options.max_age.as_millis() as u64;
-        self.first_good("/v1/decisions", |verifier: &mut Verifier, answer: &PageAnswer| {
-            let decisions = verifier.decisions(answer)?;
-            Verifier::fresh(&answer.certificate, crate::now(), max_age_ms)?;
-            Ok(decisions)
+        self.current_good("/v1/decisions", |verifier: &mut Verifier, answer: &PageAnswer| {
+            Ok((verifier.decisions(answer)?, answer.certificate.statement))
         })
         .await
     }
@@ -75,25 +68,4 @@ impl Client {
     ) -> Result<Written, ClientError> {
         self.submit(key, Operation::Revoke { name, from_version, reason }).await
     }
-    /// f+1 servers refused before ordering: perhaps because of this machine's clock.
-    pub(crate) async fn refused(&self, problems: &[Problem]) -> ClientError {
-        let clock = match problems.iter().any(is_about_time) {
-            true => self.odd_clock().await,
-            false => None,
-        };
-        clock.unwrap_or_else(|| refused(problems))
-    }
-}
-
-/// f+1 servers refused before ordering.
-fn refused(problems: &[Problem]) -> ClientError {
-    let first = &problems[0];
-    let status = match ProblemKind::from_uri(&first.kind) {
-        Some(ProblemKind::Conflict | ProblemKind::EpochPassed) => ExitStatus::Conflict,
-        Some(ProblemKind::NotFound) => ExitStatus::NotFound,
-        Some(ProblemKind::NotReady) => ExitStatus::Unavailable,
-        _ => ExitStatus::Refused,
-    };
-    let detail = format!("{}: {}", first.title, first.detail);
-    ClientError::RefusedByServers { servers: problems.len(), detail, status }
 }

@@ -4,7 +4,7 @@
 //! certificate of the map's root. [`Verifier`] reads top-down as the checks that a client makes:
 //! is the certificate real, is it fresh, does the path lead there, is it about what was asked.
 
-use crate::certificate::{Certificate, Completion, CompletionError, QuorumError};
+use crate::certificate::{Certificate, Checkpoint, Completion, CompletionError, QuorumError};
 use crate::codec::{decode, digest, encode, sha256};
 use crate::evidence::{Evidence, EvidenceError, EvidenceFile, contradict};
 use crate::ids::{Epoch, Sequence, ServerId, Timestamp};
@@ -19,8 +19,11 @@ use crate::state::{Pending, Release, Releases, Secret, ServerKeys, layout};
 use crate::{Blob, Hash, PublicKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+pub use shown::{Absence, Executed, Missing, Refusals, Refused, SaidAlike, Shown};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+mod shown;
 
 /// An entry of the map, or its absence, with its path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,9 +311,9 @@ impl Verifier {
         self.follow(&file.membership)?;
         file.culprits(&mut self.keyring)
     }
-    /// Whether a certificate is as fresh as the client demands, by the client's clock.
-    pub fn fresh(certificate: &Certificate, now: Timestamp, max_age_ms: u64) -> Result<(), AnswerError> {
-        let time = certificate.statement.time;
+    /// Whether a certified statement is as fresh as the client demands, by the client's clock.
+    pub fn fresh(statement: &Checkpoint, now: Timestamp, max_age_ms: u64) -> Result<(), AnswerError> {
+        let time = statement.time;
         let ahead_ms = time.since_ms(now);
         if ahead_ms > CLOCK_BOUND_MS.saturating_add(max_age_ms) {
             return Err(AnswerError::FromTheFuture { ahead_ms });
@@ -339,48 +342,49 @@ impl Verifier {
         answer: &RecordAnswer,
         name: &Name,
         version: Option<u64>,
-    ) -> Result<Option<Record>, AnswerError> {
+    ) -> Result<Shown<Record>, AnswerError> {
         self.certificate(&answer.certificate)?;
-        let root = &answer.certificate.statement.root;
-        let current = answer.current.verify(&self.hasher, root, &layout::name_key(name))?;
+        let at = answer.certificate.statement;
+        let current = answer.current.verify(&self.hasher, &at.root, &layout::name_key(name))?;
         // The state machine never stores a record elsewhere, but nothing is lost by looking.
         if current.is_some_and(|record| record.name != *name) {
             return Err(AnswerError::OtherQuestion);
         }
-        match (version, current) {
-            (None, current) => Ok(current.cloned()),
-            (Some(version), Some(current)) if current.version == version => Ok(Some(current.clone())),
+        let (found, missing) = match (version, current) {
+            (None, current) => (current, Missing::Name(name.clone())),
+            (Some(version), Some(current)) if current.version == version => {
+                return Ok(Shown::There(current.clone()));
+            }
             (Some(version), _) => {
                 let earlier = answer.earlier.as_ref().ok_or(AnswerError::OtherQuestion)?;
-                let record = earlier.verify(&self.hasher, root, &layout::history_key(name, version))?;
-                Ok(record.cloned())
+                let found = earlier.verify(&self.hasher, &at.root, &layout::history_key(name, version))?;
+                if found.is_some_and(|record| record.name != *name || record.version != version) {
+                    return Err(AnswerError::OtherQuestion);
+                }
+                (found, Missing::Version(name.clone(), version))
             }
-        }
+        };
+        Ok(found.cloned().map_or_else(|| Shown::Absent(Absence::new(missing, at)), Shown::There))
     }
-    /// The stored reply that a receipt proves.
-    pub fn receipt<'a>(&mut self, receipt: &'a Receipt, id: RequestId) -> Result<&'a Reply, AnswerError> {
-        self.outcome(receipt, id)?.ok_or(AnswerError::OtherQuestion)
-    }
-    /// The stored reply of a request, or none if a state is shown that has none.
-    pub fn outcome<'a>(
-        &mut self,
-        receipt: &'a Receipt,
-        id: RequestId,
-    ) -> Result<Option<&'a Reply>, AnswerError> {
+    /// That a request was executed, or that a state is shown that has no reply of it.
+    pub fn executed(&mut self, receipt: Receipt, id: RequestId) -> Result<Shown<Executed>, AnswerError> {
         self.certificate(&receipt.certificate)?;
-        let root = &receipt.certificate.statement.root;
-        receipt.reply.verify(&self.hasher, root, &layout::reply_key(id))
+        let at = receipt.certificate.statement;
+        let reply = receipt.reply.verify(&self.hasher, &at.root, &layout::reply_key(id))?;
+        let Some(reply) = reply.cloned() else {
+            return Ok(Shown::Absent(Absence::new(Missing::Reply(id), at)));
+        };
+        let receipt = self.kept(receipt)?;
+        let complete = self.complete >= reply.sequence;
+        Ok(Shown::There(Executed::new(reply, receipt, complete)))
     }
     /// A receipt to keep and to show to others: nothing stays in it that was not checked. What is known of a
     /// statement is believed whoever signs it once more, so votes on it may be anything.
-    pub fn to_keep(&mut self, mut receipt: Receipt) -> Result<Receipt, AnswerError> {
+    pub(crate) fn kept(&mut self, mut receipt: Receipt) -> Result<Receipt, AnswerError> {
         receipt.certificate = self.certificate(&receipt.certificate)?;
-        if let Some(completion) = &mut receipt.completion {
+        if let Some(completion) = &receipt.completion {
             completion.verify(&mut self.keyring)?;
             self.completion(completion)?;
-            // Keys beyond these were not looked at.
-            let statements = completion.held.len();
-            Arc::make_mut(completion).keys.truncate(statements);
         }
         Ok(receipt)
     }
@@ -437,23 +441,24 @@ impl Verifier {
         let key_of = |pending: &Pending| layout::decision_key(&digest(&cluster, &pending.decision));
         self.all(answer, DECISIONS_PAGE, key_of)
     }
-    /// A secret's metadata and releases.
+    /// A secret's metadata and releases, or that there is none of that name.
     pub fn secret(
         &mut self,
         answer: &SecretAnswer,
         name: &Name,
-    ) -> Result<Option<(Secret, Releases)>, AnswerError> {
+    ) -> Result<Shown<(Secret, Releases)>, AnswerError> {
         self.certificate(&answer.certificate)?;
-        let root = &answer.certificate.statement.root;
-        let Some(secret) = answer.secret.verify(&self.hasher, root, &layout::secret_key(name))? else {
-            return Ok(None);
+        let at = answer.certificate.statement;
+        let secret = answer.secret.verify(&self.hasher, &at.root, &layout::secret_key(name))?;
+        let Some(secret) = secret else {
+            return Ok(Shown::Absent(Absence::new(Missing::Secret(name.clone()), at)));
         };
         let releases = answer.releases.as_ref().ok_or(AnswerError::OtherQuestion)?;
-        let releases = releases.verify(&self.hasher, root, &layout::releases_key(secret.index))?;
-        Ok(Some((secret.clone(), releases.cloned().unwrap_or_default())))
+        let releases = releases.verify(&self.hasher, &at.root, &layout::releases_key(secret.index))?;
+        Ok(Shown::There((secret.clone(), releases.cloned().unwrap_or_default())))
     }
     /// Checks a proof file offline: the record as of the certificate's time.
-    pub fn proof_file(&mut self, file: &ProofFile) -> Result<Option<Record>, AnswerError> {
+    pub fn proof_file(&mut self, file: &ProofFile) -> Result<Shown<Record>, AnswerError> {
         if file.format != PROOF_FORMAT {
             return Err(AnswerError::Format(file.format));
         }

@@ -66,15 +66,26 @@ pub enum QuorumError {
         /// q.
         needed: usize,
     },
-    /// More votes or keys than servers.
-    #[error("more signatures than there are servers")]
+    /// More votes than q, or more keys than votes: nobody would look at them, and whoever keeps the proof keeps
+    /// and passes on what a stranger put there.
+    #[error("more signatures or keys than make a quorum")]
     TooMany,
     /// One signer twice.
     #[error("server {0} signed twice")]
     Repeated(ServerId),
+    /// A key of a server that did not sign, or a second one.
+    #[error("a key of server {0} comes along for no signature")]
+    Surplus(ServerId),
     /// A key or signature that does not hold.
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+/// The server of a key that no signature calls for: every signer has one at most, and nobody else has any.
+fn surplus(keys: &[KeyCertificate], signers: &ServerSet) -> Option<ServerId> {
+    let mut seen = ServerSet::default();
+    let mut servers = keys.iter().map(|key| key.statement.server);
+    servers.find(|server| !signers.contains(*server) || !seen.insert(*server))
 }
 
 impl<T: Statement> QuorumProof<T> {
@@ -84,10 +95,13 @@ impl<T: Statement> QuorumProof<T> {
     /// All votes are under keys of the one attempt that the statement names. Of that epoch's servers at most f
     /// were faulty, and the others' keys of it are gone: so what holds once holds for ever (design §7).
     pub fn verify(&self, keyring: &mut Keyring) -> Result<(), QuorumError> {
-        if self.keys.len() > keyring.manifest().thresholds.n() {
+        if self.keys.len() > self.votes.len() {
             return Err(QuorumError::TooMany);
         }
-        are_quorum(keyring.manifest(), &self.signers().collect::<Vec<_>>())?;
+        let signers = are_quorum(keyring.manifest(), &self.signers().collect::<Vec<_>>())?;
+        if let Some(surplus) = surplus(&self.keys, &signers) {
+            return Err(QuorumError::Surplus(surplus));
+        }
         let carried = keyring.carried(&self.keys)?;
         for vote in &self.votes {
             keyring.verify_with(&carried, vote.server, &self.statement, &vote.signature)?;
@@ -100,10 +114,10 @@ impl<T: Statement> QuorumProof<T> {
     }
 }
 
-/// Checks that those who vote are q different servers.
-pub(crate) fn are_quorum(manifest: &Manifest, voters: &[ServerId]) -> Result<(), QuorumError> {
+/// Checks that those who vote are q different servers, no fewer and no more.
+pub(crate) fn are_quorum(manifest: &Manifest, voters: &[ServerId]) -> Result<ServerSet, QuorumError> {
     let thresholds = manifest.thresholds;
-    if voters.len() > thresholds.n() {
+    if voters.len() > thresholds.q() {
         return Err(QuorumError::TooMany);
     }
     let mut signers = ServerSet::default();
@@ -118,7 +132,7 @@ pub(crate) fn are_quorum(manifest: &Manifest, voters: &[ServerId]) -> Result<(),
     if signers.len() < thresholds.q() {
         return Err(QuorumError::TooFew { got: signers.len(), needed: thresholds.q() });
     }
-    Ok(())
+    Ok(signers)
 }
 
 /// Gathers votes for statements of one kind until q servers agree on one.
@@ -221,6 +235,9 @@ pub enum CompletionError {
     /// Said in another epoch than the first statement.
     #[error("server {0}'s statement is of another epoch than the others'")]
     OtherEpoch(ServerId),
+    /// A key of a server that states nothing, or a second one.
+    #[error("a key of server {0} comes along for no statement")]
+    Surplus(ServerId),
     /// A key or signature that does not hold.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -248,8 +265,10 @@ impl Completion {
         if !keyring.manifest().grid().write_is_complete(&holders) {
             return Err(CompletionError::NotCovered);
         }
-        // Bounded by the loop above: no server twice, none unknown.
-        let carried = keyring.carried(&self.keys[..self.keys.len().min(self.held.len())])?;
+        if let Some(surplus) = surplus(&self.keys, &holders) {
+            return Err(CompletionError::Surplus(surplus));
+        }
+        let carried = keyring.carried(&self.keys)?;
         for held in &self.held {
             keyring.verify_with(&carried, held.server, &held.body, &held.signature)?;
         }
@@ -362,6 +381,18 @@ pub(crate) mod tests {
             Err(QuorumError::Key(KeyError::UnknownServer(ServerId(9))))
         );
 
+        let one_more = certificate(&voters[..7]);
+        assert_eq!(one_more.verify(&mut keyring.clone()), Err(QuorumError::TooMany));
+        let mut longer = good.clone();
+        longer.keys.push(longer.keys[0]);
+        assert_eq!(longer.verify(&mut keyring.clone()), Err(QuorumError::TooMany));
+        let mut strange = good.clone();
+        strange.keys[5] = *voters[8].certificate();
+        assert_eq!(strange.verify(&mut keyring.clone()), Err(QuorumError::Surplus(ServerId(8))));
+        let mut twice = good.clone();
+        twice.keys[5] = twice.keys[0];
+        assert_eq!(twice.verify(&mut keyring.clone()), Err(QuorumError::Surplus(ServerId(0))));
+
         let mut changed = good.clone();
         changed.statement.root = Hash([4; 32]);
         assert!(matches!(
@@ -448,15 +479,15 @@ pub(crate) mod tests {
     fn a_certificate_has_an_age() {
         let (_, voters) = voters(4);
         let certificate = certificate(&voters[..3]);
-        let at = |ms: u64| Verifier::fresh(&certificate, Timestamp(ms), 5_000);
+        let at = |ms: u64| Verifier::fresh(&certificate.statement, Timestamp(ms), 5_000);
         assert_eq!((at(5), at(5_005)), (Ok(()), Ok(())));
         assert_eq!(at(5_006), Err(AnswerError::TooOld { age_ms: 5_001, max_age_ms: 5_000 }));
         let mut ahead = certificate.clone();
         ahead.statement.time = Timestamp(100_000 + CLOCK_BOUND_MS + 5_000);
-        assert!(Verifier::fresh(&ahead, Timestamp(100_000), 5_000).is_ok());
-        assert!(Verifier::fresh(&ahead, Timestamp(99_999), 5_000).is_err());
+        assert!(Verifier::fresh(&ahead.statement, Timestamp(100_000), 5_000).is_ok());
+        assert!(Verifier::fresh(&ahead.statement, Timestamp(99_999), 5_000).is_err());
         // Whoever accepts any age accepts this one too.
-        assert!(Verifier::fresh(&ahead, Timestamp(0), u64::MAX).is_ok());
+        assert!(Verifier::fresh(&ahead.statement, Timestamp(0), u64::MAX).is_ok());
     }
 
     #[test]
@@ -522,15 +553,17 @@ pub(crate) mod tests {
             certificate: Arc::new(dirty.clone()),
             completion: Some(Arc::new(completion.clone())),
         };
-        let mut longer = shown.clone();
-        longer.keys.extend(longer.keys.clone());
-        let kept = verifier.to_keep(receipt(&longer)).unwrap();
+        let kept = verifier.kept(receipt(&shown)).unwrap();
         assert_eq!(kept.certificate, good);
         assert_eq!(kept.completion.as_deref(), Some(&shown));
+        let mut longer = shown.clone();
+        longer.keys.push(longer.keys[0]);
+        let surplus = Err(AnswerError::Completion(CompletionError::Surplus(longer.keys[0].statement.server)));
+        assert_eq!(verifier.kept(receipt(&longer)), surplus);
         // Nothing new would follow from it, and it is checked all the same.
         let mut forged = shown;
         forged.held[0].signature = forged.held[1].signature;
         assert!(verifier.completion(&forged).is_ok());
-        assert!(verifier.to_keep(receipt(&forged)).is_err());
+        assert!(verifier.kept(receipt(&forged)).is_err());
     }
 }

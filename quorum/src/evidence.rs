@@ -79,6 +79,9 @@ pub enum EvidenceError {
     /// Votes of two servers.
     #[error("the votes are of different servers")]
     TwoServers,
+    /// More keys than two votes have.
+    #[error("keys come along that no vote is signed with")]
+    Surplus,
     /// A file of another format.
     #[error("evidence format {0} is not known to this version (it reads {EVIDENCE_FORMAT})")]
     Format(u32),
@@ -119,7 +122,10 @@ impl Evidence {
                 if first.server != second.server {
                     return Err(EvidenceError::TwoServers);
                 }
-                let carried = keyring.carried(&keys[..keys.len().min(2)])?;
+                if keys.len() > 2 || keys.iter().any(|key| key.statement.server != first.server) {
+                    return Err(EvidenceError::Surplus);
+                }
+                let carried = keyring.carried(keys)?;
                 for vote in [first, second] {
                     keyring.verify_with(&carried, vote.server, &vote.body, &vote.signature)?;
                 }
@@ -221,6 +227,8 @@ mod tests {
         let ((first, key), (second, _)) = (vote(&voters[2], 1), vote(&voters[2], 2));
         let evidence = Evidence::Votes { first: first.clone(), second: second.clone(), keys: vec![key] };
         assert_eq!(evidence.culprits(&mut keyring.clone()), Ok(vec![ServerId(2)]));
+        let surplus = Evidence::Votes { first: first.clone(), second: second.clone(), keys: vec![key; 3] };
+        assert_eq!(surplus.culprits(&mut keyring.clone()), Err(EvidenceError::Surplus));
         // A vote that is put into another's mouth.
         let mut framed = second.clone();
         framed.server = ServerId(1);

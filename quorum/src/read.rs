@@ -12,7 +12,7 @@
 //! [`Read::late`] when an answer seems to be late or there is nothing left to wait for. The same code
 //! runs in the client and in the simulator.
 
-use crate::answer::{AnswerError, RecordAnswer, Verifier};
+use crate::answer::{Absence, AnswerError, RecordAnswer, Shown, Verifier};
 use crate::certificate::{Certificate, Completion};
 use crate::grid::Grid;
 use crate::ids::{Sequence, ServerId, ServerSet, Timestamp};
@@ -30,7 +30,8 @@ pub enum Consistency {
     Row,
     /// q servers: sees every completed write while at most f servers lie.
     Quorum,
-    /// Any one server: never forged, and at most `max_age` old.
+    /// Any one server: never forged, and at most `max_age` old. Complete only if that is shown, as for the others;
+    /// nobody waits long for it.
     Any,
 }
 
@@ -176,6 +177,18 @@ pub struct Found {
     pub access: Access,
     /// Whether the record's last change is proved to be visible to every complete read.
     pub complete: bool,
+    absence: Option<Absence>,
+}
+
+impl Found {
+    /// The absence that was proved, if there is no record.
+    pub fn absence(&self) -> Option<&Absence> {
+        self.absence.as_ref()
+    }
+    /// The record, or the absence.
+    pub fn shown(self) -> Option<Shown<Record>> {
+        self.record.map(Shown::There).or(self.absence.map(Shown::Absent))
+    }
 }
 
 /// The newest of the answers that were proved.
@@ -188,7 +201,7 @@ struct Best {
 
 #[derive(Clone, Debug)]
 enum Proof {
-    Record(Box<(Option<Record>, RecordAnswer)>),
+    Record(Box<(Shown<Record>, RecordAnswer)>),
     State(Arc<Certificate>),
 }
 
@@ -388,6 +401,7 @@ impl Read {
         self.advance(verifier, now);
         if self.progress == Progress::Waiting && self.asks.is_empty() {
             match self.enough() {
+                true if self.question.consistency == Consistency::Any => self.progress = Progress::Done,
                 true => self.ask_completion(),
                 false => {
                     for (server, _) in &self.open {
@@ -421,7 +435,7 @@ impl Read {
         let best = match (reply, &self.question.subject) {
             (Reply::Record(mut answer), Subject::Record { name, version }) => {
                 answer.certificate = verifier.certificate(&answer.certificate)?;
-                Verifier::fresh(&answer.certificate, now, self.question.max_age_ms)?;
+                Verifier::fresh(&answer.certificate.statement, now, self.question.max_age_ms)?;
                 let record = verifier.record(&answer, name, *version)?;
                 let current = answer.current.value.as_ref();
                 // What was never written has no change that others might miss.
@@ -431,7 +445,7 @@ impl Read {
             }
             (Reply::State(certificate), Subject::State) => {
                 let certificate = verifier.certificate(&certificate)?;
-                Verifier::fresh(&certificate, now, self.question.max_age_ms)?;
+                Verifier::fresh(&certificate.statement, now, self.question.max_age_ms)?;
                 let sequence = certificate.statement.sequence;
                 Best { version: sequence.0, last_change: sequence, proof: Proof::State(certificate) }
             }
@@ -458,20 +472,16 @@ impl Read {
         };
         enough && self.versions.values().all(|version| *version <= best.version)
     }
-    /// The sequence number that has to be complete before the answer is returned.
+    /// The sequence number that has to be complete, whomever it was read from, before the answer is called so.
     fn last_change(&self) -> Sequence {
-        match self.question.consistency {
-            Consistency::Any => Sequence(0),
-            Consistency::Row | Consistency::Quorum => {
-                self.best.as_ref().map_or(Sequence(0), |best| best.last_change)
-            }
-        }
+        self.best.as_ref().map_or(Sequence(0), |best| best.last_change)
     }
 
     fn advance(&mut self, verifier: &Verifier, now: Timestamp) {
         // It may have become too old while its completeness was awaited.
-        let grown_old =
-            |best: &Best| Verifier::fresh(best.proof.certificate(), now, self.question.max_age_ms).is_err();
+        let grown_old = |best: &Best| {
+            Verifier::fresh(&best.proof.certificate().statement, now, self.question.max_age_ms).is_err()
+        };
         if self.best.as_ref().is_some_and(grown_old) {
             self.best = None;
         }
@@ -490,10 +500,13 @@ impl Read {
             if verifier.complete() >= self.last_change() {
                 self.complete = true;
                 self.progress = Progress::Done;
-            } else if !self.open.iter().chain(&self.asks).any(|ask| ask.1 == Ask::Completion)
-                && self.next_completion == 0
-            {
+            } else if self.next_completion == 0 {
                 self.ask_completion();
+            } else if self.question.consistency == Consistency::Any
+                && !self.open.iter().chain(&self.asks).any(|ask| ask.1 == Ask::Completion)
+            {
+                // Who asks one server alone is told that it is not shown to be complete, and waits no longer.
+                self.progress = Progress::Done;
             }
         } else if self.is_idle() && self.again.is_empty() && !self.ask_group() {
             // Those that were a moment behind are asked again before a read fails.
@@ -548,8 +561,12 @@ impl Read {
         let (access, complete) = (self.access(), self.complete);
         match self.enough().then_some(self.best?)?.proof {
             Proof::Record(found) => {
-                let (record, answer) = *found;
-                Some(Found { record, answer, access, complete })
+                let (shown, answer) = *found;
+                let (record, absence) = match shown {
+                    Shown::There(record) => (Some(record), None),
+                    Shown::Absent(absence) => (None, Some(absence)),
+                };
+                Some(Found { record, answer, access, complete, absence })
             }
             Proof::State(_) => None,
         }
@@ -559,6 +576,82 @@ impl Read {
         match self.enough().then_some(self.best?)?.proof {
             Proof::State(certificate) => Some(certificate),
             Proof::Record(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::Proved;
+    use crate::certificate::tests::voters;
+    use crate::certificate::{Checkpoint, CompletionTracker, Held, VoteBook};
+    use crate::ids::{AttemptId, Epoch};
+    use crate::map::Map;
+    use crate::record::{Change, Entry, Status};
+    use crate::state::layout;
+
+    /// Complete means the same however it was read: that Held statements show it. Who asks any one server waits
+    /// for them no longer than they take, and is told if they do not come.
+    #[test]
+    fn an_answer_of_any_server_is_complete_only_if_that_is_shown() {
+        let (keyring, voters) = voters(4);
+        let (manifest, name) = (Arc::clone(keyring.manifest()), Name::new("alice").unwrap());
+        let (time, sequence) = (Timestamp(1_000), Sequence(9));
+        let entry = Entry {
+            keys: vec![],
+            owner: None,
+            owner_only: false,
+            not_before: None,
+            not_after: None,
+            metadata: BTreeMap::new(),
+        };
+        let updated = Change { sequence, time };
+        let record = Record { name: name.clone(), version: 1, status: Status::Active, entry, updated };
+        let entries = [(layout::name_key(&name), crate::codec::encode(&record))];
+        let snapshot = Map::from_entries(manifest.cluster_id(), entries).seal();
+        let statement = Checkpoint { sequence, root: snapshot.root(), time, epoch: Epoch(0), attempt: 0 };
+        let (mut book, mut tracker) = (VoteBook::default(), CompletionTracker::new(manifest.grid()));
+        for voter in &voters {
+            assert!(book.add(voter.sign(statement)).unwrap());
+            assert!(tracker.add(voter.sign(Held { sequence, attempt: AttemptId::default() })));
+        }
+        let answer = RecordAnswer {
+            current: Proved::look_up(&snapshot, &layout::name_key(&name)),
+            earlier: None,
+            certificate: Arc::new(book.proof(&statement, manifest.thresholds.q()).unwrap()),
+            complete: Sequence(u64::MAX),
+        };
+        // Shown; nobody says so in time; those who are asked know nothing.
+        for (shown, late) in [(true, false), (false, true), (false, false)] {
+            let question = Question {
+                subject: Subject::Record { name: name.clone(), version: None },
+                consistency: Consistency::Any,
+                max_age_ms: 5_000,
+                seen: 0,
+                since: Sequence(0),
+            };
+            let mut verifier = Verifier::new(Arc::clone(&manifest));
+            let order = manifest.grid().servers().collect();
+            let mut read = Read::new(manifest.grid(), question, order);
+            let (server, ask) = read.next_ask().unwrap();
+            read.take(server, ask, Reply::Record(Box::new(answer.clone())), &mut verifier, time);
+            assert_eq!(read.progress(), Progress::Waiting);
+            let asked: Vec<_> = std::iter::from_fn(|| read.next_ask()).collect();
+            assert!(asked.iter().all(|(_, ask)| *ask == Ask::Completion) && asked.len() == 2);
+            match late {
+                true => read.late(&verifier, time),
+                false => asked.into_iter().for_each(|(server, ask)| {
+                    let reply = match shown {
+                        true => Reply::Completion(Box::new(tracker.completion().unwrap())),
+                        false => Reply::Silent("nothing is complete yet".into()),
+                    };
+                    read.take(server, ask, reply, &mut verifier, time);
+                }),
+            }
+            assert_eq!(read.progress(), Progress::Done);
+            let found = read.finish().unwrap();
+            assert_eq!((found.record.as_ref(), found.complete), (Some(&record), shown));
         }
     }
 }

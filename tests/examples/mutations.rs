@@ -323,6 +323,33 @@ const MUTATIONS: &[Mutation] = mutations! {
         "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
     "let a flood push out whoever came first", "unit", "kds-server/src/places.rs":
         "let (_, oldest) = of.into_values().max()?;" => "let oldest = of.into_values().map(|(_, oldest)| oldest).max()?;";
+    "let one server's refusal stand for the cluster's", "unit", "answer/shown.rs":
+        "(servers.len() >= self.needed)" => "(!servers.is_empty())";
+    "let a server refuse twice", "unit", "answer/shown.rs":
+        "let reason = self.said.entry(server).or_insert(reason).clone();" => "self.said.insert(server, reason.clone());";
+    "take more votes than q", "unit", "certificate.rs":
+        "if voters.len() > thresholds.q() {" => "if voters.len() > thresholds.n() {";
+    "take keys of those who did not sign", "unit", "certificate.rs":
+        "if let Some(surplus) = surplus(&self.keys, &signers) {" => "if let Some(surplus) = surplus(&[], &signers) {";
+    "take keys of those who state nothing", "unit", "certificate.rs":
+        "if let Some(surplus) = surplus(&self.keys, &holders) {" => "if let Some(surplus) = surplus(&[], &holders) {";
+    "take keys that no vote of evidence is signed with", "unit", "evidence.rs":
+        "if keys.len() > 2 || keys.iter().any(|key| key.statement.server != first.server) {" => "if keys.len() > 200 {";
+    "say that one server's answer is complete", "unit", "read.rs":
+        "true if self.question.consistency == Consistency::Any => self.progress = Progress::Done," =>
+            "true if self.question.consistency == Consistency::Any => (self.progress, self.complete) = (Progress::Done, true),";
+    "ask nobody again who is a moment behind", "unit:kds-client", "kds-client/src/turns.rs":
+        "if *times <= PATIENCE_WITH_THE_PAST {" => "if *times == 0 {";
+    "ask for ever who is behind", "unit:kds-client", "kds-client/src/turns.rs":
+        "if *times <= PATIENCE_WITH_THE_PAST {" => "if *times <= 1 + PATIENCE_WITH_THE_PAST {";
+    "call what was deleted meanwhile absent", "unit:kds-client", "kds-client/src/secrets.rs":
+        "Shown::Absent(absence) => Err(changed(Some(Box::new(absence))))," => "Shown::Absent(absence) => Err(absence.into()),";
+    "give another secret for the one that was there", "unit:kds-client", "kds-client/src/secrets.rs":
+        "Shown::There(secret) if secret.index == index => Ok(secret)," => "Shown::There(secret) if secret.index >= index => Ok(secret),";
+    "say not found by word of mouth", "unit:kds-client", "kds-client/src/error.rs":
+        "Self::RefusedByServers { .. } => ExitStatus::Refused," => "Self::RefusedByServers { .. } => ExitStatus::NotFound,";
+    "take refusals without a receipt for what executing tells", "tests:lying_server", "kds-client/src/submit.rs":
+        "        | ProblemKind::TooLarge) => Some(reason)," => "        | ProblemKind::TooLarge | ProblemKind::Conflict) => Some(reason),";
 };
 
 fn main() -> anyhow::Result<()> {

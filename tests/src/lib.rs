@@ -4,6 +4,7 @@
 pub mod compare;
 pub mod faults;
 pub mod liar;
+pub mod lies;
 pub mod linearizable;
 pub mod load;
 pub mod mutants;
@@ -35,7 +36,7 @@ pub fn program(name: &str) -> PathBuf {
 /// A cluster of server processes; stopped and removed when dropped.
 pub struct Cluster {
     folder: tempfile::TempDir,
-    _ports: Ports,
+    ports: Ports,
     children: Vec<Option<Child>>,
     /// Where each server's log stood at its last start.
     log_starts: Vec<usize>,
@@ -109,7 +110,7 @@ impl Cluster {
         let children = (0..servers).map(|_| None).collect();
         let log_starts = vec![0; servers];
         let wrappers = vec![vec![]; servers];
-        Ok(Self { folder, _ports: ports, children, log_starts, wrappers, manifest, client, administrator })
+        Ok(Self { folder, ports, children, log_starts, wrappers, manifest, client, administrator })
     }
     /// Starts a server through another program from now on.
     pub fn start_through<S: Into<String>>(&mut self, server: usize, program: impl IntoIterator<Item = S>) {
@@ -143,6 +144,15 @@ impl Cluster {
     /// [`liar::Liar`] can answer them in its place while it takes part in ordering.
     pub fn hide_from_clients(&self, server: usize) -> anyhow::Result<()> {
         self.configure(server, "listen_clients", "\"127.0.0.1:0\"")
+    }
+    /// The same at a port that the test knows: gives the way to it.
+    pub fn hide_behind(&self, server: usize) -> anyhow::Result<kds_client::Link> {
+        let port = self.ports.first + (2 * self.children.len() + server) as u16;
+        ensure!(port < self.ports.first + Ports::EACH, "too many servers to hide one");
+        self.configure(server, "listen_clients", &format!("\"127.0.0.1:{port}\""))?;
+        let mut manifest = Manifest::clone(&self.manifest);
+        manifest.servers[server].url = format!("https://127.0.0.1:{port}");
+        kds_client::Link::new(&Arc::new(manifest), quorum::ServerId(server as u8)).map_err(anyhow::Error::msg)
     }
     /// Starts a server's process.
     pub fn run(&mut self, server: usize) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use kds_tests::liar::{Liar, Lie};
 use kds_tests::{Cluster, entry, status, stderr, stdout};
 use quorum::ServerId;
 use quorum::record::{Name, Record, Status};
-use quorum::request::{Done, Operation, Outcome, SignedRequest};
+use quorum::request::{Done, Operation, SignedRequest};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -390,7 +390,7 @@ async fn a_write_that_is_not_answered_can_be_asked_for_and_executes_once() {
     assert_eq!(client.history(&name("alice")).await.unwrap().len(), 1);
     match client.outcome(&ticket).await.unwrap() {
         WhatCame::Executed(executed) => {
-            assert_eq!(executed.outcome, Outcome::Done(Done::Record { version: 1 }));
+            assert_eq!(executed.outcome(), Ok(&Done::Record { version: 1 }));
         }
         other => panic!("{other:?}"),
     }
@@ -421,7 +421,7 @@ async fn a_request_that_nobody_sent_is_shown_to_be_dead() {
         assert!(Instant::now() < deadline, "{seen:?}");
         let came = match client.outcome(&ticket).await.unwrap() {
             WhatCame::Pending => "pending",
-            WhatCame::NeverExecuted => "never",
+            WhatCame::NeverExecuted(_) => "never",
             WhatCame::Forgotten => "forgotten",
             WhatCame::Executed(_) => panic!("nobody sent it"),
         };

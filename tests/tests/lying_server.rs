@@ -1,14 +1,14 @@
 //! One server of nine answers lookups with every kind of lie, over real HTTPS. The client always
 //! returns the true record, and names the liar.
 
-use kds_client::LookupOptions;
-use kds_tests::liar::{Liar, Lie};
+use kds_client::{ClientError, ExitStatus, LookupOptions};
+use kds_tests::liar::{Answering, Liar, Lie, Speech};
 use kds_tests::{Cluster, entry};
 use quorum::ServerId;
 use quorum::record::Name;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -220,79 +220,56 @@ async fn a_lying_server_is_caught_named_and_routed_around() {
     expect_caught(&cluster, "another cluster's answer", of_another).await;
 }
 
-/// A listing that leaves a name out is noticed, and so is one from before the last registration.
+/// Nobody but liars answers a write: what is reported as the cluster's refusal f+1 of them say alike, and nothing of it
+/// says that something does not exist.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listing_or_history_that_omits_is_noticed() {
-    let mut cluster = Cluster::start(9).await.unwrap();
-    for (i, name) in ["alice", "bob", "carol"].into_iter().enumerate() {
-        cluster.register(name, i as u8 + 1).await.unwrap();
-    }
-    let alice = Name::new("alice").unwrap();
-    let page = "/v1/records?prefix=&from=&limit=500";
-    let (_, before) = cluster.client.link(HONEST).unwrap().send("GET", page, vec![]).await.unwrap();
-    let before: Value = serde_json::from_slice(&before).unwrap();
-    for version in 1..4 {
-        cluster.client.rotate(&cluster.administrator, alice.clone(), version, entry(9, None)).await.unwrap();
-    }
-    cluster.register("dave", 4).await.unwrap();
-    cluster.level().await.unwrap();
-    cluster.kill(4);
-    // What the liar was asked, to see that it was.
-    let asked = Arc::new(AtomicUsize::new(0));
-    type Change = Box<dyn Fn(&mut Value) + Send + Sync>;
-    let lies: [(&str, Change); 4] = [
-        (
-            "an entry left out",
-            Box::new(|range| {
-                range.as_array_mut().unwrap().retain(|item| item.get("entry").is_none());
-            }),
-        ),
-        (
-            "an entry passed off as lying outside",
-            Box::new(|range| {
-                for item in range.as_array_mut().unwrap() {
-                    if let Some(entry) = item.get("entry") {
-                        let hash = quorum::codec::sha256(entry["value"].to_string().as_bytes());
-                        *item = json!({ "neighbour": { "key": entry["key"], "value_hash": hash } });
-                        break;
-                    }
-                }
-            }),
-        ),
-        ("an empty page", Box::new(|range| *range = json!([]))),
-        ("everything pruned", Box::new(|range| *range = json!([{ "pruned": quorum::Hash([3; 32]) }]))),
-    ];
-    for (what, lie) in lies {
-        let (counted, before) = (Arc::clone(&asked), before.clone());
-        let lie: Arc<Lie> = Arc::new(move |path, _, document| {
-            if path.starts_with("/v1/records?") || path.contains("/history") {
-                counted.fetch_add(1, Ordering::Relaxed);
-                // Under a certificate of now, and under the one of the page before.
-                if document["earlier"].is_object() {
-                    lie(&mut document["earlier"]["range"]["items"]);
-                } else if counted.load(Ordering::Relaxed).is_multiple_of(2) {
-                    lie(&mut document["range"]["items"]);
-                } else {
-                    document.clone_from(&before);
-                }
+async fn servers_that_refuse_for_different_reasons_do_not_agree() {
+    let cluster = Cluster::new(4, &[]).unwrap();
+    let refuse = |kinds: [(u16, &'static str); 4]| {
+        let (manifest, folders) =
+            (Arc::clone(&cluster.manifest), [0, 1, 2, 3].map(|i| cluster.server_dir(i)));
+        async move {
+            let mut liars = Vec::new();
+            for (server, (status, kind)) in kinds.into_iter().enumerate() {
+                let mouth = move |_| {
+                    let problem = json!({
+                        "type": format!("urn:kds:{kind}"), "title": "t", "status": status, "detail": kind,
+                    });
+                    let speech = Speech::document(status, &problem);
+                    Box::pin(async move { Some(speech) }) as Answering
+                };
+                let id = ServerId(server as u8);
+                liars.push(Liar::speaking(&manifest, id, &folders[server], Arc::new(mouth)).await.unwrap());
             }
-        });
-        let _liar = Liar::start(&cluster.manifest, LIAR, &cluster.server_dir(4), HONEST, lie).await.unwrap();
-        let begun = asked.load(Ordering::Relaxed);
-        for _ in 0..200 {
-            let client = cluster.fresh_client();
-            let names: Vec<_> =
-                client.list("").await.unwrap().into_iter().map(|r| r.name.to_string()).collect();
-            assert_eq!(names, ["alice", "bob", "carol", "dave"], "{what}");
-            let versions: Vec<_> =
-                client.history(&alice).await.unwrap().into_iter().map(|record| record.version).collect();
-            assert_eq!(versions, [1, 2, 3, 4], "{what}");
-            if asked.load(Ordering::Relaxed) >= begun + 6 {
-                break;
-            }
+            liars
         }
-        assert!(asked.load(Ordering::Relaxed) > begun, "{what}: the liar was never asked");
-    }
+    };
+    let name = Name::new("alice").unwrap();
+    let register = async || {
+        let client = cluster.fresh_client().with_timeout(Duration::from_secs(3));
+        client.register(&cluster.administrator, name.clone(), entry(1, None)).await.unwrap_err()
+    };
+    let liars =
+        refuse([(403, "not-allowed"), (404, "not-found"), (400, "malformed"), (413, "too-large")]).await;
+    let ClientError::OutcomeUnknown { why, .. } = register().await else { panic!("one of them is believed") };
+    let ClientError::Disagree { said } = &*why else { panic!("{why}") };
+    assert_eq!(said.len(), 4, "{why}");
+    drop(liars);
+    // Two of the same kind include an honest one; it is its reason that counts, and no proof.
+    let liars = refuse([(404, "not-found"), (404, "not-found"), (409, "conflict"), (409, "conflict")]).await;
+    let refused = register().await;
+    assert!(
+        matches!(&refused, ClientError::RefusedByServers { said, .. } if said.servers().len() == 2),
+        "{refused}"
+    );
+    assert_eq!(refused.exit_status(), ExitStatus::Refused);
+    drop(liars);
+    // Nobody refuses for what is found out by executing only: without a receipt that is no answer.
+    let liars =
+        refuse([(409, "conflict"), (409, "conflict"), (409, "epoch-passed"), (500, "internal")]).await;
+    let unknown = register().await;
+    assert!(matches!(unknown, ClientError::OutcomeUnknown { .. }), "{unknown}");
+    drop(liars);
 }
 
 /// A whole row lies, more than are masked: what it says is believed for `max_age` at most, and then

@@ -145,7 +145,8 @@ async fn guesses_can_be_left_to_a_help_desk() {
     assert_eq!(record.guessed, 0, "a stranger's guess was not counted");
     // A reader's key alone is given nothing.
     let by_key = cluster.client.get_secret(&desk, &name("s")).await.unwrap_err();
-    assert!(matches!(by_key, ClientError::Refused(Refusal::OnlyByPassphrase)), "{by_key}");
+    let ClientError::Refused(refused) = &by_key else { panic!("{by_key}") };
+    assert_eq!(refused.refusal(), &Refusal::OnlyByPassphrase);
 }
 
 /// A server that evaluates under another share is named, right passphrase or wrong; and what liars say never

@@ -5,7 +5,7 @@ use super::{Failure, Session, duration, name, read_input};
 use base64::Engine as _;
 use clap::{Args, ValueEnum};
 use kds_client::{ClientError, Consistency, ExitStatus, LookupOptions, WatchEvent, keys, now};
-use quorum::answer::{PROOF_FORMAT, ProofFile, Verifier};
+use quorum::answer::{PROOF_FORMAT, ProofFile, Shown, Verifier};
 use quorum::evidence::{Evidence, EvidenceFile};
 use quorum::manifest::Manifest;
 use quorum::record::{Record, Status};
@@ -71,7 +71,7 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
         eprintln!("warning: rejected the answer of server {}: {}", bad.server, bad.why);
     }
     if !found.complete {
-        eprintln!("note: the last change is committed but not yet visible to all row reads");
+        eprintln!("note: the last change is committed, and not shown to be visible to all row reads yet");
     }
     if let Some(path) = &args.proof {
         let cluster = session.client.manifest().cluster_id().0;
@@ -83,12 +83,10 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
         std::fs::write(path, text)
             .map_err(|e| Failure::other(format!("cannot write {}: {e}", path.display())))?;
     }
-    let Some(record) = &found.record else {
-        let what = args.version.map_or(String::new(), |version| format!("version {version} of "));
-        let text =
-            format!("{what}{name} does not exist; its absence is proved by a certificate of the cluster");
-        return Err(Failure::new(ExitStatus::NotFound, text));
-    };
+    if let Some(absence) = found.absence() {
+        return Err(ClientError::from(absence.clone()).into());
+    }
+    let Some(record) = &found.record else { return Err(Failure::other("a read without an answer")) };
     if session.json {
         let mut document = record_json(record);
         document["certified"] = certified_json(&found.answer.certificate);
@@ -156,14 +154,14 @@ pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool)
     let record = verifier.proof_file(&file).map_err(|e| unverified(e.to_string()))?;
     let statement = file.answer.certificate.statement;
     if as_json {
-        let record = record.as_ref().map(record_json);
+        let record = record.as_ref().there().map(record_json);
         let certified = certified_json(&file.answer.certificate);
         print_json(&json!({ "name": file.name, "record": record, "certified": certified }));
         return Ok(());
     }
     match &record {
-        Some(record) => print_record(record),
-        None => println!("{} does not exist", file.name),
+        Shown::There(record) => print_record(record),
+        Shown::Absent(absence) => println!("{}", absence.of()),
     }
     println!("proved: so it was at {} (sequence {})", statement.time, statement.sequence);
     Ok(())

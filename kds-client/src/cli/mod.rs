@@ -14,6 +14,7 @@ mod write;
 use clap::{Parser, Subcommand};
 use kds_client::keystore::{self, KeystoreError, Passphrase, SecretKind};
 use kds_client::{Client, ClientError, ExitStatus, Options, deadline, manifest_file};
+use quorum::answer::Absence;
 use quorum::record::Name;
 use quorum::signing::SigningKey;
 use std::io::IsTerminal as _;
@@ -111,6 +112,10 @@ pub struct Failure {
 impl Failure {
     fn new(status: ExitStatus, text: impl Into<String>) -> Self {
         Self { text: text.into(), status }
+    }
+    /// It is not there, which is proved: nothing else has this status.
+    fn absent(_: &Absence, text: impl Into<String>) -> Self {
+        Self::new(ExitStatus::NotFound, text)
     }
     fn usage(text: impl Into<String>) -> Self {
         Self::new(ExitStatus::Usage, text)

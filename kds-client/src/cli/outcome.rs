@@ -5,7 +5,7 @@ use super::{Failure, Session};
 use clap::Args;
 use kds_client::deadline::after;
 use kds_client::{ClientError, ExitStatus, Ticket, WhatCame};
-use quorum::request::{Done, Outcome};
+use quorum::request::Done;
 use serde_json::json;
 use std::time::Duration;
 
@@ -34,12 +34,12 @@ pub(super) async fn outcome(session: &Session, args: &OutcomeArgs) -> Result<(),
         };
         match came {
             WhatCame::Executed(executed) => break executed,
-            WhatCame::NeverExecuted => {
+            WhatCame::NeverExecuted(absence) => {
                 let text = format!(
                     "not executed, and it never will be: it expired at {}, which is proved; it can be done again",
                     ticket.expiry
                 );
-                return Err(Failure::new(ExitStatus::NotFound, text));
+                return Err(Failure::absent(&absence, text));
             }
             WhatCame::Forgotten => return Err(ClientError::Forgotten { expiry: ticket.expiry }.into()),
             WhatCame::Pending if tokio::time::Instant::now() + PAUSE < deadline => {
@@ -52,11 +52,8 @@ pub(super) async fn outcome(session: &Session, args: &OutcomeArgs) -> Result<(),
             }
         }
     };
-    let done = match executed.outcome {
-        Outcome::Done(done) => done,
-        Outcome::Refused(refusal) => return Err(ClientError::Refused(refusal).into()),
-    };
-    let sequence = executed.sequence;
+    let done = executed.outcome().map_err(ClientError::from)?;
+    let sequence = executed.sequence();
     let version = match done {
         Done::Record { version } => Some(version),
         _ => None,

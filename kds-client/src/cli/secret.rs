@@ -5,7 +5,7 @@ use super::write::signing_key_file;
 use super::{Failure, Session, name, read_input};
 use clap::Subcommand;
 use kds_client::keystore::{self, Passphrase};
-use kds_client::{ExitStatus, Recovered};
+use kds_client::{ClientError, ExitStatus, Recovered};
 use quorum::PublicKey;
 use quorum::limits::MAX_GUESSES;
 use quorum::record::Name;
@@ -218,10 +218,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
 
 async fn releases(session: &Session, text: &str) -> Result<(), Failure> {
     let name = name(text)?;
-    let Some((secret, releases)) = session.client.secret(&name).await? else {
-        let why = format!("the secret {name} does not exist; its absence is proved");
-        return Err(Failure::new(ExitStatus::NotFound, why));
-    };
+    let (secret, releases) = session.client.shown_secret(&name).await?.found().map_err(ClientError::from)?;
     if session.json {
         let last: Vec<_> = releases
             .last

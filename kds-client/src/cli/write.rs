@@ -98,9 +98,10 @@ pub(super) struct RotateArgs {
 
 async fn current(session: &Session, name: &Name) -> Result<Record, Failure> {
     let found = session.client.lookup(name, &LookupOptions::default()).await?;
-    found.record.ok_or_else(|| {
-        Failure::new(ExitStatus::NotFound, format!("{name} does not exist; `register` makes it"))
-    })
+    if let Some(absence) = found.absence() {
+        return Err(Failure::absent(absence, format!("{name} does not exist; `register` makes it")));
+    }
+    found.record.ok_or_else(|| Failure::other("a read without an answer"))
 }
 
 pub(super) async fn rotate(session: &Session, args: &RotateArgs) -> Result<(), Failure> {

@@ -142,7 +142,7 @@ impl RegisteredPeers {
     /// As [`Self::check`]; and if these peers were not made by [`Self::blocking`].
     pub fn check_now(&self, name: &Name, certificate: &[u8], most: Duration) -> Result<(), ClientError> {
         let record = match self.inner.client.cached(name) {
-            Some(record) => record,
+            Some(shown) => shown.there(),
             None => {
                 let client = self.inner.waits.as_ref().ok_or_else(|| {
                     ClientError::Local(format!(

@@ -196,7 +196,7 @@ impl NewView {
             return Err(MessageError::BadNewView);
         }
         let servers: Vec<_> = self.view_changes.iter().map(|(server, _)| *server).collect();
-        are_quorum(keyring.manifest(), &servers).map_err(|_: QuorumError| MessageError::BadNewView)
+        are_quorum(keyring.manifest(), &servers).map_err(|_: QuorumError| MessageError::BadNewView).map(drop)
     }
     /// Whether these are the view changes that it names, in that order, and all of this view and of an epoch that
     /// began there. One of a server does not stand for another's.

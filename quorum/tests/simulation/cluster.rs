@@ -21,7 +21,7 @@ use quorum::ordering::{
 use quorum::read::{Ask, Reply};
 use quorum::record::{Entry, KeyMaterial, Name};
 use quorum::recovery::Keeper;
-use quorum::request::{Decision, Done, Operation, Outcome, RequestId, SignedRequest};
+use quorum::request::{Decision, Done, Operation, RequestId, SignedRequest};
 use quorum::signer::{Counter, Signer};
 use quorum::signing::{KeyCertificate, Keyring, SigningKey, Statement as _, Voter};
 use quorum::state::layout;
@@ -798,13 +798,11 @@ impl Simulation {
         let replica = self.servers[id.index()].replica.as_ref().expect("it has just published");
         let mut verifier = Verifier::new(Arc::clone(&self.manifest));
         verifier.follow(replica.membership().proofs()).expect("a correct server's changes hold");
-        let reply = verifier.receipt(&receipt, request).expect("a correct server's receipt holds");
-        if let Some(completion) = &receipt.completion {
-            verifier.completion(completion).expect("a correct server's completion holds");
-        }
+        let executed = verifier.executed(receipt, request).expect("a correct server's receipt holds");
+        let executed = executed.there().expect("it was executed");
         assert_eq!(
-            reply.outcome,
-            Outcome::Done(Done::Record { version: 1 }),
+            executed.outcome(),
+            Ok(&Done::Record { version: 1 }),
             "seed {}: executed twice",
             self.seed
         );

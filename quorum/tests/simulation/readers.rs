@@ -281,6 +281,10 @@ impl Simulation {
         assert!(version >= this.seen, "seed {seed}: version {version} after {}", this.seen);
         this.seen = version;
         this.since = found.record.as_ref().map_or(Sequence(0), |record| record.updated.sequence);
+        if consistency == Consistency::Any && found.complete && found.record.is_some() {
+            // Complete means the same, whoever says so: no later reader sees less.
+            readers.returned = readers.returned.max(version);
+        }
         if consistency != Consistency::Any && readers.masked {
             assert!(found.complete, "seed {seed}: returned before it is complete");
             assert!(
