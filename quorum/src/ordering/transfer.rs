@@ -22,7 +22,7 @@ use crate::sealing::ShareContext;
 use crate::shares::ShareOp;
 use crate::signing::Verified;
 use crate::state::{Executed, State, layout};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What this replica knows about states that it could fetch, and the one that it does fetch.
@@ -37,6 +37,9 @@ pub(super) struct Transferring {
     pub(super) advanced: Timestamp,
     /// The number of the last question; begins anywhere, so that answers from before do not fit.
     questions: u64,
+    /// Servers that were late with their last answer, perhaps since they are down: asked only where no others can be. It
+    /// goes on from one target to the next, or each would wait for them anew, and be outdated by then.
+    slow: BTreeSet<ServerId>,
 }
 
 impl Transferring {
@@ -230,8 +233,8 @@ impl Replica {
             .filter(|(_, asked)| now.since_ms(asked.when) >= TRANSFER_PATIENCE_MS)
             .map(|(server, _)| *server)
             .collect();
-        let slow: ServerSet = late.iter().copied().collect();
         for server in late {
+            self.transferring.slow.insert(server);
             let places = transfer.asked.remove(&server).map(|asked| asked.places);
             places.into_iter().flatten().for_each(|place| transfer.sync.put_back(place));
         }
@@ -242,8 +245,11 @@ impl Replica {
             .filter(|peer| *peer != self.id && !transfer.useless.contains(*peer))
             .filter(|peer| !transfer.asked.contains_key(peer))
             .collect();
-        // Those who were late come last: others may answer what they did not.
-        free.sort_by_key(|peer| slow.contains(*peer));
+        let slow = &self.transferring.slow;
+        let others = |peer: &ServerId| !slow.contains(peer) && !transfer.useless.contains(*peer);
+        if self.manifest.grid().servers().filter(|peer| *peer != self.id).any(|peer| others(&peer)) {
+            free.retain(|peer| !slow.contains(peer));
+        }
         while !free.is_empty() && transfer.sync.unasked() > 0 {
             let peer = free.remove(0);
             let share = transfer.sync.unasked().div_ceil(free.len() + 1).min(MAX_PARTS);
@@ -295,6 +301,7 @@ impl Replica {
             return;
         }
         let places = transfer.asked.remove(&from).map_or(vec![], |asked| asked.places);
+        self.transferring.slow.remove(&from);
         if answer.parts.is_empty() {
             transfer.useless.insert(from);
         }
@@ -372,7 +379,8 @@ impl Replica {
         self.log_bytes = 0;
         self.next_sequence = self.next_sequence.max(statement.sequence.next());
         self.diverged = false;
-        self.transferring = Transferring { advanced: now, ..Transferring::new(self.transferring.questions) };
+        let Transferring { questions, slow, .. } = std::mem::take(&mut self.transferring);
+        self.transferring = Transferring { advanced: now, slow, ..Transferring::new(questions) };
         let state = &self.state;
         let replied = self.pool.take_if(|id| state.reply(id).is_some());
         self.tell_clients(replied);

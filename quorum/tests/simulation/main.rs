@@ -247,6 +247,7 @@ fn seeds_that_failed_once() {
         ("lying", 16, 3_000_009),
         ("keeping-through-everything", 4, 1_000_047),
         ("keeping-through-everything", 4, 40),
+        ("keeping-through-everything", 9, 61_008_000_008),
         ("keeping-forgetting", 4, 1_005_000_058),
         ("keeping-replaced-apart", 4, 1_000_000_065),
         ("keeping-replaced-apart", 9, 2_000_000_045),
