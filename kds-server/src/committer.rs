@@ -194,7 +194,7 @@ fn release(
     for released in unsent.into_iter().map(|unsent| unsent.release(durable)) {
         let Released { messages, published, replied, requests, refused, accusations, evidence } = released;
         own.extend(requests);
-        accusations.iter().for_each(|accusation| Complaints::log(accusation));
+        accusations.iter().for_each(Complaints::log);
         evidence.into_iter().for_each(|evidence| complaints.keep(evidence, shared));
         for (target, message) in messages {
             peers.send(target, &message);

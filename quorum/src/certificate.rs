@@ -102,6 +102,11 @@ impl<T: Statement> QuorumProof<T> {
         if let Some(surplus) = surplus(&self.keys, &signers) {
             return Err(QuorumError::Surplus(surplus));
         }
+        // Whoever checks this remembers the keys, and the newest of a server displace the others.
+        let attempt = self.statement.attempt();
+        if let Some(other) = self.keys.iter().find(|key| key.statement.attempt_id() != attempt) {
+            return Err(QuorumError::Surplus(other.statement.server));
+        }
         let carried = keyring.carried(&self.keys)?;
         for vote in &self.votes {
             keyring.verify_with(&carried, vote.server, &self.statement, &vote.signature)?;
@@ -448,8 +453,11 @@ pub(crate) mod tests {
         };
         let mut keyring = Keyring::new(Arc::clone(&manifest));
         assert_eq!(certified(&present, at(7)).verify(&mut keyring), Ok(()));
-        let forged = certified(&stolen, at(7)).verify(&mut keyring);
-        assert_eq!(forged, Err(QuorumError::Key(KeyError::BadSignature(ServerId(0)))));
+        let mut forged = certified(&stolen, at(7));
+        assert_eq!(forged.verify(&mut keyring), Err(QuorumError::Surplus(ServerId(0))));
+        forged.keys.clear();
+        let unsigned = QuorumError::Key(KeyError::BadSignature(ServerId(0)));
+        assert_eq!(forged.verify(&mut keyring), Err(unsigned));
         // The past can be checked for ever.
         assert_eq!(certified(&stolen, at(5)).verify(&mut keyring), Ok(()));
 

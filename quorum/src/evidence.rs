@@ -8,7 +8,7 @@ use crate::Hash;
 use crate::certificate::{Certificate, Checkpoint, QuorumError};
 use crate::ids::{ServerId, ServerSet};
 use crate::membership::{ChangeProof, Membership, MembershipError};
-use crate::signing::{KeyCertificate, KeyError, Keyring, Signed};
+use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement as _};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -76,6 +76,9 @@ pub enum EvidenceError {
     /// Changes of the membership that do not hold.
     #[error("{0}")]
     Membership(#[from] MembershipError),
+    /// Votes of two epochs: a key of an epoch that is over may be a thief's.
+    #[error("the statements are of different epochs, and keys of one that is over may be a thief's")]
+    OtherEpoch,
     /// Votes of two servers.
     #[error("the votes are of different servers")]
     TwoServers,
@@ -109,6 +112,10 @@ impl Evidence {
         };
         if !contradict(one, other) {
             return Err(EvidenceError::NoContradiction);
+        }
+        // f servers' keys can be stolen in each epoch, and q never: certificates show that there were too many liars.
+        if !matches!(self, Self::Certificates { .. }) && one.attempt() != other.attempt() {
+            return Err(EvidenceError::OtherEpoch);
         }
         match self {
             Self::Certificates { first, second } => {
@@ -246,5 +253,38 @@ mod tests {
         let (vote, key) = vote(&voters[3], 2);
         let dissent = Evidence::Dissent { certificate: certified, vote, key };
         assert_eq!(dissent.culprits(&mut keyring.clone()), Ok(vec![ServerId(3)]));
+    }
+
+    /// A thief visited server 1 in epoch 5, and keeps its voting key of that epoch. Server 1 has been
+    /// honest since. With the old key she signs a checkpoint that contradicts one that it signs in epoch 7: what
+    /// anybody checks offline then names it, although `certify::adopt` knows that this "need not have been the server".
+    #[test]
+    fn a_key_of_an_epoch_that_is_over_frames_nobody() {
+        use crate::ids::AttemptId;
+        use rand::{SeedableRng as _, rngs::StdRng};
+        let (manifest, identities) = crate::manifest::tests::sample(4);
+        let (cluster, mut rng) = (manifest.cluster_id(), StdRng::seed_from_u64(1));
+        let mut of = |server: u8, epoch| {
+            let attempt = AttemptId::first(Epoch(epoch));
+            let identity = &identities[usize::from(server)];
+            Voter::generate(cluster, identity, ServerId(server), attempt, epoch, &mut rng)
+        };
+        let (stolen, present): (_, Vec<_>) = (of(1, 5), (0..4).map(|id| of(id, 7)).collect());
+        let mut keyring = Keyring::new(Arc::new(manifest.clone()));
+        let at = |sequence, root, epoch| Checkpoint {
+            epoch: Epoch(epoch),
+            attempt: 1,
+            ..checkpoint(sequence, root, 100)
+        };
+        let (honest, key) = present[1].sign(at(50, 1, 7)).stored();
+        let (forged, stolen_key) = stolen.sign(at(60, 2, 5)).stored();
+        let keys = vec![key, stolen_key];
+        let votes = Evidence::Votes { first: honest, second: forged, keys };
+        let (vote, key) = stolen.sign(at(50, 2, 5)).stored();
+        let dissent = Evidence::Dissent { certificate: certificate(&present[..3], at(50, 1, 7)), vote, key };
+        for evidence in [votes, dissent] {
+            let named = evidence.culprits(&mut keyring);
+            assert!(named.is_err(), "an honest server is named: {named:?}");
+        }
     }
 }

@@ -69,6 +69,10 @@ pub const MAX_CLIENT_ENTRIES: usize = 3 << 16;
 pub const MAX_PENDING_PER_CLIENT: usize = 1024;
 /// Requests of all clients that wait to be ordered.
 pub const MAX_PENDING: usize = 16 * 1024;
+/// Bytes of the requests of one client that wait to be ordered.
+pub const MAX_PENDING_BYTES_PER_CLIENT: usize = 16 * 1024 * 1024;
+/// Bytes of the requests of all clients that wait to be ordered.
+pub const MAX_PENDING_BYTES: usize = 128 * 1024 * 1024;
 
 /// Sequence numbers between the low and the high watermark (PBFT §4.2's L).
 pub const WINDOW: u64 = 256;

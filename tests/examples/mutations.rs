@@ -327,6 +327,18 @@ const MUTATIONS: &[Mutation] = mutations! {
         "(servers.len() >= self.needed)" => "(!servers.is_empty())";
     "let a server refuse twice", "unit", "answer/shown.rs":
         "let reason = self.said.entry(server).or_insert(reason).clone();" => "self.said.insert(server, reason.clone());";
+    "remember keys that no vote is signed with", "unit", "certificate.rs":
+        "self.keys.iter().find(|key| key.statement.attempt_id() != attempt)" => "self.keys.iter().find(|key| key.statement.attempt_id() < AttemptId::default())";
+    "name servers for what old keys sign", "unit", "evidence.rs":
+        "&& one.attempt() != other.attempt() {" => "&& one.attempt() == other.attempt() && one.sequence.0 == u64::MAX {";
+    "forget who the servers are until the log is executed", "unit", "ordering/restore.rs":
+        "proofs.fold(Arc::clone(membership), |known, proof| known.follow([proof]).unwrap_or(known))" => "proofs.fold(Arc::clone(membership), |known, _| known)";
+    "fetch whatever state is offered", "unit", "ordering/transfer.rs":
+        "filter(|(sequence, _)| offering(sequence) >= needed)" => "filter(|(sequence, _)| offering(sequence) + needed >= needed)";
+    "put what thieves ask to the server's account", "unit", "ordering/mod.rs":
+        "self.asked_under = Some(of);" => "self.asked_under = Some(of).filter(|of| of.0 == u64::MAX);";
+    "let waiting requests take any memory", "unit", "ordering/pool.rs":
+        "|| self.bytes + bytes > MAX_PENDING_BYTES {" => "{";
     "take more votes than q", "unit", "certificate.rs":
         "if voters.len() > thresholds.q() {" => "if voters.len() > thresholds.n() {";
     "take keys of those who did not sign", "unit", "certificate.rs":

@@ -45,7 +45,7 @@ enum Ended {
     /// The server stops.
     Stopped,
     /// There is a newer one.
-    Renewed(Link),
+    Renewed(Box<Link>),
 }
 
 /// Sends to one server.
@@ -132,7 +132,7 @@ impl Dialler {
     async fn keep_up(&self, mut link: Link, frames: &mut mpsc::Receiver<Frame>) -> anyhow::Result<()> {
         let mut held = VecDeque::new();
         while let Ended::Renewed(next) = self.forward(&mut link, frames, &mut held).await? {
-            let mut last = std::mem::replace(&mut link, next);
+            let mut last = std::mem::replace(&mut link, *next);
             let _ = timeout(WRITE_TIMEOUT, last.stream.shutdown()).await;
         }
         Ok(())
@@ -200,7 +200,7 @@ impl Dialler {
                 }
                 // The other side sends nothing on this link: any answer means that it is over.
                 _ = reader.read(&mut nothing) => anyhow::bail!("closed by the peer"),
-                next = &mut next => return Ok(Ended::Renewed(next)),
+                next = &mut next => return Ok(Ended::Renewed(Box::new(next))),
             }
         }
     }

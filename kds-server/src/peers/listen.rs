@@ -173,7 +173,11 @@ async fn receive(
                     begun = begun.max(new_view.body().view);
                 }
                 let place = Arc::clone(waiting).acquire_owned().await?;
-                if hears.inputs.send((Input::Message(peer, message), place)).await.is_err() {
+                let input = match of.epoch < current.epoch {
+                    true => Input::OldLink(peer, of.epoch, message),
+                    false => Input::Message(peer, message),
+                };
+                if hears.inputs.send((input, place)).await.is_err() {
                     return Ok(());
                 }
             }

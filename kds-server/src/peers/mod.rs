@@ -6,7 +6,7 @@
 //! one: an adversary may have older keys, and so has a server that slept, which is helped to catch up first.
 //!
 //! Each server dials every other one and sends over that link ([`dial`]); what it receives comes over the
-//! links that the others dialled ([`listen`]). Queues are bounded: to a peer that reads nothing messages are
+//! links that the others dialled ([`mod@listen`]). Queues are bounded: to a peer that reads nothing messages are
 //! dropped, and the protocol repeats what matters. Signatures are checked here, in the task of the
 //! link that they came over, off the replica's thread.
 

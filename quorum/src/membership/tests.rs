@@ -303,3 +303,71 @@ fn a_signer_certifies_for_the_epochs_in_which_its_identity_is_the_servers() {
     let lie = signer(&new).certify(&ask(0, None, vec![Arc::new(forged)])).map(drop);
     assert_eq!(lie, Err(Refused::Evidence));
 }
+
+/// A server's start: its database has the first state, the batches after it, among them the one that replaces server
+/// 3 and the one that begins epoch 1, and perhaps that a view has begun since, with this primary. How far it comes, and its complaints.
+fn after_a_start(begun: Option<u8>) -> (crate::ids::Sequence, Vec<crate::ordering::Accusation>) {
+    use crate::message::{Commit, NewView, Slot, ViewChange};
+    use crate::ordering::{Identity, Replica, Stored, StoredBeginning, StoredSlot, StoredView};
+    let (world, _, _) = replaced();
+    let manifest = Arc::clone(world.state.membership().manifest());
+    let mut state = State::genesis(Arc::clone(&manifest));
+    let slots = world.batches.iter().map(|batch| {
+        let (view, sequence, attempt) = (crate::ids::View(0), state.sequence().next(), state.attempt());
+        state.execute(batch);
+        let slot = Slot { view, sequence, digest: batch.digest(), attempt };
+        let proof = QuorumProof { statement: Commit(slot), votes: vec![], keys: vec![] };
+        StoredSlot {
+            sequence,
+            accepted: None,
+            prepared: None,
+            committed: Some((proof, Some(batch.to_batch()))),
+        }
+    });
+    let slots: Vec<_> = slots.collect();
+    assert!(slots.len() as u64 <= crate::limits::FLUSH_BATCHES, "the state is not written meanwhile");
+    // Of view 3 whoever has the place of server 3 now is the primary.
+    let primary = world.voter(begun.unwrap_or(0), Epoch(1));
+    let view = crate::ids::View(u64::from(primary.server().0));
+    let changes = [0, 1, 2].map(|id| {
+        let (voter, at) = (world.voter(id, Epoch(1)), (state.attempt(), state.began()));
+        Arc::new(voter.sign(ViewChange::new(view, at, None, [].iter())).stored())
+    });
+    let named = changes
+        .iter()
+        .map(|change| (change.0.server, crate::codec::digest(&manifest.cluster_id(), &change.0)));
+    let new_view = NewView { view, attempt: primary.attempt(), view_changes: named.collect() };
+    let new_view = primary.sign(new_view);
+    let view = begun.map(|_| StoredView {
+        view,
+        began: Some(StoredBeginning { new_view: new_view.stored(), view_changes: changes.to_vec() }),
+    });
+    let membership = Membership::genesis(manifest);
+    let stored = Stored { slots, view, ..Stored::default() };
+    let membership = stored.membership(membership.manifest()).unwrap();
+    let identity = Identity {
+        membership,
+        voter: world.voters[0].clone(),
+        boot: 0,
+        log_tail: crate::limits::LOG_TAIL_BATCHES,
+    };
+    let mut replica = Replica::start(identity, stored);
+    let (writes, unsent) = replica.drain().unwrap();
+    let resets = writes.writes().iter().any(|write| matches!(write, crate::ordering::Write::Reset));
+    assert_eq!(resets, replica.status().executed.0 == 0);
+    (replica.status().executed, unsent.release(&writes.committed()).accusations)
+}
+
+#[test]
+fn a_server_starts_after_a_replacement() {
+    assert_eq!(after_a_start(None), (crate::ids::Sequence(16), vec![]));
+    assert_eq!(after_a_start(Some(2)), (crate::ids::Sequence(16), vec![]));
+}
+
+/// The new-view message is checked before the log is executed that changes the membership, and so against what that
+/// log shows. Else the server would take its own database for damaged and throw it away; and where all are started again
+/// at once, all would.
+#[test]
+fn a_start_in_a_view_of_a_replaced_server_keeps_the_database() {
+    assert_eq!(after_a_start(Some(3)), (crate::ids::Sequence(16), vec![]));
+}

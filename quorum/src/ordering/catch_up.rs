@@ -366,4 +366,107 @@ mod tests {
         }
         assert_eq!(again.len() as u64, total);
     }
+
+    /// `budget.rs` says that who has keys of old "takes nothing from the server itself". What is signed
+    /// (`Status`) has budgets of its own, by the epoch of its key; what is not signed (`AskWitness`, `AskParts`,
+    /// `Fetch`) is put to the account of the server in whose name the link is, whichever epoch's key made the link
+    /// (`kds-server/src/peers.rs` admits `late` links and hands on the server's number alone). So a thief with a link
+    /// key of long ago keeps a server that starts from hearing its witnesses, for ever.
+    #[test]
+    fn a_thief_on_an_old_link_uses_up_nothing_of_the_server() {
+        let (keyring, voters) = crate::certificate::tests::voters(4);
+        let mut replica = crate::ordering::view_change::tests::replica(&voters, 0, &keyring);
+        let server = ServerId(1);
+        let mut answered = |now: Timestamp, boot: u64, over_old_link: bool| {
+            let message = CheckedMessage::AskWitness(boot);
+            let input = match over_old_link {
+                true => Input::OldLink(server, crate::ids::Epoch(0), message),
+                false => Input::Message(server, message),
+            };
+            replica.handle(now, input);
+            replica.drain_free().iter().any(
+                |(_, message)| matches!(&**message, PeerMessage::Witness(witness) if witness.boot == boot),
+            )
+        };
+        let (thief, own) = (1, 2);
+        let mut heard = 0;
+        for tick in 0..40 {
+            let now = Timestamp(1_000_000 + tick * RETRANSMIT_MS);
+            // Some twenty bytes each; until nothing comes any more.
+            while answered(now, thief, true) {}
+            heard += usize::from(answered(now, own, false));
+        }
+        assert_eq!(heard, 40, "the server that starts is not answered each time");
+    }
+
+    /// Certificates travel as they came. A liar puts keys into one that nobody voted with: an honest
+    /// server's of attempts at the next epoch that came to nothing, which stand in the log. That server adopts it and
+    /// passes it on; whoever checks it on its link has room for KEYS_PER_SERVER keys of it, newest epoch first, and
+    /// forgets the one that it votes with. It is not heard any more until it makes a new link.
+    #[test]
+    fn keys_that_come_along_displace_none() {
+        use crate::certificate::{Checkpoint, VoteBook};
+        use crate::message::MessageError;
+        use crate::signing::Keyring;
+        let (manifest, identities) = crate::manifest::tests::sample(4);
+        let cluster = manifest.cluster_id();
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(3);
+        let mut voter = |id: usize, epoch, attempt, serial| {
+            let attempt = AttemptId { epoch: Epoch(epoch), attempt };
+            Voter::generate(cluster, &identities[id], ServerId(id as u8), attempt, serial, &mut rng)
+        };
+        let present: Vec<_> = (0..4).map(|id| voter(id, 5, 1, 10)).collect();
+        // Server 1's keys of four attempts that failed.
+        let failed: Vec<_> =
+            (1..=4).map(|attempt| *voter(1, 6, attempt, 10 + u64::from(attempt)).certificate()).collect();
+        let membership = crate::Membership::genesis(Arc::new(manifest));
+        // Server 1, which has executed batch 2.
+        let own = present[1].clone();
+        let state = Some(crate::ordering::restore::tests::stored_at(cluster, own.attempt()));
+        let log_tail = crate::limits::LOG_TAIL_BATCHES;
+        let identity =
+            Identity { membership: Arc::clone(&membership), voter: own.clone(), boot: 0, log_tail };
+        let mut server = Replica::start(identity, Stored { state, ..Stored::default() });
+        server.standing = crate::ordering::standing::Standing::Voting;
+        let batch = CheckedBatch::new(&cluster, Timestamp(2), vec![]);
+        let slot =
+            Slot { view: View(0), sequence: Sequence(2), digest: batch.digest(), attempt: own.attempt() };
+        let proof = QuorumProof { statement: Commit(slot), votes: vec![], keys: vec![] };
+        let now = Timestamp(1_000_000);
+        server.handle(now, Input::Message(ServerId(2), CheckedMessage::Committed(proof, batch)));
+        let statement: Checkpoint = server.own_checkpoints[&Sequence(2)].checkpoint;
+        let mut book = VoteBook::default();
+        for id in [0, 2, 3] {
+            assert!(book.add(present[id].sign(statement)).unwrap());
+        }
+        let good = book.proof(&statement, 3).unwrap();
+        // Both links have carried a certificate before, so the voters' keys are known on them.
+        let link = |from: usize| {
+            let mut keyring = Keyring::of(Arc::clone(&membership));
+            for voter in &present {
+                assert!(keyring.add(*voter.certificate()).unwrap());
+            }
+            keyring.set_epoch(Epoch(5));
+            (ServerId(from as u8), keyring)
+        };
+        // The liar, server 3, to server 1: a certificate with keys that nobody voted with, or with those of voters and of
+        // another attempt.
+        let voter_of_another = vec![failed[0]];
+        for padding in [failed, voter_of_another] {
+            let padded = QuorumProof { keys: padding, ..good.clone() };
+            let (liar, mut keyring) = link(3);
+            let checked = PeerMessage::Certificate(padded).check(liar, &mut keyring).map(drop);
+            assert!(matches!(checked, Err(MessageError::Quorum(_))), "{checked:?}");
+        }
+        let mut book = VoteBook::default();
+        for id in [0, 1, 2] {
+            assert!(book.add(present[id].sign(statement)).unwrap());
+        }
+        let mut padded = book.proof(&statement, 3).unwrap();
+        let own_key = padded.keys.iter_mut().find(|key| key.statement.server == ServerId(1)).unwrap();
+        *own_key = *voter(1, 6, 1, 11).certificate();
+        let (liar, mut keyring) = link(3);
+        let checked = PeerMessage::Certificate(padded).check(liar, &mut keyring).map(drop);
+        assert!(matches!(checked, Err(MessageError::Quorum(_))), "{checked:?}");
+    }
 }

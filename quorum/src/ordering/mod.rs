@@ -97,6 +97,9 @@ pub enum Input {
     Request(VerifiedRequest),
     /// A message from a peer.
     Message(ServerId, CheckedMessage),
+    /// The same over a link under a key of an epoch that is over: from a server that slept, or a thief of its keys. What
+    /// is asked there is put to an account of its own.
+    OldLink(ServerId, Epoch, CheckedMessage),
     /// Keys and randomness for an epoch, as [`ReplicaStatus::wants_keys`] asks for.
     Keys(EpochKeys),
     /// How this server's shares are.
@@ -179,6 +182,8 @@ pub struct Replica {
     boundaries: BTreeMap<Sequence, Boundary>,
     log_tail: u64,
     transferring: Transferring,
+    /// The epoch of the key that the link is under over which something came just now, if it is over.
+    asked_under: Option<Epoch>,
     renewing: Renewing,
     pending: Pending,
 }
@@ -230,6 +235,11 @@ impl Replica {
         match input {
             Input::Request(request) => self.on_request(now, request),
             Input::Message(from, message) => self.on_message(now, from, message),
+            Input::OldLink(from, of, message) => {
+                self.asked_under = Some(of);
+                self.on_message(now, from, message);
+                self.asked_under = None;
+            }
             Input::Keys(keys) => self.on_keys(keys),
             Input::Holding(holding) => self.on_holding(holding),
             Input::Connected(peer) => self.on_connected(peer),
@@ -288,7 +298,7 @@ impl Replica {
             CheckedMessage::Membership(membership) => self.learn(&membership),
             CheckedMessage::AskWitness(boot) => self.on_ask_witness(now, from, boot),
             CheckedMessage::Witness(witness) => self.on_witness(now, from, *witness),
-            CheckedMessage::Offer(certificate) => self.on_offer(now, certificate),
+            CheckedMessage::Offer(certificate) => self.on_offer(now, from, certificate),
             CheckedMessage::AskParts(ask) => self.on_ask_parts(now, from, &ask),
             CheckedMessage::Parts(parts) => self.on_parts(now, from, parts),
             CheckedMessage::Dealing(handed) => {

@@ -216,7 +216,7 @@ impl Replica {
 
     /// Somebody lacks view changes that a new view names.
     pub(super) fn on_fetch_view_changes(&mut self, now: Timestamp, from: ServerId, digests: &[Hash]) {
-        let asker = (from, None);
+        let asker = (from, self.asked_under);
         if !self.budgets.allows(now, asker, Question::ViewChange) {
             return;
         }

@@ -3,7 +3,9 @@
 
 use crate::bytes::PublicKey;
 use crate::ids::Timestamp;
-use crate::limits::{MAX_BATCH_REQUESTS, MAX_PENDING, MAX_PENDING_PER_CLIENT};
+use crate::limits::{
+    MAX_BATCH_REQUESTS, MAX_PENDING, MAX_PENDING_BYTES, MAX_PENDING_BYTES_PER_CLIENT, MAX_PENDING_PER_CLIENT,
+};
 use crate::request::{RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,10 +33,12 @@ pub(super) struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
     /// Too many of this client's wait.
-    #[error("{MAX_PENDING_PER_CLIENT} requests of this key are waiting already")]
+    #[error(
+        "{MAX_PENDING_PER_CLIENT} requests of this key, or {MAX_PENDING_BYTES_PER_CLIENT} bytes of them, are waiting already"
+    )]
     ClientFull,
     /// Too many wait.
-    #[error("{MAX_PENDING} requests are waiting already")]
+    #[error("{MAX_PENDING} requests, or {MAX_PENDING_BYTES} bytes of them, are waiting already")]
     Full,
     /// Another request has the same client and number.
     #[error("another request with this number is waiting")]
@@ -45,9 +49,15 @@ pub enum PoolError {
 pub(super) struct RequestPool {
     waiting: BTreeMap<RequestId, Waiting>,
     queues: BTreeMap<PublicKey, BTreeMap<u64, RequestId>>,
-    per_client: BTreeMap<PublicKey, usize>,
+    /// How many, and how many bytes.
+    per_client: BTreeMap<PublicKey, (usize, usize)>,
+    bytes: usize,
     turn: VecDeque<PublicKey>,
     arrivals: u64,
+}
+
+fn bytes_of(request: &VerifiedRequest) -> usize {
+    crate::codec::encode(request.signed()).len()
 }
 
 impl RequestPool {
@@ -76,12 +86,18 @@ impl RequestPool {
         match self.waiting.get(&id) {
             Some(known) if known.request.digest() == request.digest() => Ok(()),
             Some(_) => Err(PoolError::NumberInUse),
-            None if self.per_client.get(&request.queue()).is_some_and(|n| *n >= MAX_PENDING_PER_CLIENT) => {
-                Err(PoolError::ClientFull)
-            }
-            None if self.waiting.len() >= MAX_PENDING => Err(PoolError::Full),
-            None => Ok(()),
+            None => self.has_room_for(request.queue(), bytes_of(request)),
         }
+    }
+    fn has_room_for(&self, client: PublicKey, bytes: usize) -> Result<(), PoolError> {
+        let (of_client, bytes_of_client) = self.per_client.get(&client).copied().unwrap_or_default();
+        if of_client >= MAX_PENDING_PER_CLIENT || bytes_of_client + bytes > MAX_PENDING_BYTES_PER_CLIENT {
+            return Err(PoolError::ClientFull);
+        }
+        if self.waiting.len() >= MAX_PENDING || self.bytes + bytes > MAX_PENDING_BYTES {
+            return Err(PoolError::Full);
+        }
+        Ok(())
     }
     /// Takes a request in; says whether it is new.
     pub(super) fn add(&mut self, now: Timestamp, request: VerifiedRequest) -> Result<bool, PoolError> {
@@ -91,9 +107,11 @@ impl RequestPool {
             return Ok(false);
         }
         let client = request.queue();
-        *self.per_client.entry(client).or_default() += 1;
+        let bytes = bytes_of(&request);
+        let of_client = self.per_client.entry(client).or_default();
+        *of_client = (of_client.0 + 1, of_client.1 + bytes);
+        self.bytes += bytes;
         self.arrivals += 1;
-        let bytes = crate::codec::encode(request.signed()).len();
         let queue = self.queues.entry(client).or_default();
         if queue.is_empty() {
             self.turn.push_back(client);
@@ -150,8 +168,9 @@ impl RequestPool {
     pub(super) fn remove(&mut self, id: RequestId) {
         let Some(waiting) = self.waiting.remove(&id) else { return };
         let client = waiting.request.queue();
-        if let Some(count) = self.per_client.get_mut(&client) {
-            *count -= 1;
+        self.bytes -= waiting.bytes;
+        if let Some((count, bytes)) = self.per_client.get_mut(&client) {
+            (*count, *bytes) = (*count - 1, *bytes - waiting.bytes);
             if *count == 0 {
                 self.per_client.remove(&client);
             }
@@ -256,5 +275,43 @@ mod tests {
         pool.retain(|waiting| waiting.request.request().expiry > Timestamp(1001));
         assert_eq!(pool.len(), 0);
         assert_eq!(pool.add(Timestamp(0), flood), Ok(true));
+    }
+
+    /// Places are counted, and bytes. One who owns a name makes keys known by naming readers, 64 in a
+    /// secret; a liar forwards what they sign, up to MAX_REQUEST_BYTES each, past every gateway's limits.
+    #[test]
+    fn waiting_requests_are_bounded_in_bytes() {
+        use crate::limits::MAX_KEY_BYTES;
+        let cluster = ClusterId(crate::Hash([0; 32]));
+        let mut pool = RequestPool::default();
+        let mut taken = 0;
+        for client in 0..12u8 {
+            let key = SigningKey::from_seed(&[client; 32]);
+            for sequence in 0..80 {
+                let name = Name::new("x").unwrap();
+                let key_of_record = crate::record::KeyMaterial {
+                    algorithm: "x".into(),
+                    key: crate::Blob(vec![1; MAX_KEY_BYTES]),
+                };
+                let entry = crate::record::Entry {
+                    keys: vec![key_of_record; 15],
+                    owner: None,
+                    owner_only: false,
+                    not_before: None,
+                    not_after: None,
+                    metadata: Default::default(),
+                };
+                let operation = Operation::Rotate { name, from_version: 1, entry };
+                let request = SignedRequest::sign(&cluster, &key, sequence, Timestamp(1000), operation);
+                taken += usize::from(pool.add(Timestamp(0), request.trusted(&cluster)) == Ok(true));
+                assert!(pool.bytes <= MAX_PENDING_BYTES);
+            }
+        }
+        assert!(pool.per_client.values().all(|(_, bytes)| *bytes <= MAX_PENDING_BYTES_PER_CLIENT));
+        let most = MAX_PENDING_BYTES / (MAX_KEY_BYTES * 15);
+        assert!(taken > most / 2 && taken <= most, "{taken} of {most}");
+        let ids: Vec<_> = pool.waiting.keys().copied().collect();
+        ids.into_iter().for_each(|id| pool.remove(id));
+        assert!(pool.bytes == 0 && pool.per_client.is_empty());
     }
 }

@@ -26,6 +26,7 @@ use crate::membership::{ChangeProof, Membership};
 use crate::message::{
     Batch, CheckedBatch, CheckedViewChange, Commit, Evidence, NewView, PrePrepare, Prepare, ViewChange,
 };
+use crate::request::Operation;
 use crate::shares::ShareOp;
 use crate::signing::{KeyCertificate, Keyring, Signed, Statement as _};
 use crate::state::{RestoreError, State, layout};
@@ -125,6 +126,21 @@ impl Stored {
     }
 }
 
+/// Who the servers are as far as the stored log shows, which is executed later: the view may have begun under keys of
+/// a server that took another one's place meanwhile. What does not hold is passed over.
+fn shown_in_log(membership: &Arc<Membership>, slots: &[StoredSlot]) -> Arc<Membership> {
+    let batches = slots.iter().flat_map(|slot| {
+        let accepted = slot.accepted.as_ref().map(|(_, batch)| batch);
+        slot.committed.as_ref().and_then(|(_, batch)| batch.as_ref()).or(accepted)
+    });
+    let proofs =
+        batches.flat_map(|batch| &batch.requests).filter_map(|request| match &request.request.operation {
+            Operation::Attest { proof, .. } => Some(Arc::new(proof.as_ref().clone())),
+            _ => None,
+        });
+    proofs.fold(Arc::clone(membership), |known, proof| known.follow([proof]).unwrap_or(known))
+}
+
 impl Replica {
     /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
     /// damaged it says so, and fetches what differs from the others.
@@ -192,7 +208,8 @@ impl Replica {
             replica.flush();
         }
         replica.resume_renewal();
-        replica.restore_view(view)?;
+        let shown = shown_in_log(&replica.membership, &slots);
+        replica.restore_view(view, &shown)?;
         replica.restore_log(slots)?;
         let (view, attempt) = (replica.view, replica.state.attempt());
         if replica.changing.began.as_ref().is_some_and(|began| !began.says_enough(attempt)) {
@@ -248,6 +265,7 @@ impl Replica {
             boundaries: BTreeMap::new(),
             log_tail,
             transferring: Transferring::new(boot),
+            asked_under: None,
             renewing: Renewing::new(boot, vault),
             pending: Pending::default(),
             manifest,
@@ -257,12 +275,16 @@ impl Replica {
         }
     }
 
-    fn restore_view(&mut self, stored: Option<StoredView>) -> Result<(), Damage> {
+    fn restore_view(
+        &mut self,
+        stored: Option<StoredView>,
+        membership: &Arc<Membership>,
+    ) -> Result<(), Damage> {
         let Some(StoredView { view, began }) = stored else { return Ok(()) };
         self.view = view;
         self.changing.active = began.is_some();
         if let Some(StoredBeginning { new_view: (signed, key), view_changes }) = began {
-            let mut keyring = Keyring::of(Arc::clone(&self.membership));
+            let mut keyring = Keyring::of(Arc::clone(membership));
             let new_view = keyring.check_with(key, signed).map_err(|_| Damage::View(view))?;
             let named: BTreeSet<_> = new_view.body().view_changes.iter().copied().collect();
             let changes: Vec<_> = view_changes

@@ -225,7 +225,7 @@ impl Replica {
 
     /// Somebody has started and wants to know what it signed before.
     pub(super) fn on_ask_witness(&mut self, now: Timestamp, from: ServerId, boot: u64) {
-        let asker = (from, None);
+        let asker = (from, self.asked_under);
         if !self.budgets.allows(now, asker, Question::Witness) {
             return;
         }

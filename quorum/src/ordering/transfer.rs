@@ -22,14 +22,13 @@ use crate::sealing::ShareContext;
 use crate::shares::ShareOp;
 use crate::signing::Verified;
 use crate::state::{Executed, State, layout};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// What this replica knows about states that it could fetch, and the one that it does fetch.
 #[derive(Clone, Default)]
 pub(super) struct Transferring {
-    /// The highest certificate offered.
-    offer: Option<Certificate>,
+    offers: Offers,
     /// Entries to build on, where they are not the executed state's: those of a damaged database.
     pub(super) base: Option<Snapshot>,
     current: Option<Transfer>,
@@ -53,9 +52,65 @@ impl Transferring {
     }
 }
 
+/// Certified states that servers say they can give parts of: the last few of each. A certificate shows that a state is
+/// true, and not that anybody else has it: so one is fetched that f+1 servers offer, of which one is correct. Correct
+/// servers keep the same ones, so there is one, but for a while after a start; then each server has its turn.
+#[derive(Clone, Default)]
+struct Offers {
+    by: BTreeMap<ServerId, VecDeque<Sequence>>,
+    certificates: BTreeMap<Sequence, Certificate>,
+    /// Since when there was nothing that enough servers offer.
+    without: Option<Timestamp>,
+    /// Whose turn was last.
+    last: Option<ServerId>,
+}
+
+/// Offers of one server that are remembered.
+const OFFERS_KEPT: usize = 2;
+/// How long to wait for f+1 servers that offer one state.
+const ALONE_AFTER_MS: u64 = 3 * TRANSFER_PATIENCE_MS;
+
+impl Offers {
+    fn add(&mut self, from: ServerId, certificate: Certificate) {
+        let sequence = certificate.statement.sequence;
+        let of = self.by.entry(from).or_default();
+        if !of.contains(&sequence) {
+            of.push_back(sequence);
+            of.drain(..of.len().saturating_sub(OFFERS_KEPT));
+        }
+        self.certificates.entry(sequence).or_insert(certificate);
+        let by = &self.by;
+        self.certificates.retain(|sequence, _| by.values().any(|of| of.contains(sequence)));
+    }
+    /// What is not above this is of no use.
+    fn forget_through(&mut self, executed: Sequence) {
+        self.by.values_mut().for_each(|of| of.retain(|sequence| *sequence > executed));
+        self.certificates.retain(|sequence, _| *sequence > executed);
+    }
+    /// The highest above `after` that so many servers offer.
+    fn supported(&self, after: Sequence, needed: usize) -> Option<&Certificate> {
+        let offering = |sequence: &Sequence| self.by.values().filter(|of| of.contains(sequence)).count();
+        let above = self.certificates.range(after.next()..).rev();
+        above.filter(|(sequence, _)| offering(sequence) >= needed).map(|(_, certificate)| certificate).next()
+    }
+    /// The highest that the next server offers.
+    fn in_turn(&mut self, after: Sequence) -> Option<Certificate> {
+        let offering = |(from, of): (&ServerId, &VecDeque<Sequence>)| {
+            let highest = of.iter().filter(|sequence| **sequence > after).max();
+            highest.map(|sequence| (*from, *sequence))
+        };
+        let following = self.by.iter().filter(|(from, _)| Some(**from) > self.last);
+        let (from, sequence) = following.chain(&self.by).find_map(offering)?;
+        self.last = Some(from);
+        self.certificates.get(&sequence).cloned()
+    }
+}
+
 #[derive(Clone)]
 struct Transfer {
     certificate: Certificate,
+    /// Whether f+1 servers offered it.
+    supported: bool,
     sync: map::Sync,
     /// Who has been asked for what.
     asked: BTreeMap<ServerId, Asked>,
@@ -162,15 +217,46 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_offer(&mut self, now: Timestamp, certificate: Certificate) {
+    pub(super) fn on_offer(&mut self, now: Timestamp, from: ServerId, certificate: Certificate) {
         let sequence = certificate.statement.sequence;
         self.note_certified(sequence);
-        let waiting = self.transferring.offer.as_ref().map(|offer| offer.statement.sequence);
-        let current =
-            self.transferring.current.as_ref().map(|transfer| transfer.certificate.statement.sequence);
-        if Some(sequence) > waiting.max(current).max(Some(self.executed())) {
-            self.transferring.offer = Some(certificate);
+        if sequence > self.executed() {
+            self.transferring.offers.add(from, certificate);
             self.drive_transfer(now);
+        }
+    }
+
+    /// What to fetch now, where that is to be something else than before, and whether f+1 servers offer it.
+    fn choose_offer(&mut self, now: Timestamp) -> Option<(Certificate, bool)> {
+        let impatient = |since: Timestamp| now.since_ms(since) >= TRANSFER_PATIENCE_MS;
+        let (wanted, after, supported) = match &self.transferring.current {
+            None => {
+                let wanted = self.wants_state() || impatient(self.transferring.advanced);
+                (wanted, self.executed(), false)
+            }
+            // Nobody gives parts of this one any more.
+            Some(transfer) => {
+                let statement = transfer.certificate.statement;
+                (impatient(transfer.advanced), statement.sequence, transfer.supported)
+            }
+        };
+        let needed = self.manifest.thresholds.f() + 1;
+        let current = self.transferring.current.is_some();
+        let offers = &mut self.transferring.offers;
+        // One that enough servers have is better than one that perhaps only a liar has, be that higher or not.
+        let least = if supported { after } else { self.state.sequence() };
+        match offers.supported(least, needed).cloned() {
+            Some(certificate) if wanted || (current && !supported) => {
+                offers.without = None;
+                Some((certificate, true))
+            }
+            Some(_) => None,
+            None => {
+                let since = *offers.without.get_or_insert(now);
+                let alone = wanted && now.since_ms(since) >= ALONE_AFTER_MS;
+                let least = if current && !supported { self.state.sequence() } else { after };
+                alone.then(|| offers.in_turn(least)).flatten().map(|certificate| (certificate, false))
+            }
         }
     }
 
@@ -193,15 +279,9 @@ impl Replica {
     /// longer needed.
     pub(super) fn drive_transfer(&mut self, now: Timestamp) {
         let executed = self.executed();
-        self.transferring.offer.take_if(|offer| offer.statement.sequence <= executed);
+        self.transferring.offers.forget_through(executed);
         self.transferring.current.take_if(|transfer| transfer.certificate.statement.sequence <= executed);
-        let impatient = |since: Timestamp| now.since_ms(since) >= TRANSFER_PATIENCE_MS;
-        let wanted = match &self.transferring.current {
-            None => self.wants_state() || impatient(self.transferring.advanced),
-            // Nobody gives parts of this one any more.
-            Some(transfer) => impatient(transfer.advanced),
-        };
-        if wanted && let Some(offer) = self.transferring.offer.take() {
+        if let Some((offer, supported)) = self.choose_offer(now) {
             let root = offer.statement.root;
             let sync = match self.transferring.current.take() {
                 Some(transfer) => transfer.sync.towards(root),
@@ -212,6 +292,7 @@ impl Replica {
             };
             self.transferring.current = Some(Transfer {
                 certificate: offer,
+                supported,
                 sync,
                 asked: BTreeMap::new(),
                 useless: ServerSet::default(),
@@ -268,7 +349,7 @@ impl Replica {
 
     /// Somebody fetches a state: gives what it asks for, or says which state there is.
     pub(super) fn on_ask_parts(&mut self, now: Timestamp, from: ServerId, ask: &AskParts) {
-        let asker = (from, None);
+        let asker = (from, self.asked_under);
         if !self.budgets.allows(now, asker, Question::Parts) {
             return;
         }
@@ -419,6 +500,7 @@ mod tests {
         let sync = map::Sync::new(&replica.state.seal().1, checkpoint.root);
         replica.transferring.current = Some(Transfer {
             certificate,
+            supported: true,
             sync,
             asked: BTreeMap::from([(ServerId(1), asked)]),
             useless: ServerSet::default(),
@@ -433,5 +515,112 @@ mod tests {
         assert_eq!(waiting(&replica), [(ServerId(1), 6)], "still waits for its answer");
         replica.on_parts(Timestamp(2), ServerId(1), Parts { question: 6, ..late });
         assert_ne!(waiting(&replica), [(ServerId(1), 6)], "answered");
+    }
+
+    /// Whether a server that is far behind, on a perfect network, gets a state within two minutes. The others answer as
+    /// `on_ask_parts` and `on_status` do, from a snapshot every 2.5 s; server 3 may be a liar who does nothing but offer
+    /// genuine certificates, every 50 ms the newest.
+    /// Or it offers one that is no snapshot's, and gives its parts, one in 0.9 s.
+    fn gets_a_state(liar: bool, dribbles: bool) -> bool {
+        let (keyring, voters) = voters(4);
+        let cluster = *keyring.cluster();
+        let mut replica = replica(&voters, 0, &keyring);
+        let start = 1_000_000;
+        let mut entries = Map::new(cluster);
+        for leaf in 0..if dribbles { 3_000u64 } else { 40 } {
+            entries
+                .insert(format!("x/{leaf}").as_bytes(), vec![leaf as u8; if dribbles { 2_000 } else { 20 }]);
+        }
+        entries.seal();
+        let state_at = |sequence: u64| {
+            let mut map = entries.clone();
+            map.insert(b"x/sequence", sequence.to_be_bytes().to_vec());
+            map.seal()
+        };
+        let certificate = |sequence: u64| {
+            let (root, time) = (state_at(sequence).root(), Timestamp(start + sequence * 50));
+            let statement = crate::certificate::Checkpoint {
+                sequence: Sequence(sequence),
+                root,
+                time,
+                epoch: crate::ids::Epoch(0),
+                attempt: 0,
+            };
+            Certificate { statement, votes: vec![], keys: vec![] }
+        };
+        // 20 batches a second; every 50th is a snapshot.
+        let newest = |ms: u64| 10_000 + ms / 50;
+        let kept = |ms: u64| newest(ms) / 50 * 50;
+        let say = |replica: &mut Replica, ms: u64, from: u8, message: crate::message::CheckedMessage| {
+            replica.handle(Timestamp(start + ms), super::super::Input::Message(ServerId(from), message));
+        };
+        use crate::message::CheckedMessage as Said;
+        let mut dribble: Option<(u64, AskParts)> = None;
+        for ms in (0..if dribbles { 15_000 } else { 120_000 }).step_by(5) {
+            if let Some((_, ask)) = dribble.take_if(|(when, _)| *when <= ms) {
+                let parts = map::parts_of(&state_at(ask.sequence.0), &ask.parts[..1]);
+                say(&mut replica, ms, 3, Said::Parts(Parts { question: ask.question, parts }));
+            }
+            let offers = !dribbles || ms == 50;
+            if liar && offers && ms % 50 == 0 && newest(ms) % 50 != 0 {
+                say(&mut replica, ms, 3, Said::Offer(certificate(newest(ms))));
+            }
+            if ms % 100 == 0 {
+                replica.handle(Timestamp(start + ms), super::super::Input::Tick);
+            }
+            let mut sent: Vec<_> = replica.drain_free();
+            if let Some((writes, unsent)) = replica.drain() {
+                sent.extend(unsent.release(&writes.committed()).messages);
+            }
+            for (to, message) in sent {
+                let Target::One(to) = to else { continue };
+                if liar && to == ServerId(3) {
+                    if let PeerMessage::AskParts(ask) = &*message
+                        && dribbles
+                    {
+                        dribble = Some((ms + 900, ask.clone()));
+                    }
+                    continue;
+                }
+                match &*message {
+                    PeerMessage::Status(status) if status.body.executed.0 < kept(ms) => {
+                        say(&mut replica, ms, to.0, Said::Offer(certificate(kept(ms))));
+                    }
+                    PeerMessage::AskParts(ask) => {
+                        let of = ask.sequence.0;
+                        let has = of % 50 == 0 && of + 300 > kept(ms) && of <= kept(ms);
+                        let parts = if has { map::parts_of(&state_at(of), &ask.parts) } else { vec![] };
+                        say(&mut replica, ms, to.0, Said::Parts(Parts { question: ask.question, parts }));
+                        if !has && kept(ms) > of {
+                            say(&mut replica, ms, to.0, Said::Offer(certificate(kept(ms))));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if replica.executed() > Sequence(0) {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn a_server_that_is_far_behind_gets_a_state() {
+        assert!(gets_a_state(false, false));
+        assert!(gets_a_state(false, true));
+    }
+
+    /// The newest certificate that anybody offers wins, and of it nobody has the state but by chance.
+    #[test]
+    fn a_liar_who_offers_the_newest_certificates_keeps_no_server_away() {
+        assert!(gets_a_state(true, false), "two minutes, and nothing");
+    }
+
+    /// A target that only the liar has the state of stays as long as it gives a part now and then; when
+    /// it is complete at last it is too old to go on from by the others' logs.
+    #[test]
+    fn a_liar_who_gives_a_state_slowly_keeps_no_server_away() {
+        assert!(gets_a_state(true, true), "6 MB take the others a moment");
     }
 }

@@ -405,7 +405,7 @@ impl Replica {
 
     /// A primary to be lacks a batch that this server may have prepared.
     pub(super) fn on_fetch(&mut self, now: Timestamp, from: ServerId, digest: Hash) {
-        let asker = (from, None);
+        let asker = (from, self.asked_under);
         if !self.budgets.allows(now, asker, Question::Batch) {
             return;
         }

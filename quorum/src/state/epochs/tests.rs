@@ -17,6 +17,8 @@ pub(crate) struct World {
     now: Timestamp,
     next: u64,
     sealed: Vec<Attempt>,
+    /// What was executed.
+    pub(crate) batches: Vec<CheckedBatch>,
 }
 
 pub(crate) const SECOND: u64 = 1_000;
@@ -39,7 +41,8 @@ impl World {
         let voters = voters.collect();
         let state = State::genesis(Arc::new(manifest));
         let now = Timestamp(1_000_000);
-        let mut world = Self { state, cluster, voters, identities, now, next: 0, sealed: vec![] };
+        let mut world =
+            Self { state, cluster, voters, identities, now, next: 0, sealed: vec![], batches: vec![] };
         for i in 0..4 {
             let (voting, sealing) = (*world.voters[i as usize].certificate(), world.sealing(i, Epoch(0)));
             assert!(world.ask(i, Operation::AnnounceKeys { voting, sealing }).is_ok());
@@ -67,7 +70,9 @@ impl World {
     }
     fn run(&mut self, requests: Vec<SignedRequest>) {
         let requests = requests.into_iter().map(|request| request.verify(&self.cluster).unwrap()).collect();
-        let executed = self.state.execute(&CheckedBatch::new(&self.cluster, self.now, requests));
+        let batch = CheckedBatch::new(&self.cluster, self.now, requests);
+        let executed = self.state.execute(&batch);
+        self.batches.push(batch);
         for (_, event) in executed.events {
             if let Event::Sealed(attempt) = event {
                 self.sealed.push(*attempt);
