@@ -27,7 +27,16 @@ impl Cluster {
     /// Sends a signal such as `STOP` to a server.
     pub fn signal(&self, server: usize, signal: &str) -> anyhow::Result<()> {
         let process = self.process(server).context("it does not run")?;
-        run("kill", &[&format!("-{signal}"), &process.to_string()])
+        run("kill", &[&format!("-{signal}"), &process.to_string()])?;
+        // A process that runs just now stops a moment later, and may have answered somebody by then.
+        let stopped = || {
+            let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("State:") && line.contains("(stopped)"))
+        };
+        while signal == "STOP" && !stopped() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Makes the programs through which a server is started give its folder a file system of its own, of
