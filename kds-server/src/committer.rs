@@ -92,7 +92,7 @@ async fn serve_keeper(
     };
     match done {
         Ok(()) => true,
-        // It is tried again: the rotation with the next epoch, a recovered share by recovering it again.
+        // It is tried again: the rotation in a moment, a recovered share by recovering it again.
         Err(error) if is_full(&error) => {
             if let Some(unsaid) = seldom::now("not erased", None) {
                 tracing::error!(%error, unsaid, "the disk is full: the last epoch's secrets are not erased yet");

@@ -248,12 +248,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         dead = died(&mut keeping, "keeper of the shares") => Some(dead),
         dead = died(&mut driver, "replica") => Some(dead),
         dead = died(&mut listening, "listener for servers") => Some(dead),
-        drawn = &mut drawing => {
-            if let Ok(Err(error)) = drawn {
-                tracing::error!(error = %format!("{error:#}"), "this server has no signer");
-            }
-            Some("drawer of keys")
-        }
+        dead = signer_gone(&mut drawing) => Some(dead),
         dead = died(&mut committer, "writer of the database") => Some(dead),
         dead = died(&mut http, "listener for clients") => Some(dead),
     };
@@ -288,6 +283,16 @@ async fn died<T>(task: &mut JoinHandle<T>, name: &'static str) -> &'static str {
         Err(error) if error.is_panic() => name,
         _ => std::future::pending().await,
     }
+}
+
+/// The same for the task that draws keys, which also ends when its signer has.
+async fn signer_gone(drawing: &mut JoinHandle<anyhow::Result<()>>) -> &'static str {
+    match drawing.await {
+        Ok(Err(error)) => tracing::error!(error = %format!("{error:#}"), "this server has no signer"),
+        Err(error) if error.is_panic() => {}
+        _ => std::future::pending().await,
+    }
+    "drawer of keys"
 }
 
 /// One process a folder: a second one would contradict the first.

@@ -148,7 +148,7 @@ impl ShareStore {
         begins
     }
 
-    /// The same, and says what came of it: what could not be erased is tried again until it is.
+    /// Rotates, and says whether that worked: what could not be erased is tried again until it is.
     async fn try_rotate(&mut self, committer: &mpsc::Sender<ToCommitter>, shared: &Shared) -> bool {
         let rotated = self.rotate(committer).await;
         shared.health.set(TroubleKind::NotErased, rotated.is_err());
@@ -224,7 +224,7 @@ pub async fn run(
     let mut tick = interval(Duration::from_millis(125));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut said, mut applied) = (None, 0);
-    // A start erases what the one before did not come to, before it serves.
+    // A start erases what the one before did not come to, before it does anything else with shares.
     let mut rotated = store.try_rotate(&committer, &shared).await;
     let mut last_try = Instant::now();
     loop {
