@@ -34,10 +34,11 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 /// A link that was up for so long was of use: one that ends sooner is no better than none.
 const LASTING: Duration = Duration::from_secs(5);
 
-/// A link to a server, under a key of this attempt.
+/// A link to a server, and the attempts that its key and this server's own are certified for.
 struct Link {
     stream: TlsStream<TcpStream>,
     of: AttemptId,
+    own: AttemptId,
 }
 
 /// Why a link is not used any more.
@@ -110,7 +111,8 @@ impl Dialler {
     }
 
     async fn connect(&self) -> anyhow::Result<Link> {
-        let config = self.shared.links.load().clients.get(&self.peer).cloned();
+        let links = self.shared.links.load_full();
+        let (own, config) = (links.attempt, links.clients.get(&self.peer).cloned());
         let connector = TlsConnector::from(config.context("no such server")?);
         let address = self.shared.membership.load().place(self.peer).context("no such server")?.peer;
         let connecting = async {
@@ -122,7 +124,7 @@ impl Dialler {
             let stream = connector.connect(name, tcp).await?;
             let key = key_of(&self.shared, stream.get_ref().1).context("it shows no certificate")?;
             self.shared.note_neighbour(self.peer, at);
-            anyhow::Ok(Link { stream, of: key.attempt_id() })
+            anyhow::Ok(Link { stream, of: key.attempt_id(), own })
         };
         timeout(HANDSHAKE_TIMEOUT, connecting).await.context("the handshake takes too long")?
     }
@@ -140,9 +142,13 @@ impl Dialler {
 
     /// The next link, as soon as there is reason for one: this server has another key, or the other side's is older
     /// than that.
-    async fn renewed(&self, of: AttemptId) -> Link {
+    async fn renewed(&self, of: AttemptId, made_with: AttemptId) -> Link {
         let mut own = self.shared.link_epoch.subscribe();
         own.mark_unchanged();
+        if made_with < *own.borrow() {
+            // It changed while the link was made.
+            own.mark_changed();
+        }
         let patience = if is_old(of, *self.shared.epoch.borrow()) { STALE_RETRY } else { RECENT_RETRY };
         loop {
             let stale = of < *own.borrow();
@@ -170,7 +176,7 @@ impl Dialler {
         held: &mut VecDeque<Frame>,
     ) -> anyhow::Result<Ended> {
         let of = link.of;
-        let mut next = pin!(self.renewed(of));
+        let mut next = pin!(self.renewed(of, link.own));
         let (mut reader, writer) = tokio::io::split(&mut link.stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
         // What is on its way may be signed with the last key; a new one is announced before it is used.
