@@ -71,7 +71,8 @@ pub async fn run(
     storage
 }
 
-/// What the keeper of the shares wants of the database; false if it cannot be written any more.
+/// What the keeper of the shares and the task that draws keys want of the database; false if it cannot be written any
+/// more.
 async fn serve_keeper(
     storage: &mut Storage,
     asked: ToCommitter,
@@ -89,10 +90,15 @@ async fn serve_keeper(
             }
             Err(error) => Err(error),
         },
+        ToCommitter::VotingKey { number, done } => {
+            storage.commit(&[&Write::VotingKey(number)]).await.map(|_| {
+                let _ = done.send(());
+            })
+        }
     };
     match done {
         Ok(()) => true,
-        // It is tried again: the rotation in a moment, a recovered share by recovering it again.
+        // It is tried again: a rotation and a key in a moment, a recovered share by recovering it again.
         Err(error) if is_full(&error) => {
             if let Some(unsaid) = seldom::now("not erased", None) {
                 tracing::error!(%error, unsaid, "the disk is full: the last epoch's secrets are not erased yet");

@@ -2,6 +2,7 @@
 //! §7).
 
 use crate::server::Shared;
+use crate::share_store::ToCommitter;
 use crate::signer::SignerLink;
 use anyhow::Context as _;
 use kds_certs::LinkKey;
@@ -12,7 +13,7 @@ use quorum::ids::{AttemptId, ServerId};
 use quorum::membership::Membership;
 use quorum::ordering::{EpochKeys, Input};
 use quorum::sealing::OpeningKey;
-use quorum::signer::Ask;
+use quorum::signer::{Ask, Counter, Refused};
 use quorum::signing::{KeyCertificate, KeyPurpose, SigningKey, Statement as _, Voter};
 use quorum::state::{Epochs, layout};
 use quorum::{PublicKey, SecretBytes};
@@ -20,7 +21,7 @@ use rand::Rng as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 /// How often the replica's wish is looked at.
@@ -36,28 +37,51 @@ fn random() -> SecretBytes {
     SecretBytes::new(&bytes)
 }
 
+/// Numbers voting keys: each number is in the database before the signer is asked for its key.
+pub struct Numbers {
+    /// The last one.
+    pub last: u64,
+    /// Owns the database.
+    pub committer: mpsc::Sender<ToCommitter>,
+}
+
+impl Numbers {
+    async fn next(&mut self) -> anyhow::Result<u64> {
+        let (done, durable) = oneshot::channel();
+        let number = self.last + 1;
+        let asked = self.committer.send(ToCommitter::VotingKey { number, done }).await;
+        asked.ok().context("the database is closed")?;
+        durable.await.context("the database does not take the number of a voting key")?;
+        self.last = number;
+        Ok(number)
+    }
+}
+
 /// Draws a voting key and has it certified, together with other keys.
 async fn voter(
     signer: &SignerLink,
     membership: &Membership,
-    attempt: AttemptId,
+    (attempt, number): (AttemptId, u64),
     (evidence, coming): Shown,
     others: &[(KeyPurpose, PublicKey)],
 ) -> anyhow::Result<(Voter, Vec<KeyCertificate>)> {
     let key = SigningKey::generate(&mut rand::rng());
     let keys = [&[(KeyPurpose::Voting, key.public())], others].concat();
     let asked = keys.len();
-    let mut certified =
-        signer.certify(Ask { keys, attempt, evidence, coming, changes: vec![] }, membership).await?;
+    let ask = Ask { keys, number, attempt, evidence, coming, changes: vec![] };
+    let (_, mut certified) = signer.certify(ask, membership).await?;
     anyhow::ensure!(certified.len() == asked, "the signer certified {} of {asked} keys", certified.len());
     let voter = Voter::new(*membership.cluster(), key, certified.remove(0));
     Ok((voter.context("the signer certified another key")?, certified))
 }
 
-/// Whether a server's signer answers, and has its identity: before anything is touched on the disk.
-pub async fn probe(signer: &SignerLink, id: ServerId, membership: &Membership) -> anyhow::Result<()> {
-    let since = AttemptId { epoch: membership.since(id), attempt: 0 };
-    voter(signer, membership, since, (None, None), &[]).await.map(drop)
+/// Whether a server's signer answers, and has its identity, before anything is touched on the disk; and what it
+/// remembers.
+pub async fn probe(signer: &SignerLink, id: ServerId, membership: &Membership) -> anyhow::Result<Counter> {
+    let attempt = AttemptId { epoch: membership.since(id), attempt: 0 };
+    let keys = vec![(KeyPurpose::Tls, LinkKey::draw()?.public())];
+    let ask = Ask { keys, attempt, ..Ask::default() };
+    Ok(signer.certify(ask, membership).await?.0)
 }
 
 /// The keys that a server votes and speaks to others with from its start on: for the epoch of its last
@@ -66,13 +90,13 @@ pub async fn boot(
     signer: &SignerLink,
     id: ServerId,
     membership: &Arc<Membership>,
-    last: Option<Certificate>,
+    (last, number): (Option<Certificate>, u64),
 ) -> anyhow::Result<(Voter, LinkTls)> {
     let since = AttemptId { epoch: membership.since(id), attempt: 0 };
     let attempt = last.as_ref().map_or_else(AttemptId::default, |last| last.statement.attempt()).max(since);
     let key = LinkKey::draw()?;
     let others = [(KeyPurpose::Tls, key.public())];
-    let (voter, certified) = voter(signer, membership, attempt, (last, None), &others).await?;
+    let (voter, certified) = voter(signer, membership, (attempt, number), (last, None), &others).await?;
     let links = LinkTls::new(membership, key, certified.first())?;
     Ok((voter, links))
 }
@@ -119,8 +143,8 @@ async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()>
     if links.attempt < attempt || !Arc::ptr_eq(&links.membership, &membership) {
         let key = LinkKey::draw()?;
         let keys = vec![(KeyPurpose::Tls, key.public())];
-        let ask = Ask { keys, attempt, evidence, coming, changes: vec![] };
-        let certified = signer.certify(ask, &membership).await?;
+        let ask = Ask { keys, number: 0, attempt, evidence, coming, changes: vec![] };
+        let (_, certified) = signer.certify(ask, &membership).await?;
         let links = LinkTls::new(&membership, key, certified.first())?;
         let renewed = links.attempt;
         shared.links.store(Arc::new(links));
@@ -155,7 +179,7 @@ async fn tell(signer: &SignerLink, shared: &Shared, told: &mut AttemptId) -> any
     let attempt = last.statement.attempt();
     if attempt > *told {
         let evidence = Some(Arc::unwrap_or_clone(last));
-        let ask = Ask { keys: vec![], attempt, evidence, coming: None, changes: vec![] };
+        let ask = Ask { attempt, evidence, ..Ask::default() };
         signer.certify(ask, &shared.membership.load_full()).await?;
         *told = attempt;
     }
@@ -163,7 +187,12 @@ async fn tell(signer: &SignerLink, shared: &Shared, told: &mut AttemptId) -> any
 }
 
 /// Runs until the server stops; an error if its signer was its own child, and has ended.
-pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Shared>) -> anyhow::Result<()> {
+pub async fn run(
+    signer: SignerLink,
+    mut numbers: Numbers,
+    inputs: mpsc::Sender<Input>,
+    shared: Arc<Shared>,
+) -> anyhow::Result<()> {
     let mut probed = Instant::now();
     let (mut given, mut looks): (Option<AttemptId>, u32) = (None, 0);
     let (mut without, mut told) = (None, AttemptId::default());
@@ -190,7 +219,7 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
         if let Some(epoch) = wanted
             && looks.is_multiple_of(PATIENCE)
         {
-            match draw(&signer, &shared, epoch).await {
+            match draw(&signer, &mut numbers, &shared, epoch).await {
                 Ok(keys) => {
                     if inputs.send(Input::Keys(keys)).await.is_err() {
                         return Ok(());
@@ -209,12 +238,23 @@ pub async fn run(signer: SignerLink, inputs: mpsc::Sender<Input>, shared: Arc<Sh
     }
 }
 
-async fn draw(signer: &SignerLink, shared: &Shared, attempt: AttemptId) -> anyhow::Result<EpochKeys> {
+async fn draw(
+    signer: &SignerLink,
+    numbers: &mut Numbers,
+    shared: &Shared,
+    attempt: AttemptId,
+) -> anyhow::Result<EpochKeys> {
     let (opening, entropy) = (random(), random());
     let key = OpeningKey::derive(opening.expose()).public();
     let others = [(KeyPurpose::Sealing, key)];
     let membership = shared.membership.load_full();
-    let (voter, certified) = voter(signer, &membership, attempt, shown(shared), &others).await?;
+    let asked = (attempt, numbers.next().await?);
+    let drawn = voter(signer, &membership, asked, shown(shared), &others).await;
+    if let Some(Refused::Number { last, .. }) = drawn.as_ref().err().and_then(|error| error.downcast_ref()) {
+        // Somebody else has asked, who was in this server.
+        numbers.last = numbers.last.max(*last);
+    }
+    let (voter, certified) = drawn?;
     let sealing = *certified.first().context("the signer did not certify the sealing key")?;
     Ok(EpochKeys { attempt: voter.attempt(), opening, sealing, voter, entropy })
 }

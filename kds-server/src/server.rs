@@ -13,7 +13,7 @@ use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ClusterId, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
-use quorum::ordering::{Identity, Part, PoolError, Published, Replica, ReplicaStatus, Wants, Write};
+use quorum::ordering::{Amnesia, Identity, Part, PoolError, Published, Replica, ReplicaStatus, Wants};
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
 use rand::Rng as _;
@@ -153,7 +153,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         None => SignerLink::start(&folder.join(&config.manifest), id, &folder, passphrase.as_ref()).await?,
     };
     drop(passphrase);
-    epoch_keys::probe(&signer, id, &known).await?;
+    let remembered = epoch_keys::probe(&signer, id, &known).await?;
     warn_of_expiry(&tls)?;
     let clients = listener(config.listen_clients, "clients").await?;
     let servers = listener(config.listen_peers, "servers").await?;
@@ -168,13 +168,21 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         stored.shares_damaged = true;
     }
     if lost_database {
-        tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again once nothing that it forgot matters");
-        stored.amnesia = true;
-        storage.commit(&[&Write::Amnesia(true)]).await?;
-        std::fs::remove_file(folder.join(LOST_DATABASE))?;
+        tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again in the next epoch, when nothing that it forgot matters");
+        stored.amnesia = Some(Amnesia { through: remembered.voted_in.epoch, settled: false });
     }
     let membership = known.or_newer(&stored.membership(&manifest).unwrap_or_else(|| Arc::clone(&known)));
-    let (voter, link_tls) = epoch_keys::boot(&signer, id, &membership, stored.certificate.clone()).await?;
+    if stored.voting_key > 0 && remembered.voting > stored.voting_key {
+        tracing::warn!(server = %id, "the database is an older copy than the one that this server used last: it votes again in the next epoch, when nothing that it forgot matters");
+    }
+    let writes = stored.begin(&remembered, membership.since(id));
+    storage.commit(&writes.iter().collect::<Vec<_>>()).await?;
+    if lost_database {
+        std::fs::remove_file(folder.join(LOST_DATABASE))?;
+    }
+    let number = stored.voting_key;
+    let asked = (stored.certificate.clone(), number);
+    let (voter, link_tls) = epoch_keys::boot(&signer, id, &membership, asked).await?;
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
     let identity = Identity { membership, voter, boot, log_tail };
@@ -210,6 +218,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (operations, operations_received) = mpsc::unbounded_channel();
     let (questions, questions_received) = mpsc::channel(QUESTIONS);
     let (asks, asked) = mpsc::channel(QUESTIONS);
+    let numbers = epoch_keys::Numbers { last: number, committer: asks.clone() };
     let mut keeping = tokio::spawn(share_store::run(
         store,
         (operations_received, questions_received),
@@ -235,7 +244,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     ));
     let hears = peers::Hears { inputs: heard, questions };
     let mut listening = tokio::spawn(peers::listen(servers, Arc::clone(&shared), hears));
-    let mut drawing = tokio::spawn(epoch_keys::run(signer, inputs.clone(), Arc::clone(&shared)));
+    let mut drawing = tokio::spawn(epoch_keys::run(signer, numbers, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;
     let app =

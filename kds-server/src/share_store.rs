@@ -48,6 +48,8 @@ pub enum ToCommitter {
     Rotate { applied: u64, done: oneshot::Sender<()> },
     /// Log an operation of the keeper's own.
     Log { operation: ShareOp },
+    /// The number of the voting key that the signer is asked for next: in the database before it is asked.
+    VotingKey { number: u64, done: oneshot::Sender<()> },
 }
 
 /// The shares as others may look at them.

@@ -12,7 +12,6 @@ use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
 use quorum::ServerId;
 use quorum::codec::{decode, encode};
-use quorum::ids::AttemptId;
 use quorum::limits::CHANGES_TOGETHER;
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
@@ -40,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 20;
 const RETRY: Duration = Duration::from_millis(250);
 
-type Answer = Result<Vec<KeyCertificate>, Refused>;
+type Answer = Result<(Counter, Vec<KeyCertificate>), Refused>;
 
 async fn write_frame(stream: &mut UnixStream, bytes: &[u8]) -> anyhow::Result<()> {
     stream.write_u32(bytes.len() as u32).await?;
@@ -94,8 +93,12 @@ impl SignerLink {
         Ok(Self { socket, child: Some(Mutex::new(child)), told: AtomicUsize::new(0) })
     }
 
-    /// Has keys certified, after showing the signer what it lacks of the membership.
-    pub async fn certify(&self, ask: Ask, membership: &Membership) -> anyhow::Result<Vec<KeyCertificate>> {
+    /// Has keys certified, after showing the signer what it lacks of the membership; says what it remembers now.
+    pub async fn certify(
+        &self,
+        ask: Ask,
+        membership: &Membership,
+    ) -> anyhow::Result<(Counter, Vec<KeyCertificate>)> {
         let told = self.told.load(Ordering::Relaxed);
         match self.certify_after(told, ask.clone(), membership).await? {
             // It was started again since, and has forgotten.
@@ -110,17 +113,7 @@ impl SignerLink {
         let mut untold = membership.proofs().get(told..).unwrap_or_default();
         while untold.len() > CHANGES_TOGETHER {
             let (some, others) = untold.split_at(CHANGES_TOGETHER);
-            let (changes, evidence) = (some.to_vec(), None);
-            if let Err(refused) = self
-                .exchange(&Ask {
-                    keys: vec![],
-                    attempt: AttemptId::default(),
-                    evidence,
-                    coming: None,
-                    changes,
-                })
-                .await?
-            {
+            if let Err(refused) = self.exchange(&Ask { changes: some.to_vec(), ..Ask::default() }).await? {
                 return Ok(Err(refused));
             }
             untold = others;
@@ -135,9 +128,7 @@ impl SignerLink {
     /// Whether it answers at all; an error if it was this server's own child, and has ended.
     pub async fn answers(&self) -> anyhow::Result<bool> {
         self.child_lives().await?;
-        let attempt = AttemptId::default();
-        let ask = Ask { keys: vec![], attempt, evidence: None, coming: None, changes: vec![] };
-        Ok(timeout(PATIENCE, self.ask(&ask)).await.is_ok_and(|answer| answer.is_ok()))
+        Ok(timeout(PATIENCE, self.ask(&Ask::default())).await.is_ok_and(|answer| answer.is_ok()))
     }
     async fn child_lives(&self) -> anyhow::Result<()> {
         if let Some(child) = &self.child
@@ -239,7 +230,7 @@ impl Keeper {
     async fn answer(&mut self, stream: &mut UnixStream) -> anyhow::Result<()> {
         let ask: Ask = decode(&read_frame(stream).await?)?;
         let before = self.signer.counter();
-        let answer: Answer = self.signer.certify(&ask).map(|(_, certified)| certified);
+        let answer: Answer = self.signer.certify(&ask);
         // What it was shown is remembered whatever it answers.
         if self.signer.counter() != before {
             self.remember(&self.signer.counter())?;

@@ -109,7 +109,8 @@ impl Storage {
         }
         let mut stored = Stored::default();
         let damaged = &mut stored.damaged;
-        stored.amnesia = self.meta("amnesia").await?.is_some();
+        stored.amnesia = read(self.meta("amnesia").await?, damaged);
+        stored.voting_key = read(self.meta("voting-key").await?, damaged).unwrap_or_default();
         if let Some(checkpoint) = read(self.meta("checkpoint").await?, damaged) {
             let rows = sqlx::query("SELECT key, value FROM leaves").fetch_all(&mut self.writer).await?;
             let leaves = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
@@ -361,8 +362,9 @@ impl Transaction {
                 self.statement("DELETE FROM vault WHERE key = ?");
                 self.bind(encode(key))
             }
-            Write::Amnesia(true) => self.meta("amnesia", vec![]),
-            Write::Amnesia(false) => {
+            Write::Amnesia(Some(amnesia)) => self.meta("amnesia", encode(amnesia)),
+            Write::VotingKey(number) => self.meta("voting-key", encode(number)),
+            Write::Amnesia(None) => {
                 self.statement("DELETE FROM meta WHERE name = 'amnesia'");
                 Ok(())
             }

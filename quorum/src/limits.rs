@@ -171,10 +171,18 @@ pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
 /// each further attempt gets so much more, up to six times.
 pub const ATTEMPT_MS: u64 = 10_000;
 /// The same where enough servers are ready and too few of them have all their shares.
-pub const ATTEMPT_LACKING_MS: u64 = 2_000;
+pub const ATTEMPT_LACKING_MS: u64 = 4_500;
+/// How far one batch can take agreed time forward before the primary's clock is found to be odd: from as late as is
+/// not noticed to as early as is accepted. What servers are given time for takes 2 s, and may begin right before.
+pub const LEAP_MS: u64 = LAG_MS + CLOCK_BOUND_MS;
+const _: () = assert!(ATTEMPT_LACKING_MS >= LEAP_MS + 2_000 && ATTEMPT_MS >= LEAP_MS + 2_000);
+const _: () = assert!(DEALINGS_KEPT_AT_MOST_MS >= LEAP_MS + DEALINGS_KEPT_MS);
 /// How long a server answers fetches of contributions after an epoch was sealed, and how long one that
-/// was not ready may still fetch them, in milliseconds of agreed time (design §7).
+/// was not ready may still fetch them, in milliseconds of agreed time and by its own clock (design §7): agreed time
+/// alone leaps as the primary likes.
 pub const DEALINGS_KEPT_MS: u64 = 2_000;
+/// The same in agreed time alone: a server's own clock may have been set back meanwhile.
+pub const DEALINGS_KEPT_AT_MOST_MS: u64 = 10_000;
 /// How long a server waits for further dealings before it says which ones it holds, in milliseconds.
 pub const ACK_DELAY_MS: u64 = 300;
 /// How long a server waits for its own request of a refresh to execute before it makes it again, in

@@ -28,6 +28,12 @@ use std::sync::Arc;
 pub struct Counter {
     /// Serial number of the last certificate.
     pub serial: u64,
+    /// Number of the last voting key that it certified (see [`Ask::number`]).
+    #[serde(default)]
+    pub voting: u64,
+    /// The last attempt that it certified a voting key for.
+    #[serde(default)]
+    pub voted_in: AttemptId,
     /// The last epoch that is shown to have begun, and by which attempt.
     pub begun: AttemptId,
     /// The last attempt that was shown to be under way: after an outage of all servers nobody may be able to
@@ -36,11 +42,15 @@ pub struct Counter {
 }
 
 /// What a server wants to have certified.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ask {
     /// What the keys are for, and the keys.
     pub keys: Vec<(KeyPurpose, PublicKey)>,
+    /// Number of the voting key, if one is among them: larger than that of any before, and in the server's database
+    /// before it asks. A database that knows of a smaller one than the signer is an older copy, whatever was done with
+    /// the keys since (PBFT-PR §4.3.2 has a co-processor's counter for that).
+    pub number: u64,
     /// For which attempt: one that has begun, in the state that `evidence` is about; or the one by which an epoch
     /// has begun. Of an epoch that is over: a signer that knows of a later one certifies for that.
     pub attempt: AttemptId,
@@ -54,6 +64,9 @@ pub struct Ask {
 
 /// Keys that a server asks for at a time, at most.
 const MAX_KEYS: usize = 4;
+/// How far numbers of voting keys may lie apart: a server counts also what its signer did not answer. Who has a
+/// server for a while cannot use them up.
+const MAX_SKIPPED: u64 = 1 << 32;
 
 /// Why nothing is certified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -82,6 +95,14 @@ pub enum Refused {
     /// Too many keys.
     #[error("at most {MAX_KEYS} keys are certified at a time")]
     TooMany,
+    /// The number of a voting key is not a new one.
+    #[error("voting key number {asked} does not follow number {last}: has somebody else asked for keys?")]
+    Number {
+        /// Asked for.
+        asked: u64,
+        /// The last one.
+        last: u64,
+    },
 }
 impl From<QuorumError> for Refused {
     fn from(_: QuorumError) -> Self {
@@ -127,14 +148,22 @@ impl Signer {
         }
         self.counter.coming = self.counter.coming.max(self.coming(ask)?);
         let attempt = self.counts(ask)?;
-        let (server, AttemptId { epoch, attempt }) = (self.id, attempt);
+        let (server, epoch) = (self.id, attempt.epoch);
         if !ask.keys.is_empty() && self.membership.identity(server, epoch) != Some(self.identity.public()) {
             return Err(Refused::NotIdentity { server, epoch });
+        }
+        if ask.keys.iter().any(|(purpose, _)| *purpose == KeyPurpose::Voting) {
+            let (asked, last) = (ask.number, self.counter.voting);
+            if asked <= last || asked - last > MAX_SKIPPED {
+                return Err(Refused::Number { asked, last });
+            }
+            self.counter.voting = asked;
+            self.counter.voted_in = self.counter.voted_in.max(attempt);
         }
         let certified = ask.keys.iter().map(|(purpose, key)| {
             self.counter.serial += 1;
             let (purpose, key, serial) = (*purpose, *key, self.counter.serial);
-            let statement = KeyStatement { server, purpose, epoch, attempt, serial, key };
+            let statement = KeyStatement { server, purpose, epoch, attempt: attempt.attempt, serial, key };
             KeyCertificate::issue(self.membership.cluster(), &self.identity, statement)
         });
         let certified = certified.collect();
@@ -231,8 +260,10 @@ mod tests {
         let membership = Membership::genesis(Arc::new(manifest.clone()));
         let mut signer =
             Signer::new(Arc::clone(&membership), ServerId(2), identities[2].clone(), Counter::default());
+        let number = std::cell::Cell::new(0);
         let ask = |attempt: AttemptId, evidence: Option<Certificate>| Ask {
             keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])), (KeyPurpose::Sealing, PublicKey([8; 32]))],
+            number: number.replace(number.get() + 1) + 1,
             attempt,
             evidence,
             coming: None,
@@ -293,5 +324,26 @@ mod tests {
         assert!(serials.is_sorted_by(|a, b| a < b), "{serials:?}");
         let many = Ask { keys: vec![(KeyPurpose::Voting, PublicKey([7; 32])); 5], ..ask(first(5), None) };
         assert_eq!(again.certify(&many).err(), Some(Refused::TooMany));
+    }
+
+    /// A database that knows of fewer voting keys than its signer is an older copy.
+    #[test]
+    fn voting_keys_are_numbered_and_no_number_comes_again() {
+        let (manifest, identities) = sample(4);
+        let membership = Membership::genesis(Arc::new(manifest));
+        let mut signer = Signer::new(membership, ServerId(2), identities[2].clone(), Counter::default());
+        let mut ask = |purpose, number| {
+            let (keys, attempt) = (vec![(purpose, PublicKey([7; 32]))], AttemptId::default());
+            let ask = Ask { keys, number, attempt, evidence: None, coming: None, changes: vec![] };
+            signer.certify(&ask).map(|(counter, _)| counter.voting)
+        };
+        let refused = |asked, last| Err(Refused::Number { asked, last });
+        assert_eq!(ask(KeyPurpose::Voting, 0), refused(0, 0));
+        assert_eq!(ask(KeyPurpose::Voting, 3), Ok(3), "a question whose answer was lost is skipped");
+        assert_eq!(ask(KeyPurpose::Voting, 3), refused(3, 3));
+        assert_eq!(ask(KeyPurpose::Tls, 0), Ok(3), "other keys are not counted");
+        // Who has the server for a while leaves enough of them.
+        assert_eq!(ask(KeyPurpose::Voting, u64::MAX), refused(u64::MAX, 3));
+        assert_eq!(ask(KeyPurpose::Voting, 3 + MAX_SKIPPED), Ok(3 + MAX_SKIPPED));
     }
 }

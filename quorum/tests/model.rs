@@ -160,8 +160,6 @@ impl Ordering {
             for other in HONEST.into_iter().filter(|other| *other != id) {
                 let nothing = Witness {
                     boot: 7,
-                    executed: Sequence(0),
-                    view: View(0),
                     certificate: None,
                     prepares: vec![],
                     commits: vec![],

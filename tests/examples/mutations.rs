@@ -152,11 +152,19 @@ const MUTATIONS: &[Mutation] = mutations! {
     "accept any time", "lying:4", "ordering/propose.rs":
         "&& batch.time() > agreed && batch.time().since_ms(now) > CLOCK_BOUND_MS" => "&& batch.time() > agreed && batch.time().since_ms(now) > u64::MAX / 2 + CLOCK_BOUND_MS";
     "vote although votes are forgotten", "unit", "ordering/standing.rs":
-        "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = false;";
+        "let amnesia = estimation.amnesia.or_else(" => "let amnesia = None::<Amnesia>.or_else(";
     "do not look at what the others hold", "unit", "ordering/standing.rs":
-        "let amnesia = estimation.amnesia || forgotten.is_some();" => "let amnesia = estimation.amnesia;";
-    "vote again before a certificate is high enough", "forgetting", "ordering/standing.rs":
-        "let votes = self.certified() >= until &&" => "let votes = self.certified() <= until &&";
+        "let sequence = votes().map(" => "let sequence = votes().take(0).map(";
+    "vote again in the epoch in which votes were forgotten", "unit", "ordering/standing.rs":
+        "Forgotten::Votes(through) => epoch > through," => "Forgotten::Votes(through) => epoch >= through,";
+    "take an older copy of the database for the newest", "unit", "ordering/restore.rs":
+        "if signer.voting > self.voting_key {" => "if signer.voting > self.voting_key.saturating_add(100) {";
+    "rely on what others have seen of a restored server", "forgetting-in-turn", "ordering/restore.rs":
+        "if signer.voting > self.voting_key {" => "if signer.voting > self.voting_key.saturating_add(100) {";
+    "certify two voting keys of one number", "unit", "signer.rs":
+        "if asked <= last ||" => "if asked < last ||";
+    "let one who has the server use up the numbers", "unit", "signer.rs":
+        "|| asked - last > MAX_SKIPPED {" => "{";
     "take any part of a state", "lagging", "map/sync.rs":
         "match found == hash {" => "match found == hash || self.missing > 0 {";
     "offer no state to those far behind", "lagging", "ordering/catch_up.rs":
@@ -233,10 +241,14 @@ const MUTATIONS: &[Mutation] = mutations! {
         "keys.filter(|key| key.certificate.statement.attempt_id() == attempt)" => "keys.filter(|key| key.certificate.statement.attempt_id() <= attempt)";
     "hear votes of epochs that are over", "unit", "ordering/barrier.rs":
         "said_in == current ||" => "said_in <= current ||";
-    "believe whatever place a server is said to have voted for", "unit", "ordering/standing.rs":
-        ".unwrap_or_default().min(bound);" => ".unwrap_or_default().min(bound.max(Sequence(u64::MAX)));";
-    "vote beyond a batch that may seal an epoch", "unit", "ordering/log.rs":
-        "self.batch.is_some() && !self.barrier" => "self.batch.is_some()";
+    "vote beyond a batch that may seal an epoch", "unit", "ordering/barrier.rs":
+        "of_attempt.len() >= self.quorum()" => "of_attempt.len() > 200";
+    "let one server's word be a barrier", "unit", "ordering/barrier.rs":
+        "of_attempt.len() >= self.quorum()" => "!of_attempt.is_empty()";
+    "let one server fill the room of all", "unit", "ordering/pool.rs":
+        "if in_share || room {" => "if room {";
+    "let a primary's clock end the time for contributions", "unit", "ordering/renew.rs":
+        "let both = agreed_ms >= DEALINGS_KEPT_MS && own_ms >= DEALINGS_KEPT_MS;" => "let both = agreed_ms >= DEALINGS_KEPT_MS;";
     "let a thief take keys for an attempt along", "keeping-robbed", "signer.rs":
         "if ask.attempt == self.counter.coming && ask.attempt.epoch > begun.epoch {" => "if ask.attempt.epoch.0 > begun.epoch.0 && ask.attempt.epoch.0 <= begun.epoch.0 + 2 {";
     "put statements of several epochs together", "unit", "certificate.rs":

@@ -1,13 +1,13 @@
 //! `new-identity`: the folder of a server that is to take another one's place.
 
 use super::init::NewServer;
-use crate::config::{LOST_DATABASE, REPLACEMENT};
+use crate::config::REPLACEMENT;
 use anyhow::{Context as _, ensure};
 use clap::Args as ClapArgs;
 use kds_client::keystore::Passphrase;
 use kds_client::manifest_file;
 use quorum::ServerId;
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -58,9 +58,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     };
     let replacement = server.write(&args.dir, Passphrase::from_environment().as_ref())?;
     fs::copy(&args.manifest, args.dir.join("manifest.toml")).context("cannot copy the manifest")?;
-    let (path, marker) = (args.dir.join(REPLACEMENT), args.dir.join(LOST_DATABASE));
-    // What the one before it signed it does not know: it votes when that does not matter any more.
-    File::create(&marker).with_context(|| format!("cannot write {}", marker.display()))?;
+    let path = args.dir.join(REPLACEMENT);
     fs::write(&path, toml::to_string(&replacement)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     println!("identity {}", replacement.identity);

@@ -269,8 +269,10 @@ fn a_signer_certifies_for_the_epochs_in_which_its_identity_is_the_servers() {
     let genesis = Membership::genesis(Arc::clone(world.state.membership().manifest()));
     let key = vec![(KeyPurpose::Voting, PublicKey([7; 32]))];
     let evidence = Some(certificate(&mut world));
+    let number = std::cell::Cell::new(0);
     let ask = |epoch: u64, evidence: Option<Certificate>, changes: Vec<Arc<ChangeProof>>| Ask {
         keys: key.clone(),
+        number: number.replace(number.get() + 1) + 1,
         attempt: AttemptId::first(Epoch(epoch)),
         evidence,
         coming: None,

@@ -48,10 +48,6 @@ pub type Evidence<T> = (Signed<T>, KeyCertificate);
 pub struct Witness {
     /// The question that this answers.
     pub boot: u64,
-    /// What the one that answers has executed.
-    pub executed: Sequence,
-    /// The view that it is in.
-    pub view: View,
     /// Its last certificate.
     pub certificate: Option<Certificate>,
     /// The asker's prepare votes for the highest sequence number, and of the last view; at most two.

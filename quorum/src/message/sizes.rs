@@ -156,8 +156,6 @@ fn largest(kind: usize) -> PeerMessage {
         &|| {
             PeerMessage::Witness(Box::new(Witness {
                 boot: u64::MAX,
-                executed: SEQUENCE,
-                view: VIEW,
                 certificate: Some(certificate()),
                 prepares: vec![(signed(Prepare(slot())), key(0, 0)); 2],
                 commits: vec![(signed(Commit(slot())), key(0, 0)); 2],

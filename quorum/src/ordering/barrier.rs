@@ -14,12 +14,15 @@
 //!
 //! Why it stays live: a batch that may seal an epoch is a *barrier*. A primary proposes nothing after one before
 //! it has executed it, and a backup accepts nothing after one: so correct servers lose no votes at a seal. A
-//! server that has not executed the sealing batch is shown it, with q commits, by those that have.
+//! server that has not executed the sealing batch is shown it, with q commits, by those that have. A batch may
+//! seal one if, with it, q servers have said to be ready: what fewer say holds up nobody, however often they say it.
 
 use super::Replica;
-use crate::ids::Sequence;
+use crate::ids::{AttemptId, Sequence, ServerId};
 use crate::message::{CheckedBatch, CheckedMessage, PrePrepare};
 use crate::signing::Verified;
+use crate::state::layout;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Replica {
     /// Whether what a peer says counts in the epoch that this replica is in. Votes of the next one are kept until it
@@ -40,27 +43,41 @@ impl Replica {
         said_in == current || (early && said_in.epoch == current.epoch.next())
     }
 
-    /// Whether a place can be voted for: everything before it is known, and no epoch begins on the way.
+    /// The last place that can be voted for: everything before it is known, and no epoch begins on the way.
+    fn reach(&self) -> Sequence {
+        let executed = || {
+            let attempt = layout::epochs(self.state.map()).and_then(|epochs| epochs.attempt);
+            attempt.map(|attempt| (attempt.id, attempt.ready.into_keys().collect()))
+        };
+        let mut ready: Option<BTreeMap<AttemptId, BTreeSet<ServerId>>> = None;
+        let mut place = self.executed().next();
+        while let Some(entry) = self.log.get(&place).filter(|entry| entry.batch.is_some()) {
+            let seals = entry.ready.iter().any(|(server, attempt)| {
+                // Looked up only where it matters: an attempt is large.
+                let ready = ready.get_or_insert_with(|| executed().into_iter().collect());
+                let of_attempt = ready.entry(*attempt).or_default();
+                of_attempt.insert(*server);
+                of_attempt.len() >= self.quorum()
+            });
+            if seals {
+                break;
+            }
+            place = place.next();
+        }
+        place
+    }
+
+    /// Whether a place can be voted for.
     pub(super) fn leads_to(&self, sequence: Sequence) -> bool {
-        let first = self.executed().next();
-        let known = self.log.range(first..sequence).take_while(|(_, entry)| entry.leads_on()).count() as u64;
-        sequence.0.saturating_sub(first.0) == known
+        sequence <= self.reach()
     }
 
     /// A proposal that came before what it follows, and can be judged now.
     pub(super) fn next_early(&mut self) -> Option<(Verified<PrePrepare>, CheckedBatch)> {
-        let current = self.state.attempt();
-        let mut sequence = self.executed().next();
-        loop {
-            let entry = self.log.get_mut(&sequence)?;
-            if let Some(early) = entry.early.take_if(|(proposal, _)| proposal.body().0.attempt == current) {
-                return Some(early);
-            }
-            if !entry.leads_on() {
-                return None;
-            }
-            sequence = sequence.next();
-        }
+        let (current, first, reach) = (self.state.attempt(), self.executed().next(), self.reach());
+        let mut entries = self.log.range_mut(first..=reach);
+        entries
+            .find_map(|(_, entry)| entry.early.take_if(|(proposal, _)| proposal.body().0.attempt == current))
     }
 
     /// The executed state is of another epoch than before: what was said about later places is void.
@@ -82,7 +99,7 @@ mod tests {
     use super::*;
     use crate::bytes::Hash;
     use crate::certificate::{QuorumProof, VoteBook};
-    use crate::ids::{AttemptId, Epoch, ServerId, Timestamp, View};
+    use crate::ids::{Epoch, Timestamp, View};
     use crate::limits::LOG_TAIL_BATCHES;
     use crate::message::{MessageError, PeerMessage, Prepare, Slot, Suspect, ViewChange};
     use crate::ordering::log::LogEntry;
@@ -164,19 +181,28 @@ mod tests {
     #[test]
     fn nobody_votes_beyond_a_batch_that_may_seal_an_epoch() {
         let (mut replica, mut of) = in_epoch_five();
-        let voter = of(5).remove(1);
+        let voters = of(5);
         let (cluster, first) = (replica.cluster, replica.executed().next());
-        let ready = Step::Ready { server: ServerId(1), attempt: AttemptId::first(Epoch(6)), whole: true };
-        let ready = SignedRequest::sign(&cluster, voter.key(), 1, Timestamp(9), Operation::Step(ready))
-            .trusted(&cluster);
-        for (requests, leads) in [(vec![], true), (vec![ready], false)] {
-            let batch = CheckedBatch::new(&cluster, Timestamp(1), requests);
+        let mut put = |place: Sequence, ready: &[usize]| {
+            let requests = ready.iter().map(|i| {
+                let server = ServerId(*i as u8);
+                let step = Step::Ready { server, attempt: AttemptId::first(Epoch(6)), whole: true };
+                let operation = Operation::Step(step);
+                SignedRequest::sign(&cluster, voters[*i].key(), 1, Timestamp(9), operation).trusted(&cluster)
+            });
+            let batch = CheckedBatch::new(&cluster, Timestamp(1), requests.collect());
             let wire = Arc::new(batch.to_batch());
             let mut entry = LogEntry::default();
             entry.set_batch(batch, wire);
-            replica.log.insert(first, entry);
-            assert!(replica.leads_to(first), "everything before it is known");
-            assert_eq!(replica.leads_to(first.next()), leads);
-        }
+            replica.log.insert(place, entry);
+            replica.reach().0 - first.0
+        };
+        assert_eq!(put(first, &[]), 1, "everything before it is known");
+        assert_eq!(put(first, &[1]), 1);
+        // One that says it again and again is no barrier; q are.
+        assert_eq!(put(first.next(), &[1, 1, 1]), 2);
+        assert_eq!(put(Sequence(first.0 + 2), &[2]), 3);
+        assert_eq!(put(Sequence(first.0 + 3), &[3]), 3);
+        assert_eq!(put(Sequence(first.0 + 4), &[]), 3);
     }
 }

@@ -11,7 +11,7 @@ use crate::evidence::Evidence;
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, View};
 use crate::map::{PartError, Snapshot};
 use crate::message::{Batch, Commit, PeerMessage, PrePrepare, Prepare};
-use crate::ordering::{PoolError, StoredBeginning};
+use crate::ordering::{Amnesia, PoolError, StoredBeginning};
 use crate::request::{RequestId, VerifiedRequest};
 use crate::shares::ShareOp;
 use crate::signing::{Signed, Verified};
@@ -72,8 +72,10 @@ pub enum Write {
         /// Its encoding.
         value: Option<SecretBlob>,
     },
-    /// Whether votes are forgotten: the server must not vote, also after another start.
-    Amnesia(bool),
+    /// What is forgotten: the server must not vote, also after another start.
+    Amnesia(Option<Amnesia>),
+    /// The number of the voting key that the signer is asked for next.
+    VotingKey(u64),
     /// The stored log and state are damaged: begin with nothing.
     Reset,
     /// Batches up to here are no longer needed.

@@ -3,7 +3,7 @@
 
 use crate::bytes::Hash;
 use crate::certificate::{QuorumProof, VoteBook};
-use crate::ids::{AttemptId, Sequence, Timestamp, View};
+use crate::ids::{AttemptId, Sequence, ServerId, Timestamp, View};
 use crate::message::{Batch, CheckedBatch, Commit, PrePrepare, Prepare, Slot};
 use crate::request::{Operation, Step};
 use crate::signing::{Signed, Verified};
@@ -23,8 +23,8 @@ pub(super) struct LogEntry {
     /// A batch as it travels and is stored, with its digest: the committed one once there is one,
     /// otherwise the accepted one.
     wire: Option<(Hash, Arc<Batch>)>,
-    /// Whether an epoch may begin with that batch.
-    barrier: bool,
+    /// Who says in that batch to be ready, for which attempt.
+    pub(super) ready: Vec<(ServerId, AttemptId)>,
     /// A proposal that came before the one that it follows.
     pub(super) early: Option<(Verified<PrePrepare>, CheckedBatch)>,
     pub(super) prepares: VoteBook<Prepare>,
@@ -49,7 +49,7 @@ impl LogEntry {
         self.early.as_ref().map(|(proposal, _)| proposal.body().0)
     }
     pub(super) fn set_batch(&mut self, batch: CheckedBatch, wire: Arc<Batch>) {
-        self.barrier = is_barrier(&wire);
+        self.ready = ready(&wire);
         self.wire = Some((batch.digest(), wire));
         self.batch = Some(batch);
     }
@@ -72,10 +72,6 @@ impl LogEntry {
     /// primary makes one too, so that q votes of one kind are the whole proof.
     pub(super) fn prepared_now(&self, quorum: usize) -> Option<QuorumProof<Prepare>> {
         self.prepares.proof(&Prepare(self.slot()?), quorum)
-    }
-    /// Whether what follows can be voted for: this batch is known, and no epoch begins with it.
-    pub(super) fn leads_on(&self) -> bool {
-        self.batch.is_some() && !self.barrier
     }
     /// This place lies in the epoch that began by `attempt`, or a later one: what was said about it before is void.
     pub(super) fn enter_epoch(&mut self, attempt: AttemptId) {
@@ -102,7 +98,7 @@ impl LogEntry {
         self.committed.is_some()
     }
     fn forget_batch(&mut self) {
-        (self.batch, self.wire, self.barrier) = (None, None, false);
+        (self.batch, self.wire, self.ready) = (None, None, vec![]);
     }
     /// Votes count in their view only.
     pub(super) fn leave_view(&mut self) {
@@ -171,9 +167,11 @@ pub(super) fn slot(view: View, attempt: AttemptId, sequence: Sequence, batch: &C
     Slot { view, sequence, digest: batch.digest(), attempt }
 }
 
-/// Whether an epoch may begin with a batch. Whatever follows it then lies in the next one, and is voted for by
-/// keys of that: so nobody votes for anything after it before it is executed (design §7).
-fn is_barrier(batch: &Batch) -> bool {
-    let seals = |operation: &Operation| matches!(operation, Operation::Step(Step::Ready { .. }));
-    batch.requests.iter().any(|request| seals(&request.request.operation))
+/// Who says in a batch to be ready for an epoch.
+fn ready(batch: &Batch) -> Vec<(ServerId, AttemptId)> {
+    let ready = |operation: &Operation| match operation {
+        Operation::Step(Step::Ready { server, attempt, .. }) => Some((*server, *attempt)),
+        _ => None,
+    };
+    batch.requests.iter().filter_map(|request| ready(&request.request.operation)).collect()
 }

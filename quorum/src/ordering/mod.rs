@@ -46,7 +46,7 @@ pub use effects::{
 pub use pool::PoolError;
 pub use renew::{EpochKeys, Holding};
 pub use restore::{Damage, Stored, StoredBeginning, StoredSlot, StoredState, StoredView};
-pub use standing::Part;
+pub use standing::{Amnesia, Part};
 pub use transfer::TransferProgress;
 pub use view_change::Plan;
 pub use wants::Wants;
@@ -279,7 +279,7 @@ impl Replica {
         match message {
             // Keys were learnt when the message was checked.
             CheckedMessage::Keys(_) => {}
-            CheckedMessage::Forward(request) => self.on_forward(now, request),
+            CheckedMessage::Forward(request) => self.on_forward(now, from, request),
             CheckedMessage::PrePrepare(proposal, batch) => self.on_pre_prepare(now, proposal, batch),
             CheckedMessage::Prepare(vote) => self.on_prepare(vote),
             CheckedMessage::Commit(vote) => self.on_commit(vote),

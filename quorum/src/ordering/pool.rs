@@ -1,10 +1,15 @@
 //! Requests that wait to be ordered: FIFO for each client, clients in turn, bounded for both, so
 //! that neither a flood nor a primary's preference starves anyone (design §3).
+//!
+//! A lying server passes on what accomplices have signed, as many as it likes. So each server that requests come
+//! from, and this one for its own clients, always has its share of the room, whatever the others have filled: with
+//! all shares the pool holds at most twice what it is bounded to.
 
 use crate::bytes::PublicKey;
-use crate::ids::Timestamp;
+use crate::ids::{ServerId, Timestamp};
 use crate::limits::{
     MAX_BATCH_REQUESTS, MAX_PENDING, MAX_PENDING_BYTES, MAX_PENDING_BYTES_PER_CLIENT, MAX_PENDING_PER_CLIENT,
+    MAX_REQUEST_BYTES,
 };
 use crate::request::{RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, VecDeque};
@@ -27,6 +32,8 @@ pub(super) struct Waiting {
     /// Place in its client's queue; none once the primary has proposed it.
     queued: Option<u64>,
     bytes: usize,
+    /// The server that it came from first.
+    from: ServerId,
 }
 
 /// Why a request is not taken.
@@ -47,10 +54,13 @@ pub enum PoolError {
 
 #[derive(Clone, Default)]
 pub(super) struct RequestPool {
+    /// How many servers share the room.
+    servers: usize,
     waiting: BTreeMap<RequestId, Waiting>,
     queues: BTreeMap<PublicKey, BTreeMap<u64, RequestId>>,
     /// How many, and how many bytes.
     per_client: BTreeMap<PublicKey, (usize, usize)>,
+    per_server: BTreeMap<ServerId, (usize, usize)>,
     bytes: usize,
     turn: VecDeque<PublicKey>,
     arrivals: u64,
@@ -60,7 +70,21 @@ fn bytes_of(request: &VerifiedRequest) -> usize {
     crate::codec::encode(request.signed()).len()
 }
 
+/// One request less, of so many bytes.
+fn less<K: Ord>(counts: &mut BTreeMap<K, (usize, usize)>, key: K, bytes: usize) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count = (count.0 - 1, count.1 - bytes);
+        if count.0 == 0 {
+            counts.remove(&key);
+        }
+    }
+}
+
 impl RequestPool {
+    /// For so many servers.
+    pub(super) fn new(servers: usize) -> Self {
+        Self { servers, ..Self::default() }
+    }
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -80,36 +104,35 @@ impl RequestPool {
     pub(super) fn unproposed(&self) -> usize {
         self.queues.values().map(BTreeMap::len).sum()
     }
-    /// Whether `add` would take a request.
-    pub(super) fn has_room(&self, request: &VerifiedRequest) -> Result<(), PoolError> {
-        let id = request.id();
-        match self.waiting.get(&id) {
-            Some(known) if known.request.digest() == request.digest() => Ok(()),
-            Some(_) => Err(PoolError::NumberInUse),
-            None => self.has_room_for(request.queue(), bytes_of(request)),
-        }
-    }
-    fn has_room_for(&self, client: PublicKey, bytes: usize) -> Result<(), PoolError> {
+    fn has_room(&self, from: ServerId, client: PublicKey, bytes: usize) -> Result<(), PoolError> {
         let (of_client, bytes_of_client) = self.per_client.get(&client).copied().unwrap_or_default();
         if of_client >= MAX_PENDING_PER_CLIENT || bytes_of_client + bytes > MAX_PENDING_BYTES_PER_CLIENT {
             return Err(PoolError::ClientFull);
         }
-        if self.waiting.len() >= MAX_PENDING || self.bytes + bytes > MAX_PENDING_BYTES {
-            return Err(PoolError::Full);
-        }
-        Ok(())
+        let (of_server, bytes_of_server) = self.per_server.get(&from).copied().unwrap_or_default();
+        let in_share = of_server < MAX_PENDING / self.servers
+            && bytes_of_server + bytes <= (MAX_PENDING_BYTES / self.servers).max(MAX_REQUEST_BYTES);
+        let room = self.waiting.len() < MAX_PENDING && self.bytes + bytes <= MAX_PENDING_BYTES;
+        if in_share || room { Ok(()) } else { Err(PoolError::Full) }
     }
-    /// Takes a request in; says whether it is new.
-    pub(super) fn add(&mut self, now: Timestamp, request: VerifiedRequest) -> Result<bool, PoolError> {
+    /// Takes a request in that came from a server, or from a client of this one; says whether it is new.
+    pub(super) fn add(
+        &mut self,
+        now: Timestamp,
+        from: ServerId,
+        request: VerifiedRequest,
+    ) -> Result<bool, PoolError> {
         let id = request.id();
-        self.has_room(&request)?;
-        if self.waiting.contains_key(&id) {
-            return Ok(false);
+        if let Some(known) = self.waiting.get(&id) {
+            let same = known.request.digest() == request.digest();
+            return if same { Ok(false) } else { Err(PoolError::NumberInUse) };
         }
         let client = request.queue();
         let bytes = bytes_of(&request);
-        let of_client = self.per_client.entry(client).or_default();
-        *of_client = (of_client.0 + 1, of_client.1 + bytes);
+        self.has_room(from, client, bytes)?;
+        for count in [self.per_client.entry(client).or_default(), self.per_server.entry(from).or_default()] {
+            *count = (count.0 + 1, count.1 + bytes);
+        }
         self.bytes += bytes;
         self.arrivals += 1;
         let queue = self.queues.entry(client).or_default();
@@ -128,6 +151,7 @@ impl RequestPool {
             taken: false,
             queued,
             bytes,
+            from,
         };
         self.waiting.insert(id, waiting);
         Ok(true)
@@ -169,12 +193,8 @@ impl RequestPool {
         let Some(waiting) = self.waiting.remove(&id) else { return };
         let client = waiting.request.queue();
         self.bytes -= waiting.bytes;
-        if let Some((count, bytes)) = self.per_client.get_mut(&client) {
-            (*count, *bytes) = (*count - 1, *bytes - waiting.bytes);
-            if *count == 0 {
-                self.per_client.remove(&client);
-            }
-        }
+        less(&mut self.per_client, client, waiting.bytes);
+        less(&mut self.per_server, waiting.from, waiting.bytes);
         if let Some(place) = waiting.queued
             && let Some(queue) = self.queues.get_mut(&client)
         {
@@ -237,6 +257,8 @@ mod tests {
     use crate::request::{Operation, SignedRequest};
     use crate::signing::SigningKey;
 
+    const OWN: ServerId = ServerId(0);
+
     fn request(client: u8, sequence: u64) -> VerifiedRequest {
         let cluster = ClusterId(crate::Hash([0; 32]));
         let key = SigningKey::from_seed(&[client; 32]);
@@ -246,12 +268,12 @@ mod tests {
 
     #[test]
     fn clients_take_turns_and_each_is_served_in_order() {
-        let mut pool = RequestPool::default();
+        let mut pool = RequestPool::new(4);
         for sequence in [7, 3, 5] {
-            assert_eq!(pool.add(Timestamp(0), request(1, sequence)), Ok(true));
+            assert_eq!(pool.add(Timestamp(0), OWN, request(1, sequence)), Ok(true));
         }
-        assert_eq!(pool.add(Timestamp(0), request(2, 1)), Ok(true));
-        assert_eq!(pool.add(Timestamp(0), request(2, 1)), Ok(false));
+        assert_eq!(pool.add(Timestamp(0), OWN, request(2, 1)), Ok(true));
+        assert_eq!(pool.add(Timestamp(0), OWN, request(2, 1)), Ok(false));
         let batch = pool.take(1 << 20);
         let order: Vec<_> = batch.iter().map(|r| r.id().sequence).collect();
         assert_eq!(order, [7, 1, 3, 5]);
@@ -264,17 +286,17 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_client_leaves_room_for_others() {
-        let mut pool = RequestPool::default();
+        let mut pool = RequestPool::new(4);
         let flood = request(1, 0);
         for sequence in 0..MAX_PENDING_PER_CLIENT as u64 {
-            assert_eq!(pool.add(Timestamp(0), request(1, sequence)), Ok(true));
+            assert_eq!(pool.add(Timestamp(0), OWN, request(1, sequence)), Ok(true));
         }
-        assert_eq!(pool.add(Timestamp(0), request(1, u64::MAX)), Err(PoolError::ClientFull));
-        assert_eq!(pool.add(Timestamp(0), request(2, 0)), Ok(true));
+        assert_eq!(pool.add(Timestamp(0), OWN, request(1, u64::MAX)), Err(PoolError::ClientFull));
+        assert_eq!(pool.add(Timestamp(0), OWN, request(2, 0)), Ok(true));
         assert_eq!(pool.take(1 << 20)[1].id(), request(2, 0).id());
         pool.retain(|waiting| waiting.request.request().expiry > Timestamp(1001));
         assert_eq!(pool.len(), 0);
-        assert_eq!(pool.add(Timestamp(0), flood), Ok(true));
+        assert_eq!(pool.add(Timestamp(0), OWN, flood), Ok(true));
     }
 
     /// Places are counted, and bytes. One who owns a name makes keys known by naming readers, 64 in a
@@ -283,35 +305,46 @@ mod tests {
     fn waiting_requests_are_bounded_in_bytes() {
         use crate::limits::MAX_KEY_BYTES;
         let cluster = ClusterId(crate::Hash([0; 32]));
-        let mut pool = RequestPool::default();
-        let mut taken = 0;
-        for client in 0..12u8 {
-            let key = SigningKey::from_seed(&[client; 32]);
-            for sequence in 0..80 {
-                let name = Name::new("x").unwrap();
-                let key_of_record = crate::record::KeyMaterial {
-                    algorithm: "x".into(),
-                    key: crate::Blob(vec![1; MAX_KEY_BYTES]),
-                };
-                let entry = crate::record::Entry {
-                    keys: vec![key_of_record; 15],
-                    owner: None,
-                    owner_only: false,
-                    not_before: None,
-                    not_after: None,
-                    metadata: Default::default(),
-                };
-                let operation = Operation::Rotate { name, from_version: 1, entry };
-                let request = SignedRequest::sign(&cluster, &key, sequence, Timestamp(1000), operation);
-                taken += usize::from(pool.add(Timestamp(0), request.trusted(&cluster)) == Ok(true));
-                assert!(pool.bytes <= MAX_PENDING_BYTES);
+        let mut pool = RequestPool::new(4);
+        let flood = |pool: &mut RequestPool, from: u8, clients: std::ops::Range<u8>| {
+            let mut taken = 0;
+            for client in clients {
+                let key = SigningKey::from_seed(&[client; 32]);
+                for sequence in 0..80 {
+                    let name = Name::new("x").unwrap();
+                    let key_of_record = crate::record::KeyMaterial {
+                        algorithm: "x".into(),
+                        key: crate::Blob(vec![1; MAX_KEY_BYTES]),
+                    };
+                    let entry = crate::record::Entry {
+                        keys: vec![key_of_record; 15],
+                        owner: None,
+                        owner_only: false,
+                        not_before: None,
+                        not_after: None,
+                        metadata: Default::default(),
+                    };
+                    let operation = Operation::Rotate { name, from_version: 1, entry };
+                    let request = SignedRequest::sign(&cluster, &key, sequence, Timestamp(1000), operation);
+                    let request = request.trusted(&cluster);
+                    taken += usize::from(pool.add(Timestamp(0), ServerId(from), request) == Ok(true));
+                }
             }
-        }
-        assert!(pool.per_client.values().all(|(_, bytes)| *bytes <= MAX_PENDING_BYTES_PER_CLIENT));
+            taken
+        };
         let most = MAX_PENDING_BYTES / (MAX_KEY_BYTES * 15);
-        assert!(taken > most / 2 && taken <= most, "{taken} of {most}");
+        let taken = flood(&mut pool, 3, 0..12);
+        assert!(taken > most * 9 / 10 && taken <= most, "{taken} of {most}");
+        assert!(pool.bytes <= MAX_PENDING_BYTES);
+        // The other servers have their shares all the same, and no more.
+        for from in 0..3 {
+            let taken = flood(&mut pool, from, 20 + 8 * from..28 + 8 * from);
+            assert!(taken > most / 5 && taken <= most / 4, "{taken} of {most} from {from}");
+        }
+        assert!(pool.bytes <= 2 * MAX_PENDING_BYTES);
+        assert!(pool.per_client.values().all(|(_, bytes)| *bytes <= MAX_PENDING_BYTES_PER_CLIENT));
         let ids: Vec<_> = pool.waiting.keys().copied().collect();
         ids.into_iter().for_each(|id| pool.remove(id));
-        assert!(pool.bytes == 0 && pool.per_client.is_empty());
+        assert!(pool.bytes == 0 && pool.per_client.is_empty() && pool.per_server.is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use super::effects::{Accusation, Target, Write};
 use super::log::LogEntry;
 use super::{Replica, log};
-use crate::ids::{Sequence, Timestamp};
+use crate::ids::{Sequence, ServerId, Timestamp};
 use crate::limits::{
     CLOCK_BOUND_MS, GATHER_MS, HEARTBEAT_MS, MAX_BATCH_BYTES, MAX_BATCH_REQUESTS, MAX_REQUEST_BYTES,
     PIPELINE, PROPOSALS_AHEAD, WINDOW,
@@ -27,7 +27,7 @@ impl Replica {
             return;
         }
         let signed = request.signed().clone();
-        if let Err(why) = self.pool.add(now, request) {
+        if let Err(why) = self.pool.add(now, self.id, request) {
             self.pending.refuse(id, why);
             return;
         }
@@ -43,7 +43,7 @@ impl Replica {
     }
 
     /// A request that another server passes on.
-    pub(super) fn on_forward(&mut self, now: Timestamp, request: VerifiedRequest) {
+    pub(super) fn on_forward(&mut self, now: Timestamp, from: ServerId, request: VerifiedRequest) {
         let known = crate::state::admit(
             self.state.map(),
             self.state.membership(),
@@ -52,7 +52,7 @@ impl Replica {
         );
         if known.is_ok() && self.state.reply(request.id()).is_none() {
             // A full pool refuses: the client's own server tells her.
-            let _ = self.pool.add(now, request);
+            let _ = self.pool.add(now, from, request);
         }
     }
 

@@ -7,8 +7,8 @@
 //!
 //! - with everything that it needs, this server has its shares renewed, by one operation that is as
 //!   durable as the batch that sealed the epoch;
-//! - without, it goes on asking for [`DEALINGS_KEPT_MS`] of agreed time, and then empties its slots: what
-//!   it has is worth nothing to anybody but a thief. It recovers its shares in a later epoch.
+//! - without, it goes on asking for [`DEALINGS_KEPT_MS`], and then empties its slots: what it has is worth nothing
+//!   to anybody but a thief. It recovers its shares in a later epoch.
 //!
 //! Then contributions are erased; sealing keys of epochs that are over were erased at the seal.
 
@@ -19,7 +19,9 @@ use crate::bytes::{Hash, SecretBlob, SecretBytes};
 use crate::certificate::{Certificate, Checkpoint};
 use crate::codec::{decode, encode_secret};
 use crate::ids::{AttemptId, ClusterId, Epoch, ServerId, Timestamp};
-use crate::limits::{ACK_DELAY_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS};
+use crate::limits::{
+    ACK_DELAY_MS, DEALINGS_KEPT_AT_MOST_MS, DEALINGS_KEPT_MS, RETRANSMIT_MS, STEP_PATIENCE_MS,
+};
 use crate::membership::{Change, ChangeProof};
 use crate::message::{HandedOut, PeerMessage, WantedDealing};
 use crate::refresh::{Dealing, Seeds};
@@ -99,8 +101,16 @@ pub struct Holding {
 struct Sealed {
     attempt: Attempt,
     at: Timestamp,
+    /// When this server executed it, by its own clock.
+    seen: Timestamp,
     seeds: Seeds,
     in_place: bool,
+}
+
+/// Whether contributions are to be erased, so long after a seal in agreed time and by a server's own clock.
+fn is_over(agreed_ms: u64, own_ms: u64) -> bool {
+    let both = agreed_ms >= DEALINGS_KEPT_MS && own_ms >= DEALINGS_KEPT_MS;
+    both || agreed_ms >= DEALINGS_KEPT_AT_MOST_MS
 }
 
 impl Renewing {
@@ -510,7 +520,8 @@ impl Replica {
         self.give_up_renewal();
         let seeds = seeds_of(self.cluster, self.manifest.thresholds, attempt);
         let at = self.state.time();
-        self.renewing.sealed = Some(Sealed { attempt: attempt.clone(), at, seeds, in_place: false });
+        let seen = self.now;
+        self.renewing.sealed = Some(Sealed { attempt: attempt.clone(), at, seen, seeds, in_place: false });
         let current = self.state.epoch();
         let over: Vec<_> = self.renewing.openings.range(..current).map(|(epoch, _)| *epoch).collect();
         for epoch in over {
@@ -567,8 +578,8 @@ impl Replica {
 
     /// Some time after a seal nobody is given contributions any more.
     fn erase_dealings(&mut self) {
-        let time = self.state.time();
-        let over = |sealed: &Sealed| time.since_ms(sealed.at) >= DEALINGS_KEPT_MS;
+        let (time, now) = (self.state.time(), self.now);
+        let over = |sealed: &Sealed| is_over(time.since_ms(sealed.at), now.since_ms(sealed.seen));
         if self.renewing.sealed.as_ref().is_some_and(over) {
             let attempt = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id);
             self.give_up_renewal();
@@ -593,5 +604,21 @@ impl Replica {
             self.renewing.given.retain(|(_, of), _| *of != dealer);
             self.pending.write(Write::Vault { key: VaultKey::Dealing(id, dealer), value: None });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::LEAP_MS;
+
+    /// A primary can take agreed time forward by [`LEAP_MS`] in one batch: a server that lacks contributions at the
+    /// seal is given its two seconds all the same. And a clock that was set back keeps them no longer than need be.
+    #[test]
+    fn no_leap_of_agreed_time_ends_the_time_for_contributions() {
+        assert!(!is_over(LEAP_MS, 100) && !is_over(LEAP_MS + 500, DEALINGS_KEPT_MS - 1));
+        assert!(!is_over(DEALINGS_KEPT_MS - 1, 60_000));
+        assert!(is_over(DEALINGS_KEPT_MS, DEALINGS_KEPT_MS));
+        assert!(is_over(DEALINGS_KEPT_AT_MOST_MS, 0));
     }
 }

@@ -13,13 +13,13 @@ use super::log::LogEntry;
 use super::new_view::Beginning;
 use super::pool::RequestPool;
 use super::renew::Renewing;
-use super::standing::{Estimation, Memory, Standing, Witnessed};
+use super::standing::{Amnesia, Estimation, Memory, Standing, Witnessed};
 use super::transfer::Transferring;
 use super::view_change::Changing;
 use super::{Identity, Replica};
 use crate::bytes::SecretBlob;
 use crate::certificate::{Certificate, Checkpoint, CompletionTracker, QuorumProof};
-use crate::ids::{Sequence, Timestamp, View};
+use crate::ids::{Epoch, Sequence, Timestamp, View};
 use crate::manifest::Manifest;
 use crate::map::Map;
 use crate::membership::{ChangeProof, Membership};
@@ -28,6 +28,7 @@ use crate::message::{
 };
 use crate::request::Operation;
 use crate::shares::ShareOp;
+use crate::signer::Counter;
 use crate::signing::{KeyCertificate, Keyring, Signed, Statement as _};
 use crate::state::{RestoreError, State, layout};
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,11 @@ pub struct Stored {
     /// The view; none in view 0.
     pub view: Option<StoredView>,
     /// The server has voted before and does not remember its votes.
-    pub amnesia: bool,
+    pub amnesia: Option<Amnesia>,
+    /// The number of the last voting key that the signer was asked for.
+    pub voting_key: u64,
+    /// The last epoch that the signer has certified a voting key for, as it says; not in the database.
+    pub voted_in: Epoch,
     /// Something is missing of the shares or of what happened to them.
     pub shares_damaged: bool,
     /// What has to stay secret.
@@ -114,6 +119,21 @@ pub enum Damage {
 }
 
 impl Stored {
+    /// Compares what is stored with what the signer remembers: a voting key that it has certified since is one that
+    /// this database knows no votes of. `since` is the epoch in which this server's identity took another one's
+    /// place. Says what is to be durable before the signer is asked for the key of this start.
+    pub fn begin(&mut self, signer: &Counter, since: Epoch) -> Vec<Write> {
+        self.voted_in = signer.voted_in.epoch;
+        if signer.voting > self.voting_key {
+            self.amnesia = Some(Amnesia { through: self.voted_in, settled: false });
+        } else if self.voting_key == 0 && since > Epoch(0) {
+            // What the identity before it signed it does not know.
+            self.amnesia = Some(Amnesia { through: Epoch(since.0 - 1), settled: true });
+        }
+        self.voting_key = self.voting_key.max(signer.voting) + 1;
+        vec![Write::VotingKey(self.voting_key), Write::Amnesia(self.amnesia)]
+    }
+
     /// Who the servers are, as far as what is stored shows; believed for its proofs alone.
     pub fn membership(&self, manifest: &Arc<Manifest>) -> Option<Arc<Membership>> {
         let leaves = self.state.iter().flat_map(|state| &state.leaves);
@@ -145,7 +165,10 @@ impl Replica {
     /// A replica that goes on from what is stored, or begins at genesis. If what is stored is
     /// damaged it says so, and fetches what differs from the others.
     pub fn start(identity: Identity, stored: Stored) -> Self {
-        let Stored { state, slots, certificate, view, amnesia, shares_damaged, vault, damaged } = stored;
+        let Stored {
+            state, slots, certificate, view, amnesia, voted_in, shares_damaged, vault, damaged, ..
+        } = stored;
+        let remembers = (amnesia, voted_in);
         let cluster = *identity.membership.cluster();
         let (at, leaves) = state.map(|state| (state.checkpoint, state.leaves)).unzip();
         let mut map = Map::from_entries(cluster, leaves.unwrap_or_default());
@@ -154,14 +177,15 @@ impl Replica {
             true => Err(Damage::Row),
             false => {
                 let resumed = (slots, certificate, view.clone());
-                Self::resume(identity.clone(), at, map, resumed, amnesia, vault.clone())
+                Self::resume(identity.clone(), at, map, resumed, remembers, vault.clone())
             }
         };
         let mut replica = resumed.unwrap_or_else(|damage| {
             let state = State::genesis(Arc::clone(identity.membership.manifest()));
-            let mut replica = Self::new(identity, state, BTreeMap::new(), true, vault);
+            let amnesia = amnesia.unwrap_or(Amnesia { through: voted_in, settled: false });
+            let mut replica = Self::new(identity, state, BTreeMap::new(), (Some(amnesia), voted_in), vault);
             replica.pending.accuse(Accusation::Damaged(damage));
-            replica.pending.write(Write::Amnesia(true));
+            replica.pending.write(Write::Amnesia(Some(amnesia)));
             replica.pending.write(Write::Reset);
             replica.flush();
             // Its view is a promise of its own; how that began is not needed.
@@ -185,7 +209,7 @@ impl Replica {
         at: Option<Checkpoint>,
         map: Map,
         (slots, certificate, view): (Vec<StoredSlot>, Option<Certificate>, Option<StoredView>),
-        amnesia: bool,
+        remembers: (Option<Amnesia>, Epoch),
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Result<Self, Damage> {
         let manifest = Arc::clone(identity.membership.manifest());
@@ -199,10 +223,7 @@ impl Replica {
             (slot.sequence, Memory { accepted, prepared })
         });
         let memory = memory.filter(|(sequence, _)| *sequence > state.sequence()).collect();
-        let mut replica = Self::new(identity, state, memory, amnesia, vault);
-        if amnesia {
-            replica.pending.write(Write::Amnesia(true));
-        }
+        let mut replica = Self::new(identity, state, memory, remembers, vault);
         if at.is_none() {
             // The state that the first batches build on is on disk before anything is promised.
             replica.flush();
@@ -223,7 +244,7 @@ impl Replica {
         identity: Identity,
         state: State,
         memory: BTreeMap<Sequence, Memory>,
-        amnesia: bool,
+        remembers: (Option<Amnesia>, Epoch),
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Self {
         let Identity { membership, voter, boot, log_tail } = identity;
@@ -237,7 +258,7 @@ impl Replica {
             log: BTreeMap::new(),
             log_bytes: 0,
             keys_heard: KeysHeard::default(),
-            pool: RequestPool::default(),
+            pool: RequestPool::new(manifest.thresholds.n()),
             next_sequence: flushed.next(),
             last_proposed: Timestamp(0),
             checkpoints: BTreeMap::new(),
@@ -260,7 +281,7 @@ impl Replica {
             entered: Timestamp(0),
             now: Timestamp(0),
             diverged: false,
-            standing: Standing::Estimating(Estimation::new(boot, amnesia, memory)),
+            standing: Standing::Estimating(Estimation::new(boot, remembers, memory)),
             witnessed: Witnessed::default(),
             boundaries: BTreeMap::new(),
             log_tail,

@@ -7,20 +7,18 @@
 //!
 //! - Its database accounts for all of them: it votes. Persist-before-send makes this the normal
 //!   case, also when all servers start at once, since those that do not vote yet answer too.
-//! - One of its own signatures is not in its database, or it has no database at all although it
-//!   has voted before. Then it is one of the f faulty servers until nothing that it may have signed
-//!   matters any more. It accepted proposals at most [`PROPOSALS_AHEAD`] beyond what it had
-//!   executed. Some correct server among those that answered took part in ordering that, and so had
-//!   executed at most as much less. So it waits for a certificate at twice that distance beyond
-//!   what the others have, by catching up or by state transfer; and it takes part in no view before
-//!   one that it has been shown to have changed to.
+//! - One of its own signatures is not in its database, or the database is an older copy than its signer knows of
+//!   (see [`super::Stored::begin`]): it has cast votes that it does not remember, and it may have left a view. Then it
+//!   is one of the f faulty servers until nothing that it may have signed matters any more: until a certificate shows
+//!   that a later epoch has begun than the last one that it may have had a voting key for. What is said in an epoch
+//!   counts in no other (see `barrier`).
 //!
-//! What it is shown may be an adversary's, who had one of its keys once. So nothing grows by one claim alone: what
-//! was signed in an epoch that a certificate shows to be over is void (see `barrier`); a place counts as far as
-//! the others' certificates and the window after them reach; a view as far as it follows one that f+1 of
-//! those that answered are in. A claim of a later view is not believed, and may be true: then it
-//! waits until the epoch is over in which it was made. And two epochs later nothing that it may have forgotten
-//! counts in any case.
+//! The others' word alone would not do. Votes that are still under way, or were seen by servers that have lost
+//! their memory since, nobody shows; so the signer counts the voting keys, and the database has the number of each
+//! before it is drawn. Only a copy that was made while the present key was in use is found by the others' word alone.
+//!
+//! What it is shown may be an adversary's, who had one of its keys once: she makes it wait until the epoch is over
+//! in which that key counts, and no longer.
 //!
 //! Until then it promises nothing, proposes nothing, and shows readers nothing.
 
@@ -29,11 +27,10 @@ use super::budget::Question;
 use super::effects::{Accusation, Target, Write};
 use crate::certificate::QuorumProof;
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp, View};
-use crate::limits::{PROPOSALS_AHEAD, WINDOW};
 use crate::message::{Commit, Evidence, PeerMessage, Prepare, Slot, ViewChange, Witness};
 use crate::signing::{Signed, Statement as _, Verified};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Whether a replica takes part in ordering.
@@ -61,15 +58,23 @@ pub(super) enum Standing {
     Recovering(Forgotten),
 }
 
+/// What a server that has lost its memory knows of what it has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amnesia {
+    /// The last epoch that it may have voted in.
+    pub through: Epoch,
+    /// Whether that is for certain: before, it is as late as the others show that it is when they are asked, since
+    /// the signer's memory may be an older copy too.
+    pub settled: bool,
+}
+
 /// Until when something that a server has forgotten may matter.
 #[derive(Clone, Copy)]
-pub(super) struct Forgotten {
-    /// Votes, below a certificate as high as this.
-    until: Sequence,
-    /// A view change, in the epoch in which it was made.
-    view_change_in: Option<Epoch>,
-    /// Anything, before this epoch.
-    before: Epoch,
+pub(super) enum Forgotten {
+    /// Votes: in this epoch.
+    Votes(Epoch),
+    /// What it has said to hold: below a certificate as high as this.
+    Held(Sequence),
 }
 
 /// What the others have said since the start.
@@ -78,11 +83,13 @@ pub(super) struct Estimation {
     /// Answers name it, so that those to an earlier start do not count.
     boot: u64,
     /// It is known already that votes are forgotten.
-    amnesia: bool,
+    amnesia: Option<Amnesia>,
+    /// The last epoch that it has had a voting key for.
+    voted_in: Epoch,
     /// Views of the proposals and proofs that the database holds at each sequence number.
     memory: BTreeMap<Sequence, Memory>,
-    /// What each server that answered has executed, as far as it proved that, and its view.
-    answers: BTreeMap<ServerId, (Sequence, View)>,
+    /// Who has answered.
+    answers: BTreeSet<ServerId>,
     /// The last certificate that was shown, and its epoch.
     certified: (Sequence, AttemptId),
     /// Own signatures that were shown.
@@ -93,9 +100,8 @@ pub(super) struct Estimation {
 #[derive(Clone, Copy)]
 struct Claim {
     attempt: AttemptId,
-    sequence: Sequence,
-    /// Of a view change.
-    view: Option<View>,
+    /// Of a vote.
+    sequence: Option<Sequence>,
     /// Whether the database accounts for it.
     remembered: bool,
 }
@@ -108,9 +114,13 @@ pub(super) struct Memory {
 }
 
 impl Estimation {
-    pub(super) fn new(boot: u64, amnesia: bool, memory: BTreeMap<Sequence, Memory>) -> Self {
-        let (answers, certified) = (BTreeMap::new(), Default::default());
-        Self { boot, amnesia, memory, answers, certified, claims: Vec::new() }
+    pub(super) fn new(
+        boot: u64,
+        (amnesia, voted_in): (Option<Amnesia>, Epoch),
+        memory: BTreeMap<Sequence, Memory>,
+    ) -> Self {
+        let (answers, certified) = Default::default();
+        Self { boot, amnesia, voted_in, memory, answers, certified, claims: Vec::new() }
     }
     /// Names the question to witnesses.
     pub(super) fn boot(&self) -> u64 {
@@ -217,7 +227,7 @@ impl Replica {
         let Standing::Estimating(estimation) = &self.standing else { return };
         let boot = estimation.boot;
         for peer in self.manifest.grid().servers().filter(|peer| *peer != self.id) {
-            if !estimation.answers.contains_key(&peer) {
+            if !estimation.answers.contains(&peer) {
                 self.pending.send(Target::One(peer), PeerMessage::AskWitness(boot));
             }
         }
@@ -236,8 +246,7 @@ impl Replica {
         let (prepares, commits) = (prepares.both(|vote| vote.0), commits.both(|vote| vote.0));
         let view_change = self.view_change_of(from).map(|change| Arc::clone(change.evidence()));
         let certificate = self.certificate.as_ref().map(|certificate| certificate.as_ref().clone());
-        let (executed, view) = (self.executed(), self.view);
-        let witness = Witness { boot, executed, view, certificate, prepares, commits, view_change };
+        let witness = Witness { boot, certificate, prepares, commits, view_change };
         self.pending.send(Target::One(from), PeerMessage::Witness(Box::new(witness)));
     }
 
@@ -251,16 +260,12 @@ impl Replica {
         if witness.boot != estimation.boot {
             return;
         }
-        // More than a certificate and the window after it is not believed.
-        let certified = witness.certificate.as_ref().map(|certificate| certificate.statement);
-        let through = certified.map_or(0, |statement| statement.sequence.0).saturating_add(WINDOW);
-        let executed = Sequence(witness.executed.0.min(through));
         // One answer of each: a server that does not vote yet says nothing that a second one could add.
-        if estimation.answers.contains_key(&from) {
+        if !estimation.answers.insert(from) {
             return;
         }
-        estimation.answers.insert(from, (executed, witness.view));
-        let shown = certified.map(|statement| (statement.sequence, statement.attempt()));
+        let shown = witness.certificate.as_ref().map(|certificate| certificate.statement);
+        let shown = shown.map(|statement| (statement.sequence, statement.attempt()));
         estimation.certified = estimation.certified.max(shown.unwrap_or_default());
 
         let memory = |sequence: Sequence| estimation.memory.get(&sequence).copied().unwrap_or_default();
@@ -268,8 +273,7 @@ impl Replica {
         // A vote in a view means only that this replica was in it then.
         let mut claim = |slot: Slot, known: Option<View>| {
             let remembered = slot.sequence <= own_executed || known >= Some(slot.view);
-            let Slot { attempt, sequence, .. } = slot;
-            claims.push(Claim { attempt, sequence, view: None, remembered });
+            claims.push(Claim { attempt: slot.attempt, sequence: Some(slot.sequence), remembered });
         };
         for (vote, _) in witness.prepares.iter().filter(|(vote, _)| vote.server == id) {
             claim(vote.body.0, memory(vote.body.0.sequence).accepted);
@@ -279,8 +283,7 @@ impl Replica {
         }
         if let Some((change, _)) = witness.view_change.as_deref().filter(|(change, _)| change.server == id) {
             let ViewChange { view, attempt, .. } = change.body;
-            let (sequence, remembered) = (Sequence(0), view <= own_view);
-            claims.push(Claim { attempt, sequence, view: Some(view), remembered });
+            claims.push(Claim { attempt, sequence: None, remembered: view <= own_view });
         }
         estimation.claims.extend(claims);
         self.conclude(now);
@@ -288,7 +291,7 @@ impl Replica {
 
     /// With q−1 answers it is clear whether anything is forgotten.
     pub(super) fn conclude(&mut self, now: Timestamp) {
-        let (quorum, f) = (self.quorum(), self.manifest.thresholds.f());
+        let quorum = self.quorum();
         let Standing::Estimating(estimation) = &self.standing else { return };
         if estimation.answers.len() + 1 < quorum {
             return;
@@ -296,52 +299,40 @@ impl Replica {
         // Nothing that was signed in an epoch that is over counts with those who have certified a later one.
         let own = self.certificate.as_ref().map_or_else(AttemptId::default, |own| own.statement.attempt());
         let (certified, shown) = estimation.certified;
-        let epoch = shown.max(own).max(self.state.attempt());
-        let claims = || estimation.claims.iter().filter(|claim| claim.attempt >= epoch);
-        let forgotten = claims().filter(|claim| !claim.remembered).map(|claim| claim.sequence).max();
-        if let Some(sequence) = forgotten.filter(|_| !estimation.amnesia) {
+        let current = shown.max(own).max(self.state.attempt());
+        let forgotten = estimation.claims.iter().filter(|claim| !claim.remembered);
+        let votes = || forgotten.clone().filter(|claim| claim.attempt >= current);
+        let amnesia = estimation.amnesia.or_else(|| {
+            let sequence = votes().map(|claim| claim.sequence.unwrap_or_default()).max()?;
             self.pending.accuse(Accusation::Amnesia { sequence });
-        }
-        let amnesia = estimation.amnesia || forgotten.is_some();
-        if !amnesia {
+            Some(Amnesia { through: estimation.voted_in, settled: false })
+        });
+        self.standing = Standing::Recovering(match amnesia {
+            Some(Amnesia { through, settled }) => {
+                let through = if settled { through } else { through.max(current.epoch) };
+                // Written before anything else: a crash on the way does not make it forget that it forgot.
+                self.pending.write(Write::Amnesia(Some(Amnesia { through, settled: true })));
+                Forgotten::Votes(through)
+            }
             // Votes of an epoch that is over bind nobody; but what was said to be held then is to be held now.
-            let lost = |claim: &Claim| !claim.remembered && claim.view.is_none();
-            let until = if estimation.claims.iter().any(lost) { certified } else { Sequence(0) };
-            self.standing =
-                Standing::Recovering(Forgotten { until, view_change_in: None, before: Epoch(u64::MAX) });
-            self.recovered(now);
-            return;
-        }
-        let highest = estimation.answers.values().map(|(executed, _)| *executed).max().unwrap_or_default();
-        let bound = Sequence(highest.0.saturating_add(2 * WINDOW));
-        let shown = claims().map(|claim| claim.sequence).max().unwrap_or_default().min(bound);
-        let until = Sequence(highest.max(shown).0.saturating_add(2 * PROPOSALS_AHEAD));
-        // Of f+1 servers one is correct: some correct server was in a view before the one that this one left for.
-        let mut views: Vec<_> = estimation.answers.values().map(|(_, view)| *view).collect();
-        views.sort_unstable_by(|a, b| b.cmp(a));
-        let plausible = views.get(f).copied().unwrap_or_default().next();
-        let changes = || claims().filter_map(|claim| Some((claim.view?, claim.attempt.epoch)));
-        let view = changes().map(|(view, _)| view).filter(|view| *view <= plausible).max();
-        let view_change_in = changes().filter(|(view, _)| *view > plausible).map(|(_, of)| of).max();
-        // Its last votes may be of the epoch after the last that anyone has a certificate of.
-        let before = claims().map(|claim| claim.attempt.epoch).chain([epoch.epoch]).max();
-        let before = Epoch(before.unwrap_or_default().0.min(epoch.epoch.0 + 1).saturating_add(2));
-        // Written before anything else: a crash on the way does not make it forget that it forgot.
-        self.pending.write(Write::Amnesia(true));
-        self.standing = Standing::Recovering(Forgotten { until, view_change_in, before });
-        if let Some(view) = view.filter(|view| *view > self.view) {
-            self.leave_for(now, view);
-        }
+            None => {
+                let lost = forgotten.clone().any(|claim| claim.sequence.is_some());
+                Forgotten::Held(if lost { certified } else { Sequence(0) })
+            }
+        });
         self.recovered(now);
     }
 
-    /// Nothing that was forgotten matters below a certificate as high as this, or of an epoch as late.
+    /// Nothing that was forgotten matters when such a certificate is there.
     pub(super) fn recovered(&mut self, now: Timestamp) {
-        let Standing::Recovering(Forgotten { until, view_change_in, before }) = self.standing else { return };
+        let Standing::Recovering(forgotten) = self.standing else { return };
         let epoch = self.certificate.as_ref().map_or(Epoch(0), |certificate| certificate.statement.epoch);
-        let votes = self.certified() >= until && view_change_in.is_none_or(|of| epoch > of);
-        if votes || epoch >= before {
-            self.pending.write(Write::Amnesia(false));
+        let over = match forgotten {
+            Forgotten::Votes(through) => epoch > through,
+            Forgotten::Held(until) => self.certified() >= until,
+        };
+        if over {
+            self.pending.write(Write::Amnesia(None));
             self.standing = Standing::Voting;
             self.take_part(now);
         }
@@ -362,23 +353,25 @@ mod tests {
     use super::*;
     use crate::bytes::Hash;
     use crate::certificate::tests::voters;
+    use crate::certificate::{Certificate, Checkpoint};
+    use crate::ordering::Stored;
     use crate::ordering::view_change::tests::replica;
+    use crate::signer::Counter;
 
-    /// A server starts from an older database than its last one. Each of q−1 others tells it of a vote at `place`, if
-    /// any, and has itself executed 7 batches: what the server thinks of itself then.
-    fn after_witnesses(place: Option<u64>, amnesia: bool) -> (Part, Replica) {
+    /// A server that has voted in epoch 3 starts. Each of q−1 others tells it of a vote for place 9 of that epoch, if
+    /// any: what the server thinks of itself then.
+    fn after_witnesses(vote: bool, amnesia: Option<Amnesia>) -> Replica {
         let (keyring, voters) = voters(4);
         let mut replica = replica(&voters, 0, &keyring);
-        replica.standing = Standing::Estimating(Estimation::new(5, amnesia, BTreeMap::new()));
-        let (digest, attempt) = (Hash([1; 32]), AttemptId::default());
-        let slot = |place| Slot { view: View(0), sequence: Sequence(place), digest, attempt };
-        let votes = place.map(|place| voters[0].sign(Prepare(slot(place))).stored());
+        let estimation = Estimation::new(5, (amnesia, Epoch(3)), BTreeMap::new());
+        replica.standing = Standing::Estimating(estimation);
+        let (view, sequence, digest) = (View(0), Sequence(9), Hash([1; 32]));
+        let slot = Slot { view, sequence, digest, attempt: AttemptId::first(Epoch(3)) };
+        let vote = vote.then(|| voters[0].sign(Prepare(slot)).stored());
         let witness = Witness {
             boot: 5,
-            executed: Sequence(7),
-            view: View(0),
             certificate: None,
-            prepares: votes.into_iter().collect(),
+            prepares: vote.into_iter().collect(),
             commits: vec![],
             view_change: None,
         };
@@ -386,25 +379,71 @@ mod tests {
             assert_eq!(replica.part(), Part::Estimating, "fewer than q−1 have answered");
             replica.on_witness(Timestamp(1), ServerId(from), witness.clone());
         }
-        (replica.part(), replica)
+        replica
     }
 
-    /// PBFT-PR §4.3.2: a server that learns of votes that its database does not know casts none before a
-    /// certificate lies beyond all that it may have voted for.
+    /// PBFT-PR §4.3.2: a server that cast votes that its database does not know casts none before the epoch is over
+    /// in which it may have cast them, and stays so through another start.
     #[test]
-    fn who_forgot_a_vote_waits_for_a_certificate_beyond_all_that_it_may_have_voted_for() {
-        assert_eq!(after_witnesses(None, false).0, Part::Voting, "nothing is forgotten");
-        // A lost database remembers nothing, whatever the others show.
-        // And who once had its key shows it votes for places that nobody comes to.
-        let bound = 7 + 2 * WINDOW;
-        for (place, amnesia, beyond) in
-            [(Some(9), false, 9), (None, true, 7), (Some(u64::MAX - 1), false, bound)]
-        {
-            let (part, replica) = after_witnesses(place, amnesia);
-            assert_eq!(part, Part::Recovering, "{place:?}, {amnesia}");
-            let Standing::Recovering(forgotten) = replica.standing else { unreachable!() };
-            assert_eq!(forgotten.until.0, beyond + 2 * PROPOSALS_AHEAD);
+    fn who_forgot_a_vote_waits_until_its_epoch_is_over() {
+        assert_eq!(after_witnesses(false, None).part(), Part::Voting, "nothing is forgotten");
+        // A lost or older database, which the signer tells by its number, remembers nothing whatever others show.
+        let unsettled = Amnesia { through: Epoch(3), settled: false };
+        let settled = Amnesia { through: Epoch(2), settled: true };
+        for (vote, amnesia, through) in [
+            (true, None, 3),
+            (false, Some(unsettled), 3),
+            (false, Some(settled), 2),
+            (true, Some(settled), 2),
+        ] {
+            let mut replica = after_witnesses(vote, amnesia);
+            assert_eq!(replica.part(), Part::Recovering, "{vote}, {amnesia:?}");
+            let (writes, _) = replica.drain().unwrap();
+            let wrote = writes.writes().iter().any(|write| {
+                matches!(write, Write::Amnesia(Some(Amnesia { through: Epoch(e), settled: true })) if *e == through)
+            });
+            assert!(wrote, "another start knows it");
+            let mut reaches = |epoch| {
+                let statement = Checkpoint {
+                    sequence: Sequence(40),
+                    root: Hash([2; 32]),
+                    time: Timestamp(1),
+                    epoch: Epoch(epoch),
+                    attempt: 1,
+                };
+                let certificate = Certificate { statement, votes: vec![], keys: vec![] };
+                replica.certificate = Some(Arc::new(certificate));
+                replica.recovered(Timestamp(2));
+                replica.part()
+            };
+            assert_eq!(reaches(through), Part::Recovering);
+            assert_eq!(reaches(through + 1), Part::Voting);
         }
+    }
+
+    /// What the signer and the database say at a start.
+    #[test]
+    fn a_database_that_knows_of_fewer_voting_keys_than_the_signer_is_an_older_copy() {
+        let signer = |voting| Counter { voting, voted_in: AttemptId::first(Epoch(7)), ..Counter::default() };
+        let begin = |voting_key, voting, since| {
+            let mut stored = Stored { voting_key, ..Stored::default() };
+            let writes = stored.begin(&signer(voting), Epoch(since));
+            assert!(matches!(writes[..], [Write::VotingKey(n), Write::Amnesia(a)]
+                if n == stored.voting_key && n > voting && n > voting_key && a == stored.amnesia));
+            stored.amnesia.map(|amnesia| (amnesia.through.0, amnesia.settled))
+        };
+        assert_eq!(begin(0, 0, 0), None, "the first start");
+        assert_eq!(begin(4, 4, 0), None);
+        assert_eq!(begin(5, 4, 0), None, "it was asked, and did not answer");
+        assert_eq!(begin(3, 4, 0), Some((7, false)), "an older copy");
+        assert_eq!(begin(0, 4, 0), Some((7, false)), "a lost database");
+        assert_eq!(begin(0, 0, 5), Some((4, true)), "another one's place, of which it knows no vote");
+        assert_eq!(begin(3, 3, 5), None);
+        // What was found stays until it does not matter any more.
+        let amnesia = Some(Amnesia { through: Epoch(2), settled: true });
+        let mut stored = Stored { voting_key: 9, amnesia, ..Stored::default() };
+        stored.begin(&signer(9), Epoch(0));
+        assert_eq!(stored.amnesia, amnesia);
     }
 
     /// A vote of a later view for a lower place is forgotten as easily as any, and counts as much.

@@ -55,6 +55,8 @@ pub struct Faults {
     pub mobile: bool,
     /// A server's disk is lost, or replaced by an older copy of it.
     pub forgetful: bool,
+    /// All of them are, one after the other.
+    pub in_turn: bool,
     /// A server's place is given to another identity, by order of the administrator.
     pub replaced: bool,
     /// An entry of one server's stored state changes, and the digest beside it too, so that the server
@@ -194,6 +196,8 @@ pub struct Simulation {
     pub(crate) patient: Patient,
     pub thief: Thief,
     forgetful: Vec<ServerId>,
+    /// Those whose signer could not tell that they have forgotten.
+    unnoticed: Vec<ServerId>,
     /// Servers that are down until another identity has their place; and the administrator.
     replacing: BTreeMap<ServerId, SigningKey>,
     pub(crate) administrator: SigningKey,
@@ -320,6 +324,7 @@ impl Simulation {
             patient: Patient::default(),
             thief: Thief::default(),
             forgetful: Vec::new(),
+            unnoticed: Vec::new(),
             replacing: BTreeMap::new(),
             administrator,
             checked: BTreeMap::new(),
@@ -401,7 +406,11 @@ impl Simulation {
         if self.faults.twins {
             room -= 1;
         }
-        let count = if kinds.is_empty() || room == 0 { 0 } else { self.rng.random_range(1..=room) };
+        let count = match () {
+            _ if self.faults.in_turn => n,
+            _ if kinds.is_empty() || room == 0 => 0,
+            _ => self.rng.random_range(1..=room),
+        };
         // Primaries in a row that do nothing cost a doubled timeout each: here at most three.
         let mut faulty: Vec<_> = loop {
             let mut chosen: Vec<usize> = (usize::from(self.faults.twins)..n).collect();
@@ -410,7 +419,7 @@ impl Simulation {
                 chosen.remove(out);
             }
             let four_in_a_row = (0..n).any(|i| (0..4).all(|j| chosen.contains(&((i + j) % n))));
-            if !four_in_a_row {
+            if !four_in_a_row || self.faults.in_turn {
                 break chosen;
             }
         };
@@ -510,18 +519,22 @@ impl Simulation {
     }
 
     fn start(&mut self, id: ServerId) {
-        let stored = self.servers[id.index()].disk.stored();
+        let mut stored = self.servers[id.index()].disk.stored();
         let file = &self.servers[id.index()].membership;
         let membership = stored
             .membership(&self.manifest)
             .map_or_else(|| Arc::clone(file), |stored| file.or_newer(&stored));
+        let own = self.identity(id);
+        if id == own {
+            let writes = stored.begin(&self.signers[&own].counter(), membership.since(own));
+            writes.iter().for_each(|write| self.servers[id.index()].disk.apply(write));
+        }
         let identity = Identity {
             voter: self.boot_voter(id, stored.certificate.as_ref(), &membership),
             membership,
             boot: self.rng.random(),
             log_tail: self.faults.log_tail,
         };
-        let own = self.identity(id);
         let server = &mut self.servers[id.index()];
         server.keeper = Keeper::new(own, self.manifest.thresholds);
         server.operations = 0;
@@ -906,17 +919,22 @@ impl Simulation {
                 self.schedule(60, Event::Restart(id));
             }
             Event::Forget(id) => {
+                if self.faults.in_turn && !self.may_forget_now(id) {
+                    return self.schedule(100, Event::Forget(id));
+                }
                 self.crash(id);
-                // An old copy; a new disk, with the server's keys; a new disk, and no trace.
-                let kind = self.rng.random_range(0..3);
-                let backup = self.servers[id.index()].backup.take().unwrap_or_default();
-                let disk = if kind == 0 { backup } else { Disk { amnesia: kind == 1, ..Disk::default() } };
-                self.servers[id.index()].disk = disk;
-                if self.faults.loss > 0.0 {
-                    // What nobody has heard it say it may take back: only what follows is checked.
+                // An old copy, or a new disk.
+                let backup = self.servers[id.index()].backup.take().filter(|_| self.rng.random_bool(0.5));
+                let disk = backup.unwrap_or_default();
+                // A copy that was made under its present voting key is found by the others' word alone. What nobody
+                // has heard it say then it may take back: only what follows is checked.
+                let signer = self.signers[&self.identity(id)].counter();
+                if disk.voting_key == signer.voting && (self.faults.loss > 0.0 || self.faults.partitions) {
                     self.promises.retain(|(server, ..), _| *server != id);
                     self.left.remove(&id);
+                    self.unnoticed.push(id);
                 }
+                self.servers[id.index()].disk = disk;
                 let down = self.rng.random_range(60..1_500);
                 self.schedule(down, Event::Restart(id));
             }
@@ -971,7 +989,7 @@ impl Simulation {
                 self.left.remove(&id);
             }
             let server = &mut self.servers[id.index()];
-            (server.membership, server.disk) = (membership, Disk { amnesia: true, ..Disk::default() });
+            (server.membership, server.disk) = (membership, Disk::default());
             return self.schedule(100, Event::Restart(id));
         }
         let gateway = ServerId(self.rng.random_range(0..self.voters.len()) as u8);
@@ -992,6 +1010,16 @@ impl Simulation {
             );
         }
         self.schedule(700, Event::Decide(id));
+    }
+
+    /// No other server has forgotten anything that matters, and this one's old copy is older than its voting key.
+    fn may_forget_now(&self, id: ServerId) -> bool {
+        let server = &self.servers[id.index()];
+        let old = server.backup.as_ref().is_none_or(|backup| backup.voting_key < server.disk.voting_key);
+        let voting = |server: &Server| {
+            server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Voting)
+        };
+        old && self.servers.iter().all(voting)
     }
 
     fn crash(&mut self, id: ServerId) {
@@ -1057,7 +1085,7 @@ impl Simulation {
     /// heard it, or nobody among the q−1 others that it asked for what it signed: one that forgets is one of the f
     /// faulty servers.
     fn may_take_back(&self, server: ServerId) -> bool {
-        self.forgetful.contains(&server) && (self.faults.loss > 0.0 || self.faults.partitions)
+        self.unnoticed.contains(&server)
     }
 
     /// Nobody who is honest is accused, and no honest server finds fault with itself.
@@ -1097,7 +1125,8 @@ impl Simulation {
 
     /// Runs with faults, then heals everything and requires progress.
     pub fn run(&mut self) {
-        while self.now < START.plus_ms(10_000) {
+        let faulty_ms = if self.faults.in_turn { 30_000 } else { 10_000 };
+        while self.now < START.plus_ms(faulty_ms) {
             self.next_event();
         }
         self.healed = true;

@@ -3,10 +3,10 @@
 use quorum::bytes::SecretBlob;
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
-use quorum::ids::{ClusterId, Sequence};
+use quorum::ids::{ClusterId, Epoch, Sequence};
 use quorum::map::Map;
 use quorum::message::{Batch, Commit, PrePrepare, Prepare};
-use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
+use quorum::ordering::{Amnesia, Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
 use quorum::shares::ShareSet;
 use quorum::signing::Signed;
 use std::collections::BTreeMap;
@@ -27,7 +27,8 @@ pub struct Disk {
     pub view: Option<StoredView>,
     pub shares: ShareSet,
     pub vault: BTreeMap<VaultKey, SecretBlob>,
-    pub amnesia: bool,
+    pub amnesia: Option<Amnesia>,
+    pub voting_key: u64,
 }
 
 impl Disk {
@@ -67,6 +68,7 @@ impl Disk {
                 };
             }
             Write::Amnesia(amnesia) => self.amnesia = *amnesia,
+            Write::VotingKey(number) => self.voting_key = *number,
             Write::Reset => {
                 self.slots.clear();
                 self.leaves.clear();
@@ -108,6 +110,8 @@ impl Disk {
             certificate: self.certificate.clone(),
             view,
             amnesia: self.amnesia,
+            voting_key: self.voting_key,
+            voted_in: Epoch(0),
             shares_damaged: false,
             vault: self.vault.iter().map(|(key, value)| (*key, value.clone())).collect(),
             damaged: false,

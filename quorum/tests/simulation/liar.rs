@@ -414,7 +414,6 @@ impl Liar {
             }
             PeerMessage::Witness(witness) => {
                 let mut witness = witness.as_ref().clone();
-                witness.executed = Sequence(u64::MAX / 2);
                 (witness.prepares, witness.commits, witness.view_change) = (vec![], vec![], None);
                 PeerMessage::Witness(Box::new(witness))
             }

@@ -166,6 +166,13 @@ fn a_view_change_of_many_replicas() {
 fn four_replicas_of_which_one_forgets() {
     assert!(run(4, FORGETTING, 80).recoveries > 0, "no server recovered: this tests nothing");
 }
+/// A number in the signer's memory that an old copy of a database does not know: else the second one to be restored
+/// would be told by the first that it has never voted.
+#[test]
+fn four_replicas_that_forget_one_after_the_other() {
+    let recoveries = run(4, FORGETTING_IN_TURN, 60).recoveries;
+    assert!(recoveries > 120, "{recoveries} servers recovered: this tests little");
+}
 #[test]
 fn four_replicas_of_which_one_has_a_wrong_state() {
     assert!(run(4, CORRUPT, 30).repairs > 5, "no state was repaired: this tests nothing");

@@ -18,6 +18,7 @@ pub const GOOD: Faults = Faults {
     patient: None,
     mobile: false,
     forgetful: false,
+    in_turn: false,
     replaced: false,
     corrupt: false,
     skew_ms: 0,
@@ -51,7 +52,18 @@ pub const HOLE: Faults = Faults { patient: Some(Patience::LeavesAHole), requests
 /// View changes that differ from one receiver to the next.
 pub const EACH_ANOTHER: Faults = Faults { patient: Some(Patience::ShowsEachAnother), ..GOOD };
 /// On a good network, so that a server that forgot must not contradict one word of what it said.
-pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, ..GOOD };
+pub const FORGETTING: Faults = Faults { forgetful: true, requests: 200, epoch_seconds: 3, ..GOOD };
+/// Nobody lies, and every server is restored from an old copy once: the next one when the last one votes again. What
+/// each forgot reached few, and those few forget it next.
+pub const FORGETTING_IN_TURN: Faults = Faults {
+    forgetful: true,
+    in_turn: true,
+    loss: 0.05,
+    max_delay_ms: 300,
+    requests: 200,
+    epoch_seconds: 1,
+    ..GOOD
+};
 /// A server finds that its state is not the certified one.
 pub const CORRUPT: Faults = Faults { corrupt: true, requests: 60, ..GOOD };
 /// Partitions under which the rest goes on, and short logs: who was cut off needs state transfer.
@@ -124,6 +136,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("hole", &[4, 9, 16], HOLE),
     ("each-another", &[4, 9, 16], EACH_ANOTHER),
     ("forgetting", &[4, 9], FORGETTING),
+    ("forgetting-in-turn", &[4, 4, 9], FORGETTING_IN_TURN),
     ("corrupt", &[4, 9], CORRUPT),
     ("lagging", &[4, 9], LAGGING),
     ("reading", &[4, 9, 9, 16], READING),

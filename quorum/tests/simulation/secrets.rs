@@ -6,10 +6,10 @@ use quorum::answer::Proved;
 use quorum::bytes::{Blob, Hash, PublicKey, SecretBytes};
 use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, Epoch, ServerId};
-use quorum::limits::DEALINGS_KEPT_MS;
+use quorum::limits::DEALINGS_KEPT_AT_MOST_MS;
 use quorum::membership::Membership;
 use quorum::message::{CheckedMessage, PeerMessage};
-use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey};
+use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey, Write};
 use quorum::record::Name;
 use quorum::refresh::Field;
 use quorum::request::{
@@ -196,8 +196,11 @@ impl Simulation {
         let mut keys = vec![(KeyPurpose::Voting, key.public())];
         keys.extend(more);
         let signer = self.signers.get_mut(&own).expect("every server has one");
-        let certified =
-            signer.certify(&Ask { keys, attempt, evidence, coming, changes: membership.proofs().to_vec() });
+        // Durable before the signer is asked. (A twin shares its signer.)
+        let number = self.servers[id.index()].disk.voting_key.max(signer.counter().voting) + 1;
+        self.servers[id.index()].disk.apply(&Write::VotingKey(number));
+        let changes = membership.proofs().to_vec();
+        let certified = signer.certify(&Ask { keys, number, attempt, evidence, coming, changes });
         let (_, mut certified) =
             certified.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
         let voter = Voter::new(self.cluster, key, certified.remove(0)).unwrap();
@@ -232,7 +235,8 @@ impl Simulation {
         if let Some(last) = last {
             let (attempt, evidence) = (last.statement.attempt(), Some(last.as_ref().clone()));
             let changes = replica.membership().proofs().to_vec();
-            let told = signer.certify(&Ask { keys: vec![], attempt, evidence, coming: None, changes });
+            let (keys, number, coming) = (vec![], 0, None);
+            let told = signer.certify(&Ask { keys, number, attempt, evidence, coming, changes });
             told.unwrap_or_else(|e| panic!("seed {}: {id}'s signer says that {e}", self.seed));
         }
     }
@@ -400,7 +404,7 @@ impl Simulation {
             // Nothing of an epoch that is over is left: no key, no contribution.
             let replica = self.servers[*i].replica.as_ref().expect("it takes part");
             let epochs = layout::epochs(replica.state().map()).expect("there are epochs");
-            let lately = replica.state().time().since_ms(epochs.since) <= 2 * DEALINGS_KEPT_MS;
+            let lately = replica.state().time().since_ms(epochs.since) <= DEALINGS_KEPT_AT_MOST_MS;
             for key in self.servers[*i].disk.vault.keys() {
                 let old = match key {
                     VaultKey::Opening(of) => of.0 + 1 < epochs.current.0,

@@ -196,7 +196,9 @@ impl Simulation {
             let (evidence, coming) = (evidence.clone(), coming.clone());
             let signer = self.signers.get_mut(&id).expect("every server has one");
             let coming = coming.filter(|_| evidence.is_some());
-            if let Ok((_, certified)) = signer.certify(&Ask { keys, attempt, evidence, coming, changes })
+            let number = signer.counter().voting + 1;
+            let ask = Ask { keys, number, attempt, evidence, coming, changes };
+            if let Ok((_, certified)) = signer.certify(&ask)
                 && let Some(voter) = Voter::new(self.cluster, key, certified[0])
             {
                 self.thief.learn(&voter);
@@ -345,8 +347,6 @@ impl Simulation {
                 let (view, attempt) = (View(u64::MAX / 2), stolen.attempt());
                 let change = ViewChange::new(view, (attempt, Sequence(0)), None, [].iter());
                 vec![PeerMessage::Witness(Box::new(Witness {
-                    executed: Sequence(u64::MAX / 2),
-                    view: View(u64::MAX / 2),
                     prepares: vec![stolen.sign(Prepare(slot)).stored()],
                     commits: vec![stolen.sign(Commit(slot)).stored()],
                     view_change: Some(Arc::new(stolen.sign(change).stored())),

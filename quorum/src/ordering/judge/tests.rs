@@ -47,7 +47,7 @@ impl World {
     fn hears(&mut self, client: u8, number: u64) -> VerifiedRequest {
         let request = self.request(client, number, 1);
         // Whether it is admitted is not the question here.
-        self.backup.pool.add(self.now, request.clone()).unwrap();
+        self.backup.pool.add(self.now, ServerId(3), request.clone()).unwrap();
         request
     }
     /// The primary proposes, and all agree.

@@ -77,11 +77,8 @@ fn answers_are_wanted_if_they_were_asked_for() {
 
     let witness = |boot| {
         let (certificate, prepares, commits, view_change) = (None, vec![], vec![], None);
-        let executed = Sequence(0);
         PeerMessage::Witness(Box::new(crate::message::Witness {
             boot,
-            executed,
-            view: View(0),
             certificate,
             prepares,
             commits,
@@ -90,7 +87,7 @@ fn answers_are_wanted_if_they_were_asked_for() {
     };
     assert!(!needs(&backup, &witness(7)), "it remembers its votes");
     backup.standing =
-        Standing::Estimating(super::super::standing::Estimation::new(7, false, BTreeMap::new()));
+        Standing::Estimating(super::super::standing::Estimation::new(7, (None, Epoch(0)), BTreeMap::new()));
     assert!(needs(&backup, &witness(7)) && !needs(&backup, &witness(8)));
     let parts = crate::message::Parts { question: 0, parts: vec![] };
     assert!(!needs(&backup, &PeerMessage::Parts(parts)));
