@@ -169,7 +169,7 @@ impl Client {
         let evidence = verifier.take_evidence();
         drop(verifier);
         if let (Some(evidence), Some(folder)) = (evidence, &self.inner.options.evidence) {
-            crate::evidence_file::keep(folder, &self.membership(), evidence);
+            crate::evidence_file::keep(folder, &self.membership(), evidence, None);
         }
         result
     }
@@ -245,10 +245,12 @@ impl Client {
             Verifier::fresh(&statement, crate::now(), max_age_ms)?;
             match statement.sequence {
                 got if got < current => Err(AnswerError::Behind { got, current }),
-                _ => Ok(good),
+                got => Ok((good, got)),
             }
         };
-        self.first_good(path, check).await
+        let (good, state) = self.first_good(path, check).await?;
+        self.inner.seen.state(state);
+        Ok(good)
     }
 
     /// The time was over before anything was asked for this call; says who is known not to answer.

@@ -280,21 +280,32 @@ impl From<AnswerError> for LinkError {
     }
 }
 
-/// What a server says, as it is shown to people: short, and no control characters.
-pub(crate) fn words(said: &str) -> String {
-    said.chars().take(MOST_WORDS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// Whether a character makes a terminal do something else than show it, or show others in another order.
+pub fn steers(c: char) -> bool {
+    let order = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
+    c.is_control() || order || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// What others say (a server, a file, the owner of a name), as it is shown to people: short, and nothing that steers a
+/// terminal.
+pub fn words(said: &str) -> String {
+    let mut words: String =
+        said.chars().take(MOST_WORDS).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect();
+    if said.chars().nth(MOST_WORDS).is_some() {
+        words.push('…');
+    }
+    words
 }
 
 impl std::fmt::Display for LinkError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Silent(why) | Self::Unreached(why) => f.write_str(why),
-            Self::AsksToWait { why, .. } => write!(f, "it asks to wait: {why}"),
+            Self::Silent(why) | Self::Unreached(why) | Self::Nonsense(why) => f.write_str(&words(why)),
+            Self::AsksToWait { why, .. } => write!(f, "it asks to wait: {}", words(why)),
             Self::Problem(problem) => {
                 let said = format!("status {}: {}: {}", problem.status, problem.title, problem.detail);
                 f.write_str(&words(&said))
             }
-            Self::Nonsense(why) => f.write_str(why),
         }
     }
 }
@@ -303,6 +314,21 @@ impl std::fmt::Display for LinkError {
 mod tests {
     use super::*;
     use quorum::answer::Refusals;
+
+    #[test]
+    fn what_others_say_steers_no_terminal() {
+        let said = format!("a\u{1b}]0;owned\u{7}\u{202e}\n\r\u{9b}2J{}", "x".repeat(100_000));
+        for error in [
+            LinkError::Silent(said.clone()),
+            LinkError::Unreached(said.clone()),
+            LinkError::Nonsense(said.clone()),
+            LinkError::AsksToWait { wait: std::time::Duration::ZERO, why: said.clone() },
+        ] {
+            let shown = error.to_string();
+            assert!(!shown.contains(steers) && shown.chars().count() < MOST_WORDS + 30, "{shown}");
+        }
+        assert_eq!(words("Grüße, 東京"), "Grüße, 東京");
+    }
 
     #[test]
     fn only_a_proof_says_that_something_does_not_exist() {

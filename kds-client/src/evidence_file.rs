@@ -1,8 +1,10 @@
 //! Evidence of misbehaviour, kept in files that anyone with the manifest can check.
 
+use quorum::certificate::Certificate;
 use quorum::codec::sha256;
 use quorum::evidence::{Evidence, EvidenceFile};
 use quorum::ids::{Sequence, ServerId};
+use quorum::map::Snapshot;
 use quorum::membership::Membership;
 use quorum::signing::Keyring;
 use std::io::Write as _;
@@ -15,9 +17,15 @@ const MOST_FILES: usize = 256;
 const MOST_LISTED: usize = 32;
 
 /// Writes evidence to a new file in `folder`, which is made if there is none; says where. Nothing is
-/// written if the folder is full, or holds as much about the same servers and sequence number already.
-pub fn keep(folder: &Path, membership: &Arc<Membership>, evidence: Evidence) -> Option<PathBuf> {
-    let file = EvidenceFile::new(membership, evidence);
+/// written if the folder is full, or holds as much about the same servers and sequence number already. Of what is
+/// one server's own votes a certified state has to show who that server was.
+pub fn keep(
+    folder: &Path,
+    membership: &Arc<Membership>,
+    evidence: Evidence,
+    state: Option<(&Arc<Certificate>, &Snapshot)>,
+) -> Option<PathBuf> {
+    let file = EvidenceFile::new(membership, evidence, state);
     let culprits = file.culprits(&mut Keyring::of(Arc::clone(membership))).ok()?;
     write(folder, &file, &culprits).ok().flatten()
 }

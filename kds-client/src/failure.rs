@@ -9,6 +9,7 @@ use quorum::ids::ServerId;
 use quorum::limits::CLOCK_BOUND_MS;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// How long servers may take to tell the time.
 const TELL_TIME: Duration = Duration::from_secs(1);
@@ -98,6 +99,14 @@ impl Client {
     /// How much of an operation's time is for finding out whose clock is wrong, where that may be it.
     pub(crate) fn time_for_times(&self) -> Duration {
         TELL_TIME.min(self.timeout() / 4)
+    }
+
+    /// When an operation that has to be done by a deadline stops asking.
+    pub(crate) fn end(&self, deadline: Instant, tally: &Tally) -> Instant {
+        match tally.odd_times {
+            true => deadline.checked_sub(self.time_for_times()).unwrap_or(deadline),
+            false => deadline,
+        }
     }
 
     /// Whether it is this machine's clock that makes answers seem too old or too young: f+1 servers,

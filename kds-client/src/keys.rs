@@ -3,6 +3,7 @@
 //! Every format is parsed by its field's crate. The bytes kept are canonical: what OpenSSH puts
 //! on the wire, DER, or the 32 bytes of a raw key; so fingerprints are those of `ssh-keygen -l`.
 
+use crate::error::words;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use quorum::record::KeyMaterial;
@@ -102,7 +103,7 @@ fn parse_pem(text: &str) -> Result<KeyMaterial, KeyFormatError> {
     let algorithm = match block.tag() {
         "CERTIFICATE" => "x509",
         "PUBLIC KEY" => "spki",
-        other => return Err(wrong(format!("neither PUBLIC KEY nor CERTIFICATE but {other}"))),
+        other => return Err(wrong(format!("neither PUBLIC KEY nor CERTIFICATE but {}", words(other)))),
     };
     Ok(KeyMaterial { algorithm: algorithm.into(), key: Blob(block.contents().to_vec()) })
 }

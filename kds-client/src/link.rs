@@ -28,6 +28,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of an event: the largest record with its proof fits.
 const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of comments on a stream of events, which show that the server is there.
+const SIGNS_OF_LIFE_BYTES_PER_SECOND: usize = 1_024;
 /// How long a connection attempt may take, and then the handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server may take to show changes of the membership.
@@ -259,7 +261,7 @@ impl Link {
         self.trust.follow(self.server, changes(answer.headers())).await;
         let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
         if status == StatusCode::OK {
-            return Ok(Events { body: answer.into_body(), lines: Lines::default(), heard: Instant::now() });
+            return Ok(Events::new(answer.into_body()));
         }
         let refused = read::<()>(&Answered { status, body: Bytes::new(), changes: 0, retry_after });
         if let Err(LinkError::AsksToWait { wait, why }) = &refused {
@@ -327,9 +329,15 @@ pub(crate) struct Events {
     body: hyper::body::Incoming,
     lines: Lines,
     heard: Instant,
+    /// Bytes since the last event, and when that was.
+    idle: (usize, Instant),
 }
 
 impl Events {
+    fn new(body: hyper::body::Incoming) -> Self {
+        let now = Instant::now();
+        Self { body, lines: Lines::default(), heard: now, idle: (0, now) }
+    }
     /// How long nothing came, not even a comment that says that the server is there.
     pub(crate) fn silence(&self) -> Duration {
         self.heard.elapsed()
@@ -340,6 +348,7 @@ impl Events {
             // An event ends with an empty line; ours have one line of data.
             while let Some(line) = self.lines.next() {
                 if let Some(data) = line.strip_prefix(b"data:") {
+                    self.idle = (0, self.heard);
                     return serde_json::from_slice(data)
                         .map_err(|e| LinkError::Nonsense(format!("its event cannot be read: {e}")));
                 }
@@ -348,8 +357,12 @@ impl Events {
                 self.body.frame().await.ok_or_else(|| LinkError::Silent("the stream ended".into()))?;
             let frame = frame.map_err(|e| LinkError::Silent(describe(&e)))?;
             self.heard = Instant::now();
-            self.lines.add(frame.data_ref().map_or(&[][..], |data| data));
-            if self.lines.buffer.len() > MAX_EVENT_BYTES {
+            let data = frame.data_ref().map_or(&[][..], |data| data);
+            self.idle.0 += data.len();
+            self.lines.add(data);
+            // Signs of life weigh little: whoever sends more has nothing to tell.
+            let signs = self.idle.1.elapsed().as_secs() as usize * SIGNS_OF_LIFE_BYTES_PER_SECOND;
+            if self.lines.buffer.len() > MAX_EVENT_BYTES || self.idle.0 > MAX_EVENT_BYTES + signs {
                 return Err(LinkError::Nonsense("its event is too large".into()));
             }
         }

@@ -72,7 +72,10 @@ impl Client {
                 // A page that goes on is full: there is an end.
                 Some(next) => from = next,
                 // What one reader lists every later one sees.
-                None if self.complete_through(newest).await => return Ok((all, certified)),
+                None if self.complete_through(newest).await => {
+                    self.inner.seen.state(newest);
+                    return Ok((all, certified));
+                }
                 None => return Err(ClientError::NotComplete),
             }
         }

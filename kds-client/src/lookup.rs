@@ -161,7 +161,10 @@ impl Client {
             since: Sequence(0),
         };
         let read = self.read(question, self.preferred()).await?;
-        read.finish_state().ok_or_else(|| ClientError::Local("a read without an answer".into()))
+        let state = read.finish_state();
+        let state = state.ok_or_else(|| ClientError::Local("a read without an answer".into()))?;
+        self.inner.seen.state(state.statement.sequence);
+        Ok(state)
     }
 
     fn max_age_ms(&self, max_age: Option<Duration>) -> u64 {
@@ -217,9 +220,13 @@ impl Client {
                         continue;
                     };
                     let reply = match news {
+                        // Once: a server that asks to wait for no time at all is asked again and again, and is
+                        // late all the same.
                         News::Sent => {
-                            let now = Instant::now();
-                            (open[at].sent, open[at].due) = (Some(now), now + self.inner.pace.patience());
+                            if open[at].sent.is_none() {
+                                let now = Instant::now();
+                                (open[at].sent, open[at].due) = (Some(now), now + self.inner.pace.patience());
+                            }
                             continue;
                         }
                         News::Reply(reply) => reply,

@@ -67,6 +67,8 @@ impl<T> Recent<T> {
 struct Told {
     version: u64,
     changed: Sequence,
+    /// The state that later answers are from, or a later one: something was told of the name beside its version.
+    since: Sequence,
     /// The record itself and when it was certified last, if it is known to be visible to everyone.
     record: Option<(Arc<Record>, Timestamp)>,
 }
@@ -104,7 +106,7 @@ impl Seen {
         let mut inside = self.inside();
         let forgotten = inside.forgotten;
         match inside.told.get(name) {
-            Some(told) => Least { version: told.version, since: Sequence(0) },
+            Some(told) => Least { version: told.version, since: told.since },
             None => Least { version: 0, since: forgotten },
         }
     }
@@ -135,7 +137,9 @@ impl Seen {
         inside.absent.kept.remove(name);
         match inside.told.get(name) {
             // A newer one, or the same certified later.
-            Some(known) if known.version < told.version => *known = told,
+            Some(known) if known.version < told.version => {
+                *known = Told { since: known.since.max(told.since), ..told };
+            }
             Some(known) if known.version == told.version => {
                 let certified = |told: &Told| told.record.as_ref().map(|(_, certified)| *certified);
                 if certified(known) < certified(&told) {
@@ -145,20 +149,33 @@ impl Seen {
             Some(_) => {}
             None => {
                 for gone in inside.told.insert(name, told) {
-                    inside.forgotten = inside.forgotten.max(gone.changed);
+                    inside.forgotten = inside.forgotten.max(gone.changed).max(gone.since);
                 }
             }
+        }
+    }
+    /// Something of a whole state was told.
+    pub(crate) fn state(&self, state: Sequence) {
+        let mut inside = self.inside();
+        inside.newest = inside.newest.max(state);
+    }
+    /// Something of a name was told that is so in a state, and maybe not before.
+    pub(crate) fn since(&self, name: &Name, state: Sequence) {
+        let version = self.least(name).version;
+        self.tell(name, Told { version, changed: state, since: state, record: None });
+        if let Some(told) = self.inside().told.get(name) {
+            (told.since, told.record) = (told.since.max(state), None);
         }
     }
     /// A version was told, and shown to be visible to everyone by a certificate of that time.
     pub(crate) fn record(&self, record: &Record, certified: Timestamp) {
         let kept = self.keeps.then(|| (Arc::new(record.clone()), certified));
-        let told = Told { version: record.version, changed: record.updated.sequence, record: kept };
-        self.tell(&record.name, told);
+        let (version, changed, since) = (record.version, record.updated.sequence, Sequence(0));
+        self.tell(&record.name, Told { version, changed, since, record: kept });
     }
     /// A version was told, and no more is known of it: it was written, or may not be visible to everyone yet.
     pub(crate) fn version(&self, name: &Name, version: u64, changed: Sequence) {
-        self.tell(name, Told { version, changed, record: None });
+        self.tell(name, Told { version, changed, since: Sequence(0), record: None });
     }
     /// A name was shown not to exist.
     pub(crate) fn absent(&self, name: &Name, absence: &Absence) {
@@ -244,6 +261,16 @@ mod tests {
         seen.record(&record(1, 3, 9), now);
         assert_eq!(at(1), Some(3));
         assert_eq!(seen.least_state(), Sequence(9));
+        // It was refused in a state: nothing older is told afterwards, from memory least of all.
+        seen.since(&name(1), Sequence(12));
+        assert_eq!((at(1), seen.least_state()), (None, Sequence(12)));
+        assert_eq!(seen.least(&name(1)), Least { version: 3, since: Sequence(12) });
+        seen.since(&name(5), Sequence(11));
+        assert_eq!(seen.least(&name(5)), Least { version: 0, since: Sequence(11) });
+        seen.record(&record(5, 4, 9), now);
+        assert_eq!(seen.least(&name(5)), Least { version: 4, since: Sequence(11) });
+        seen.state(Sequence(20));
+        assert_eq!(seen.least_state(), Sequence(20));
         let none = Seen::new(0);
         none.record(&record(1, 4, 1), now);
         assert_eq!(version(none.fresh(&name(1), now, AGE)), None);

@@ -20,7 +20,7 @@ use rand::Rng as _;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// How long a request may wait to be executed, in milliseconds.
 const LIFETIME_MS: u64 = 30_000;
@@ -60,11 +60,16 @@ impl Client {
         if reply.request != digest(&self.inner.manifest.cluster_id(), &request.request) {
             return Err(ClientError::NumberReused);
         }
-        let done = executed.outcome()?.clone();
-        if let (Done::Record { version }, Some(name)) = (&done, request.request.operation.name()) {
+        self.inner.seen.state(sequence);
+        let outcome = executed.outcome().cloned();
+        match (&outcome, request.request.operation.name()) {
             // Who has written a version is not shown an older one, from memory least of all.
-            self.inner.seen.version(name, *version, sequence);
+            (Ok(Done::Record { version }), Some(name)) => self.inner.seen.version(name, *version, sequence),
+            // A refusal tells of the state in which it was made, too.
+            (Err(_), Some(name)) => self.inner.seen.since(name, sequence),
+            _ => {}
         }
+        let done = outcome?;
         let complete = executed.is_complete();
         Ok(Written { done, sequence, complete, receipt: Box::new(executed.receipt().clone()) })
     }
@@ -152,7 +157,7 @@ impl<'a> Submission<'a> {
     async fn run(mut self) -> Result<Written, ClientError> {
         loop {
             let now = Instant::now();
-            if now >= self.deadline {
+            if now >= self.end() {
                 break;
             }
             if now >= self.next_at
@@ -181,6 +186,10 @@ impl<'a> Submission<'a> {
         Err(self.in_vain().await)
     }
 
+    /// When to stop: some time is left to find out whose clock is wrong, where that may be it.
+    fn end(&self) -> Instant {
+        self.client.end(self.deadline, &self.tally)
+    }
     /// Whose turn it is: who was not asked yet, or asked to wait until now.
     fn next_server(&mut self, now: Instant) -> Option<ServerId> {
         if let Some(server) = self.order.pop_front() {
@@ -194,7 +203,8 @@ impl<'a> Submission<'a> {
             true => self.waiting.iter().map(|(when, _)| *when).min().map(|when| when.max(self.next_at)),
             false => Some(self.next_at),
         };
-        next.unwrap_or(self.deadline).min(self.deadline)
+        let end = self.end();
+        next.unwrap_or(end).min(end)
     }
     fn ask(&mut self, server: ServerId, now: Instant) {
         // Another one is asked since these take long: reads ask them last, too, for a while.
@@ -263,7 +273,7 @@ impl<'a> Submission<'a> {
             return absence.into();
         }
         let clock = match reason {
-            ProblemKind::Expiry => self.client.odd_clock().await,
+            ProblemKind::Expiry => timeout_at(self.deadline, self.client.odd_clock()).await.ok().flatten(),
             _ => None,
         };
         let refused = clock.unwrap_or_else(|| {

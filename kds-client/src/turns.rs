@@ -38,15 +38,20 @@ impl<'a> Turns<'a> {
         let (deadline, order) = (client.deadline(), client.preferred().into());
         Self { client, deadline, order, waiting: vec![], behind: BTreeMap::new(), tally: Tally::default() }
     }
+    /// When to stop asking: some time is left to find out whose clock is wrong, where that may be it.
+    fn end(&self) -> Instant {
+        self.client.end(self.deadline, &self.tally)
+    }
     /// The next server, and until when to wait for it; none if nobody is left, or no time.
     pub(crate) async fn next(&mut self) -> Option<(ServerId, Instant)> {
+        let end = self.end();
         let server = match self.order.pop_front() {
             Some(server) => server,
             None => {
                 let place = (0..self.waiting.len()).min_by_key(|place| self.waiting[*place].0)?;
                 let (when, server) = self.waiting[place];
-                sleep_until(when.min(self.deadline)).await;
-                if when <= self.deadline {
+                sleep_until(when.min(end)).await;
+                if when <= end {
                     self.waiting.swap_remove(place);
                 }
                 server
@@ -54,7 +59,7 @@ impl<'a> Turns<'a> {
         };
         let now = Instant::now();
         let patience = self.client.inner.options.hedge.max(PATIENCE);
-        (now < self.deadline).then(|| (server, self.deadline.min(now + patience)))
+        (now < end).then(|| (server, end.min(now + patience)))
     }
     /// No answer, or none that a correct server gives.
     pub(crate) fn failed(&mut self, server: ServerId, error: &LinkError) {

@@ -2,13 +2,15 @@
 
 use crate::api::WatchMessage;
 use crate::client::Client;
+use crate::deadline::millis;
 use crate::error::{ClientError, LinkError};
 use crate::link::{Events, segment};
 use crate::lookup::LookupOptions;
 use quorum::answer::Verifier;
-use quorum::ids::ServerId;
+use quorum::ids::{ServerId, Timestamp};
 use quorum::record::{Name, Record};
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -25,6 +27,19 @@ pub enum WatchEvent {
     /// A version. Versions come in order, each once, none left out.
     Version(Box<Record>),
 }
+
+/// What looking at a name led to.
+#[derive(Default)]
+struct Looked {
+    /// Versions that were not told yet, in order.
+    versions: Vec<Record>,
+    /// There is no such name.
+    absent: bool,
+    /// A whole row said so, and not a stream.
+    by_row: bool,
+}
+
+type Looking = Pin<Box<dyn Future<Output = Result<Looked, ClientError>> + Send>>;
 
 /// A name that is followed. Reconnects to other servers by itself and misses nothing: versions are
 /// numbered, and those in between are fetched from the name's history.
@@ -43,9 +58,14 @@ pub struct Watch {
     stream: Option<(ServerId, Events)>,
     /// The version that the stream showed last.
     streamed: Option<u64>,
+    /// What is under way: a call that is dropped does not begin it again.
+    looking: Option<Looking>,
+    connecting: Option<Connecting>,
     look_at: Instant,
     connect_at: Instant,
 }
+
+type Connecting = Pin<Box<dyn Future<Output = (ServerId, Result<Events, LinkError>)> + Send>>;
 
 impl Client {
     /// Follows a name from its version after `since` on; from its first one if that is 0.
@@ -59,14 +79,54 @@ impl Client {
             ready: VecDeque::new(),
             stream: None,
             streamed: None,
+            looking: None,
+            connecting: None,
             look_at: now,
             connect_at: now,
         }
     }
+
+    /// A record that was found, and the versions after `told` that come before it.
+    async fn newer(&self, told: u64, record: Record) -> Result<Vec<Record>, ClientError> {
+        match record.version {
+            version if version <= told => Ok(vec![]),
+            version if version == told + 1 => Ok(vec![record]),
+            version => self.history_from(&record.name, told + 1, version).await,
+        }
+    }
+    /// What a whole row says of a name.
+    async fn look(self, name: Name, told: u64) -> Result<Looked, ClientError> {
+        let found = self.lookup(&name, &LookupOptions::default()).await?;
+        let absent = found.record.is_none();
+        let versions = match found.record {
+            Some(record) => self.newer(told, record).await?,
+            None => vec![],
+        };
+        Ok(Looked { versions, absent, by_row: true })
+    }
+    /// What a single server showed first is to be visible to everyone before it is told.
+    async fn look_at_streamed(
+        self,
+        told: u64,
+        record: Record,
+        certified: Timestamp,
+    ) -> Result<Looked, ClientError> {
+        if !self.complete_through(record.updated.sequence).await {
+            return Ok(Looked::default());
+        }
+        self.inner.seen.record(&record, certified);
+        Ok(Looked { versions: self.newer(told, record).await?, ..Looked::default() })
+    }
+    async fn connect_to(self, server: ServerId, path: String) -> (ServerId, Result<Events, LinkError>) {
+        let link = self.inner.links[server.index()].clone();
+        let connected = timeout(SILENCE, link.events(&path)).await;
+        (server, connected.unwrap_or_else(|_| Err(LinkError::late(SILENCE))))
+    }
 }
 
 impl Watch {
-    /// The next event; waits for it. Cancel-safe: nothing is lost if the call is dropped.
+    /// The next event; waits for it. Cancel-safe: nothing is lost if the call is dropped, and what it was about
+    /// goes on with the next one.
     ///
     /// # Errors
     /// As [`Client::lookup`], while the name cannot be looked up; the watch can be asked again, and goes on
@@ -80,15 +140,20 @@ impl Watch {
                 }
                 return Ok(event);
             }
+            if let Some(looking) = &mut self.looking {
+                let looked = looking.await;
+                self.looking = None;
+                self.looked(looked?);
+                continue;
+            }
             if Instant::now() >= self.look_at {
-                self.look().await?;
+                self.look_at = Instant::now() + self.client.inner.options.max_age / 2;
+                let look = self.client.clone().look(self.name.clone(), self.told);
+                self.looking = Some(Box::pin(look));
                 continue;
             }
             let Some((server, events)) = &mut self.stream else {
-                sleep_until(self.connect_at.min(self.look_at)).await;
-                if Instant::now() >= self.connect_at {
-                    self.connect().await;
-                }
+                self.connect().await;
                 continue;
             };
             let server = *server;
@@ -101,7 +166,7 @@ impl Watch {
                 () = sleep_until(self.look_at) => continue,
             };
             match message {
-                Ok(message) => self.take(server, &message).await?,
+                Ok(message) => self.take(server, &message),
                 Err(_) => self.leave(server),
             }
         }
@@ -114,20 +179,33 @@ impl Watch {
         self.connect_at = Instant::now() + PAUSE;
     }
 
+    /// Until there is a stream, or it is time to look.
     async fn connect(&mut self) {
-        let server = self.client.preferred()[0];
-        let link = self.client.inner.links[server.index()].clone();
-        let path = format!("/v1/records/{}/watch", segment(&self.name));
-        match timeout(SILENCE, link.events(&path)).await {
-            Ok(Ok(events)) => (self.stream, self.streamed) = (Some((server, events)), None),
+        if self.connecting.is_none() {
+            sleep_until(self.connect_at.min(self.look_at)).await;
+            if Instant::now() < self.connect_at {
+                return;
+            }
+        }
+        let connecting = self.connecting.get_or_insert_with(|| {
+            let path = format!("/v1/records/{}/watch", segment(&self.name));
+            Box::pin(self.client.clone().connect_to(self.client.preferred()[0], path))
+        });
+        let (server, connected) = tokio::select! {
+            connected = connecting => connected,
+            () = sleep_until(self.look_at) => return,
+        };
+        self.connecting = None;
+        match connected {
+            Ok(events) => (self.stream, self.streamed) = (Some((server, events)), None),
             // Others are asked before it meanwhile.
-            Ok(Err(LinkError::AsksToWait { .. })) => self.connect_at = Instant::now() + PAUSE,
-            Ok(Err(_)) | Err(_) => self.leave(server),
+            Err(LinkError::AsksToWait { .. }) => self.connect_at = Instant::now() + PAUSE,
+            Err(_) => self.leave(server),
         }
     }
 
-    async fn take(&mut self, server: ServerId, message: &WatchMessage) -> Result<(), ClientError> {
-        let max_age_ms = self.client.inner.options.max_age.as_millis() as u64;
+    fn take(&mut self, server: ServerId, message: &WatchMessage) {
+        let max_age_ms = millis(self.client.inner.options.max_age);
         let checked = self.client.with_verifier(|verifier| {
             let record = verifier.record(&message.answer, &self.name, None)?.there();
             Verifier::fresh(&message.answer.certificate.statement, crate::now(), max_age_ms)?;
@@ -137,51 +215,29 @@ impl Watch {
         if self.streamed >= version {
             // An honest server has something to tell only if there is something newer.
             self.leave(server);
-            return Ok(());
+            return;
         }
         self.streamed = version;
         match checked {
-            // What a single server shows first is to be visible to everyone before it is told.
             Ok(Some(record)) if record.version > self.told => {
-                if self.client.complete_through(record.updated.sequence).await {
-                    self.client.inner.seen.record(&record, message.answer.certificate.statement.time);
-                    self.tell(record).await?;
-                }
+                let certified = message.answer.certificate.statement.time;
+                let look = self.client.clone().look_at_streamed(self.told, record, certified);
+                self.looking = Some(Box::pin(look));
             }
             Ok(_) => {}
             Err(_) => self.leave(server),
         }
-        Ok(())
     }
 
-    /// What a whole row says.
-    async fn look(&mut self) -> Result<(), ClientError> {
-        self.look_at = Instant::now() + self.client.inner.options.max_age / 2;
-        let found = self.client.lookup(&self.name, &LookupOptions::default()).await?;
-        match found.record {
-            Some(record) if record.version > self.told => {
-                // The stream had its time to tell.
-                if self.begun
-                    && let Some((server, _)) = self.stream
-                {
-                    self.leave(server);
-                }
-                self.tell(record).await?;
-            }
-            None if !self.begun && self.told == 0 => self.ready.push_back(WatchEvent::Absent),
-            _ => {}
+    fn looked(&mut self, looked: Looked) {
+        let Looked { versions, absent, by_row } = looked;
+        // The stream had its time to tell.
+        if let (true, true, false, Some((server, _))) = (self.begun, by_row, versions.is_empty(), &self.stream) {
+            self.leave(*server);
         }
-        Ok(())
-    }
-
-    /// Queues a version, and those before it that were not told.
-    async fn tell(&mut self, record: Record) -> Result<(), ClientError> {
-        let first = self.told + 1;
-        let versions = match record.version == first {
-            true => vec![record],
-            false => self.client.history_from(&self.name, first, record.version).await?,
-        };
+        if absent && !self.begun && self.told == 0 {
+            self.ready.push_back(WatchEvent::Absent);
+        }
         self.ready.extend(versions.into_iter().map(|record| WatchEvent::Version(Box::new(record))));
-        Ok(())
     }
 }

@@ -150,7 +150,13 @@ async fn commit(
 #[derive(Default)]
 struct Complaints {
     last_kept: Option<Instant>,
+    /// Evidence of an epoch of which no certified state is published here yet: a state has to show who the
+    /// accused was.
+    early: Vec<Evidence>,
 }
+
+/// Pieces of evidence that wait for a state.
+const MOST_EARLY: usize = 4;
 
 /// What kind of misbehaviour: they are said seldom each.
 fn kind(accusation: &Accusation) -> &'static str {
@@ -180,9 +186,18 @@ impl Complaints {
         if self.last_kept.is_some_and(|last| last.elapsed() < EVIDENCE_INTERVAL) {
             return;
         }
+        let published = shared.published.borrow().clone();
+        let epoch = evidence.epoch();
+        if published.as_ref().is_none_or(|published| published.certificate.statement.epoch < epoch) {
+            if self.early.len() < MOST_EARLY {
+                self.early.push(evidence);
+            }
+            return;
+        }
         self.last_kept = Some(Instant::now());
+        let state = published.as_ref().map(|published| (&published.certificate, &published.snapshot));
         if let Some(path) =
-            kds_client::evidence_file::keep(&shared.evidence, &shared.membership.load(), evidence)
+            kds_client::evidence_file::keep(&shared.evidence, &shared.membership.load(), evidence, state)
         {
             tracing::warn!(file = %path.display(), "evidence of misbehaviour kept: `kds-client verify` checks it");
         }
@@ -201,7 +216,8 @@ fn release(
         let Released { messages, published, replied, requests, refused, accusations, evidence } = released;
         own.extend(requests);
         accusations.iter().for_each(Complaints::log);
-        evidence.into_iter().for_each(|evidence| complaints.keep(evidence, shared));
+        let early = std::mem::take(&mut complaints.early);
+        early.into_iter().chain(evidence).for_each(|evidence| complaints.keep(evidence, shared));
         for (target, message) in messages {
             peers.send(target, &message);
         }

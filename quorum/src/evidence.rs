@@ -5,10 +5,13 @@
 //! manifest can see it, as with two signed tree heads of one log (CT §7.3).
 
 use crate::Hash;
+use crate::answer::Proved;
 use crate::certificate::{Certificate, Checkpoint, QuorumError};
-use crate::ids::{ServerId, ServerSet};
-use crate::membership::{ChangeProof, Membership, MembershipError};
+use crate::ids::{Epoch, ServerId, ServerSet};
+use crate::map::{Hasher, Snapshot};
+use crate::membership::{Change, ChangeProof, Membership, MembershipError};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement as _};
+use crate::state::layout;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -56,6 +59,41 @@ pub struct EvidenceFile {
     /// Servers that were given another identity since the manifest, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub membership: Vec<Arc<ChangeProof>>,
+    /// Shows that there were no others; needed where one server is accused by its own votes alone: else whoever has
+    /// an identity that was replaced leaves the change out, and accuses the server that came after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_other: Option<NoOther>,
+}
+
+/// That the membership has had no further change in a certified state, or none that was in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoOther {
+    /// Of a state of the epoch of the evidence, or of a later one.
+    pub certificate: Arc<Certificate>,
+    /// The next change: none, or one that took effect later.
+    pub next: Proved<Change>,
+}
+
+impl NoOther {
+    /// From a state of this server's own, as it has been certified.
+    pub fn look_up(certificate: &Arc<Certificate>, snapshot: &Snapshot, changes: usize) -> Self {
+        let next = Proved::look_up(snapshot, &layout::change_key(changes as u32));
+        Self { certificate: Arc::clone(certificate), next }
+    }
+    fn check(&self, keyring: &mut Keyring, changes: usize, epoch: Epoch) -> Result<(), EvidenceError> {
+        let statement = &self.certificate.statement;
+        if statement.epoch < epoch {
+            return Err(EvidenceError::MembershipUnknown(epoch));
+        }
+        self.certificate.verify(keyring)?;
+        let (hasher, key) = (Hasher::new(*keyring.cluster()), layout::change_key(changes as u32));
+        match self.next.verify(&hasher, &statement.root, &key) {
+            Ok(None) => Ok(()),
+            Ok(Some(change)) if change.from > epoch => Ok(()),
+            _ => Err(EvidenceError::MembershipUnknown(epoch)),
+        }
+    }
 }
 
 /// Format that this version reads and writes.
@@ -79,6 +117,9 @@ pub enum EvidenceError {
     /// Votes of two epochs: a key of an epoch that is over may be a thief's.
     #[error("the statements are of different epochs, and keys of one that is over may be a thief's")]
     OtherEpoch,
+    /// Who the servers were is not shown to the end.
+    #[error("the file does not show who the servers were in epoch {0}: a change may be left out")]
+    MembershipUnknown(Epoch),
     /// Votes of two servers.
     #[error("the votes are of different servers")]
     TwoServers,
@@ -103,6 +144,13 @@ pub fn contradict(one: &Checkpoint, other: &Checkpoint) -> bool {
 }
 
 impl Evidence {
+    /// The epoch of what was said last.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Self::Certificates { first, second } => first.statement.epoch.max(second.statement.epoch),
+            Self::Votes { first: vote, .. } | Self::Dissent { vote, .. } => vote.body.epoch,
+        }
+    }
     /// Who is shown to be faulty; at least one server.
     pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
         let (one, other) = match self {
@@ -149,10 +197,17 @@ impl Evidence {
 }
 
 impl EvidenceFile {
-    /// Wraps evidence about servers of a cluster.
-    pub fn new(membership: &Membership, evidence: Evidence) -> Self {
+    /// Wraps evidence about servers of a cluster; with a certified state, where that is at hand.
+    pub fn new(
+        membership: &Membership,
+        evidence: Evidence,
+        state: Option<(&Arc<Certificate>, &Snapshot)>,
+    ) -> Self {
         let (cluster, membership) = (membership.cluster().0, membership.proofs().to_vec());
-        Self { format: EVIDENCE_FORMAT, cluster, evidence, membership }
+        let no_other = state.map(|(certificate, snapshot)| {
+            NoOther::look_up(certificate, snapshot, membership.len())
+        });
+        Self { format: EVIDENCE_FORMAT, cluster, evidence, membership, no_other }
     }
     /// Checks it offline; names who is shown to be faulty.
     pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
@@ -161,6 +216,14 @@ impl EvidenceFile {
         }
         if self.cluster != keyring.cluster().0 {
             return Err(EvidenceError::OtherCluster);
+        }
+        match &self.evidence {
+            Evidence::Certificates { .. } => {}
+            Evidence::Votes { first: vote, .. } | Evidence::Dissent { vote, .. } => {
+                let epoch = vote.body.epoch;
+                let no_other = self.no_other.as_ref().ok_or(EvidenceError::MembershipUnknown(epoch))?;
+                no_other.check(keyring, self.membership.len(), epoch)?;
+            }
         }
         self.evidence.culprits(keyring)
     }
@@ -207,7 +270,7 @@ mod tests {
         let first = certificate(&voters[..6], checkpoint(5, 1, 100));
         let second = certificate(&voters[3..], checkpoint(5, 2, 100));
         let evidence = Evidence::Certificates { first: first.clone(), second };
-        let file = EvidenceFile::new(keyring.membership(), evidence);
+        let file = EvidenceFile::new(keyring.membership(), evidence, None);
         let culprits = file.culprits(&mut keyring.clone()).unwrap();
         assert_eq!(culprits, vec![ServerId(3), ServerId(4), ServerId(5)]);
         let json = serde_json::to_string(&file).unwrap();

@@ -1,9 +1,10 @@
 //! import: many names from JSON lines or CSV.
 
-use super::output::print_json;
+use super::output::{note, print_json};
 use super::{Failure, Session, read_input};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kds_client::error::words;
 use kds_client::{Client, ClientError, ExitStatus, Written, keys};
 use quorum::Timestamp;
 use quorum::limits::REPLY_KEPT_MS;
@@ -182,7 +183,7 @@ pub(super) async fn import(session: &Session, args: &ImportArgs) -> Result<(), F
         println!("imported {imported} of {total} names");
     }
     for (number, name, _, why) in &refused {
-        eprintln!("line {number}: {name}: {why}");
+        note(&format!("line {number}"), format!("{}: {}", words(name), words(why)));
     }
     if incomplete > 0 {
         eprintln!("note: {incomplete} are committed, not yet visible to row reads");

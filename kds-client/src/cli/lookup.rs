@@ -1,9 +1,13 @@
 //! lookup, verify, list, history.
 
-use super::output::{access_json, certified_json, print_json, print_record, record_json};
+use super::output::{
+    access_json, certified_json, current_json, escaped, note, print_json, print_record, print_superseded, record_json,
+    superseded_by,
+};
 use super::{Failure, Session, duration, name, read_input};
 use base64::Engine as _;
 use clap::{Args, ValueEnum};
+use kds_client::error::words;
 use kds_client::{ClientError, Consistency, ExitStatus, LookupOptions, WatchEvent, keys, now};
 use quorum::answer::{PROOF_FORMAT, ProofFile, Shown, Verifier};
 use quorum::evidence::{Evidence, EvidenceFile};
@@ -68,7 +72,7 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
     };
     let found = session.client.lookup(&name, &options).await?;
     for bad in &found.access.rejected {
-        eprintln!("warning: rejected the answer of server {}: {}", bad.server, bad.why);
+        note("warning", format!("rejected the answer of server {}: {}", bad.server, words(&bad.why)));
     }
     if !found.complete {
         eprintln!("note: the last change is committed, and not shown to be visible to all row reads yet");
@@ -87,8 +91,10 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
         return Err(ClientError::from(absence.clone()).into());
     }
     let Some(record) = &found.record else { return Err(Failure::other("a read without an answer")) };
+    let current = found.answer.current.value.as_ref();
     if session.json {
         let mut document = record_json(record);
+        document["current"] = current_json(current);
         document["certified"] = certified_json(&found.answer.certificate);
         document["access"] = access_json(&found.access);
         document["complete"] = json!(found.complete);
@@ -96,10 +102,15 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
         return Ok(());
     }
     warn_if_unusable(record);
+    if let Some(current) = superseded_by(record, current) {
+        note("warning", format!("this is version {} of {}: the current one is {}", record.version, name, current.version));
+        warn_if_unusable(current);
+    }
     if args.format != Format::Text {
         return print_keys(record, args.format);
     }
     print_record(record);
+    print_superseded(record, current);
     let certificate = &found.answer.certificate;
     println!(
         "  certified at {} by servers {:?}",
@@ -111,7 +122,7 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
 
 fn warn_if_unusable(record: &Record) {
     if let Status::Revoked { reason, .. } = &record.status {
-        eprintln!("warning: {} is REVOKED: {}", record.name, reason.escape_debug());
+        eprintln!("warning: {} is REVOKED: {}", record.name, words(reason));
     }
     if record.entry.not_before.is_some_and(|from| now() < from) {
         eprintln!("warning: {} is not valid yet", record.name);
@@ -149,19 +160,32 @@ pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool)
         return verify_evidence(&evidence, manifest, as_json, unverified);
     }
     let file: ProofFile =
-        serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {}", words(&e.to_string()))))?;
     let mut verifier = Verifier::new(Arc::clone(manifest));
     let record = verifier.proof_file(&file).map_err(|e| unverified(e.to_string()))?;
     let statement = file.answer.certificate.statement;
+    // Checked with the record.
+    let current = file.answer.current.value.as_ref();
     if as_json {
         let record = record.as_ref().there().map(record_json);
+        let (version, current) = (file.version, current_json(current));
         let certified = certified_json(&file.answer.certificate);
-        print_json(&json!({ "name": file.name, "record": record, "certified": certified }));
+        print_json(&json!({
+            "name": file.name, "version": version, "record": record, "current": current, "certified": certified
+        }));
         return Ok(());
     }
     match &record {
-        Shown::There(record) => print_record(record),
-        Shown::Absent(absence) => println!("{}", absence.of()),
+        Shown::There(record) => {
+            print_record(record);
+            print_superseded(record, current);
+        }
+        Shown::Absent(absence) => {
+            println!("{}", absence.of());
+            if let Some(current) = current {
+                println!("  its current version is {}", current.version);
+            }
+        }
     }
     println!("proved: so it was at {} (sequence {})", statement.time, statement.sequence);
     Ok(())
@@ -216,14 +240,14 @@ pub(super) async fn watch(session: &Session, args: &WatchArgs) -> Result<(), Fai
                 match (&event, session.json) {
                     // One document a line: there is no end to wait for.
                     (WatchEvent::Absent, true) => println!("{}", json!({ "name": name, "version": 0 })),
-                    (WatchEvent::Version(record), true) => println!("{}", record_json(record)),
+                    (WatchEvent::Version(record), true) => println!("{}", escaped(&record_json(record).to_string())),
                     (WatchEvent::Absent, false) => println!("{name} does not exist yet"),
                     (WatchEvent::Version(record), false) => print_record(record),
                 }
             }
             // It goes on when the servers are back.
             Err(error @ (ClientError::Unavailable { .. } | ClientError::NotComplete)) => {
-                eprintln!("warning: {error}");
+                note("warning", error);
             }
             Err(error) => return Err(error.into()),
         }

@@ -126,7 +126,7 @@ impl Failure {
 }
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&output::lines(&self.text))
     }
 }
 impl From<ClientError> for Failure {

@@ -1,6 +1,6 @@
 //! secret put, get, list, delete, releases.
 
-use super::output::print_json;
+use super::output::{note, print_json};
 use super::write::signing_key_file;
 use super::{Failure, Session, name, read_input};
 use clap::Subcommand;
@@ -136,10 +136,10 @@ pub(super) async fn run(session: &Session, command: &SecretCommand) -> Result<()
                 true => get_by_passphrase(session, &name).await?,
             };
             for bad in &found.wrong {
-                eprintln!("warning: {bad}");
+                note("warning", bad);
             }
             if let Some(error) = &found.uncounted {
-                eprintln!("warning: the passphrase was right, and the servers could not be told: {error}");
+                note("warning", format!("the passphrase was right, and the servers could not be told: {error}"));
             }
             if out == Path::new("-") {
                 std::io::stdout().lock().write_all(&found.material).map_err(Failure::other)

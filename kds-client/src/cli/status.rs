@@ -3,6 +3,7 @@
 use super::output::print_json;
 use super::{Failure, Session};
 use kds_client::api::{ServerStatus, TransferStatus};
+use kds_client::error::words;
 use kds_client::{ExitStatus, now};
 use quorum::ServerId;
 use quorum::ordering::Part;
@@ -83,7 +84,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
                     up_for(s),
                     doing(s)
                 ),
-                Err(why) => println!("{server:>6}  unreachable: {why}"),
+                Err(why) => println!("{server:>6}  unreachable: {}", words(why)),
             }
         }
     }

@@ -122,7 +122,8 @@ pub fn router(
         .route("/v1/requests", post(requests::submit))
         .route("/v1/requests/{client}/{sequence}", get(requests::outcome))
         .route("/v1/records", get(records::list))
-        .route("/v1/records/lookup", post(records::bulk))
+        // The name `lookup` is one like any other.
+        .route("/v1/records/lookup", post(records::bulk).get(records::lookup_of_lookup))
         .route("/v1/records/{name}", get(records::lookup))
         .route("/v1/records/{name}/history", get(records::history))
         .route("/v1/records/{name}/watch", get(watch::watch))

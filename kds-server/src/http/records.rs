@@ -13,6 +13,7 @@ use quorum::ids::Sequence;
 use quorum::limits::{MAX_LOOKUP_NAMES, MAX_PAGE, MAX_PAGE_BYTES};
 use quorum::map::Page;
 use quorum::ordering::Published;
+use quorum::record::Name;
 use quorum::state::layout;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -85,6 +86,15 @@ pub(super) async fn lookup(
     let what = params.version.map_or(String::new(), |version| format!("version {version} of "));
     let detail = format!("{what}{name} does not exist; the proof is attached");
     Err(ApiError::new(ProblemKind::NotFound, detail).with_answer(answer))
+}
+
+/// The name that is spelt like the route of [`bulk`].
+pub(super) async fn lookup_of_lookup(
+    state: AppState,
+    params: Params<LookupParams>,
+) -> Result<Response, ApiError> {
+    let name = Name::new("lookup").map_err(|error| ApiError::internal(&error.into()))?;
+    lookup(state, NamePath(name), params).await
 }
 
 pub(super) async fn bulk(

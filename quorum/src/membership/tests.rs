@@ -1,7 +1,7 @@
 use super::*;
 use crate::bytes::Hash;
 use crate::certificate::{QuorumProof, VoteBook};
-use crate::evidence::{Evidence, EvidenceFile};
+use crate::evidence::{Evidence, EvidenceError, EvidenceFile, NoOther};
 use crate::ids::AttemptId;
 use crate::message::PeerMessage;
 use crate::request::{Decision, Done, Operation, Refusal};
@@ -217,7 +217,7 @@ fn one_server_in_an_epoch_is_given_an_identity_that_nobody_had() {
 /// The thief of the identity that was replaced is nobody from then on; what was signed before stays good.
 #[test]
 fn a_thief_of_an_old_identity_is_nobody() {
-    let (world, new, shown) = replaced();
+    let (mut world, new, shown) = replaced();
     let membership = Arc::clone(world.state.membership());
     let (cluster, old) = (*membership.cluster(), SigningKey::from_seed(&[4; 32]));
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
@@ -255,12 +255,33 @@ fn a_thief_of_an_old_identity_is_nobody() {
     };
     let (first, second) = (honest.sign(statement(1)).stored(), honest.sign(statement(2)).stored());
     let votes = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
-    let file = EvidenceFile::new(&membership, votes);
-    let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
-    assert_eq!(verifier.evidence_file(&file), Ok(vec![ServerId(3)]));
-    let without = EvidenceFile { membership: vec![], ..file };
-    let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
-    assert!(verifier.evidence_file(&without).is_err());
+    let check = |file: &EvidenceFile| {
+        let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
+        verifier.evidence_file(file)
+    };
+    let certificate = Arc::new(certificate(&mut world));
+    let (_, snapshot) = world.state.seal();
+    let file = EvidenceFile::new(&membership, votes, Some((&certificate, &snapshot)));
+    assert_eq!(check(&file), Ok(vec![ServerId(3)]));
+    assert!(check(&EvidenceFile { membership: vec![], ..file.clone() }).is_err());
+    // The thief of the identity before it: what it says of this epoch is the cluster's only if the change is left
+    // out, and then nothing shows that there was none.
+    let thief = Voter::generate(
+        *membership.cluster(),
+        &SigningKey::from_seed(&[4; 32]),
+        ServerId(3),
+        honest.attempt(),
+        9,
+        &mut rand::rng(),
+    );
+    let (first, second) = (thief.sign(statement(1)).stored(), thief.sign(statement(2)).stored());
+    let evidence = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
+    let unknown = Err(EvidenceError::MembershipUnknown(Epoch(1)));
+    let framing = EvidenceFile { evidence, membership: vec![], ..file };
+    assert_eq!(check(&EvidenceFile { no_other: None, ..framing.clone() }), unknown);
+    let next = NoOther::look_up(&certificate, &snapshot, 0);
+    assert_eq!(check(&EvidenceFile { no_other: Some(next), ..framing.clone() }), unknown, "there was one");
+    assert!(check(&framing).is_err(), "of the number after it");
 }
 
 #[test]
