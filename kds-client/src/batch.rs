@@ -173,7 +173,7 @@ impl Batcher {
         let known = self.trust.verifier().newest().cloned();
         question.known = known.as_deref().map(KnownState::of);
         batch.iter().for_each(|waiting| waiting.tell(server, News::Sent));
-        let asked = self.link.post("/v1/records/lookup", &question, Instant::now() + PATIENCE).await;
+        let asked = self.link.bulk(&question, Instant::now() + PATIENCE).await;
         match asked.and_then(|answer| Checked::new(answer, &question, known)) {
             Ok(answer) => {
                 for waiting in &batch {

@@ -34,6 +34,11 @@ impl Answer for RecordAnswer {
 impl Answer for BulkAnswer {
     const MOST_BYTES: usize = 2 * MAX_PAGE_BYTES + RECORD + MAX_LOOKUP_NAMES * 64 * 1_024 + CERTIFICATE;
 }
+/// Of an answer about so many names.
+pub(crate) fn bulk(names: usize, brief: usize) -> usize {
+    let most = CERTIFICATE + WORDS + names * (RECORD + PATH) + brief * 64;
+    most.min(BulkAnswer::MOST_BYTES)
+}
 impl Answer for PageAnswer {
     const MOST_BYTES: usize = ENTRIES + 2 * PATH + CERTIFICATE;
 }

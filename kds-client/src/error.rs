@@ -28,6 +28,8 @@ pub enum ExitStatus {
     Refused = 6,
     /// The name exists, or another change came first.
     Conflict = 7,
+    /// No key that may be used: revoked, expired, or not valid yet.
+    NoUsableKey = 8,
 }
 
 fn listed<T: ToString>(items: &[T]) -> String {
@@ -131,11 +133,13 @@ pub enum ClientError {
     #[error(
         "{why}\n  it is not known whether the request was executed, and it may still be until {}\n  \
          `kds-client outcome {}` tells what came of it; do it again only if that says that it never was executed",
-        .request.request.expiry, Ticket::of(.request)
+        .request.request.expiry, .ticket
     )]
     OutcomeUnknown {
         /// The request, for [`Client::retry`](crate::Client::retry).
         request: Box<SignedRequest>,
+        /// Its name, to ask what came of it.
+        ticket: Box<Ticket>,
         /// Why there is no proof.
         why: Box<ClientError>,
     },
@@ -282,8 +286,12 @@ impl From<AnswerError> for LinkError {
 
 /// Whether a character makes a terminal do something else than show it, or show others in another order.
 pub fn steers(c: char) -> bool {
-    let order = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
-    c.is_control() || order || matches!(c, '\u{2028}' | '\u{2029}')
+    let order =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
+    // And what is not to be seen, or ends a line in some programs.
+    c.is_control()
+        || order
+        || matches!(c, '\u{200b}'..='\u{200d}' | '\u{2028}' | '\u{2029}' | '\u{2060}' | '\u{feff}')
 }
 
 /// What others say (a server, a file, the owner of a name), as it is shown to people: short, and nothing that steers a

@@ -101,9 +101,9 @@ impl Client {
         TELL_TIME.min(self.timeout() / 4)
     }
 
-    /// When an operation that has to be done by a deadline stops asking.
-    pub(crate) fn end(&self, deadline: Instant, tally: &Tally) -> Instant {
-        match tally.odd_times {
+    /// When an operation that has to be done by a deadline stops asking; sooner where times look odd.
+    pub(crate) fn end(&self, deadline: Instant, odd_times: bool) -> Instant {
+        match odd_times {
             true => deadline.checked_sub(self.time_for_times()).unwrap_or(deadline),
             false => deadline,
         }

@@ -314,7 +314,7 @@ impl Client {
                     let question = BulkQuestion { known, ..BulkQuestion::default() };
                     let answer = loop {
                         let until = Instant::now() + PATIENCE;
-                        let answer = link.post::<_, BulkAnswer>("/v1/records/lookup", &question, until).await;
+                        let answer = link.bulk(&question, until).await;
                         if !goes_on(&answers, &answer).await {
                             break answer;
                         }

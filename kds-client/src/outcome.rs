@@ -8,11 +8,12 @@ use crate::client::Client;
 use crate::error::ClientError;
 use crate::write::Written;
 use bech32::{Bech32m, Hrp};
-use quorum::PublicKey;
 use quorum::answer::{Absence, AnswerError, Executed, Receipt, Shown, Verifier};
-use quorum::ids::Timestamp;
+use quorum::codec::digest;
+use quorum::ids::{ClusterId, Timestamp};
 use quorum::limits::REPLY_KEPT_MS;
 use quorum::request::{RequestId, SignedRequest};
+use quorum::{Hash, PublicKey};
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
@@ -26,20 +27,36 @@ pub struct Ticket {
     pub id: RequestId,
     /// Until when it may execute, in agreed time.
     pub expiry: Timestamp,
+    /// The beginning of the id of the cluster that it is for.
+    pub cluster: [u8; 8],
+    /// The beginning of its digest: another request may have been executed under its number.
+    pub request: [u8; 8],
+}
+
+/// The first bytes of a hash.
+fn beginning(hash: &Hash) -> [u8; 8] {
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.0[..8]);
+    first
 }
 
 impl Ticket {
-    /// Of a request.
-    pub fn of(request: &SignedRequest) -> Self {
+    /// Of a request to a cluster.
+    pub fn of(cluster: &ClusterId, request: &SignedRequest) -> Self {
         let request = &request.request;
-        Self { id: RequestId { client: request.client, sequence: request.sequence }, expiry: request.expiry }
+        Self {
+            id: RequestId { client: request.client, sequence: request.sequence },
+            expiry: request.expiry,
+            cluster: beginning(&cluster.0),
+            request: beginning(&digest(cluster, request)),
+        }
     }
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (sequence, expiry) = (self.id.sequence.to_be_bytes(), self.expiry.0.to_be_bytes());
-        let bytes = [&self.id.client.0[..], &sequence, &expiry].concat();
+        let bytes = [&self.id.client.0[..], &sequence, &expiry, &self.cluster, &self.request].concat();
         f.write_str(&bech32::encode::<Bech32m>(PREFIX, &bytes).map_err(|_| fmt::Error)?)
     }
 }
@@ -62,9 +79,11 @@ impl FromStr for Ticket {
         }
         let (client, rest) = bytes.split_first_chunk().ok_or(NoTicket)?;
         let (sequence, rest) = rest.split_first_chunk().ok_or(NoTicket)?;
-        let expiry = <[u8; 8]>::try_from(rest).map_err(|_| NoTicket)?;
+        let (expiry, rest) = rest.split_first_chunk().ok_or(NoTicket)?;
+        let (cluster, rest) = rest.split_first_chunk().ok_or(NoTicket)?;
+        let request = rest.try_into().map_err(|_| NoTicket)?;
         let id = RequestId { client: PublicKey(*client), sequence: u64::from_be_bytes(*sequence) };
-        Ok(Self { id, expiry: Timestamp(u64::from_be_bytes(expiry)) })
+        Ok(Self { id, expiry: Timestamp(u64::from_be_bytes(*expiry)), cluster: *cluster, request })
     }
 }
 
@@ -83,11 +102,16 @@ pub enum WhatCame {
 }
 
 impl Client {
-    /// Asks what came of a request, without sending it again.
+    /// Asks what came of a request, without sending it again. Whoever made the ticket says until when it may
+    /// execute: that it never will is proved of a request with that expiry.
     ///
     /// # Errors
-    /// As [`Client::lookup`].
+    /// As [`Client::lookup`]; if the request is one to another cluster, or another one was executed under its number.
     pub async fn outcome(&self, ticket: &Ticket) -> Result<WhatCame, ClientError> {
+        if ticket.cluster != beginning(&self.inner.manifest.cluster_id().0) {
+            let why = "the request is one to another cluster than the manifest's: name its manifest with --manifest";
+            return Err(ClientError::Local(why.into()));
+        }
         let client = self.begun();
         let mut path = "/v1/requests/".to_owned();
         ticket.id.client.0.iter().for_each(|byte| {
@@ -108,7 +132,12 @@ impl Client {
                 Shown::Absent(_) => WhatCame::Forgotten,
             })
         };
-        client.first_good(&path, check).await
+        match client.first_good(&path, check).await? {
+            WhatCame::Executed(executed) if beginning(&executed.reply().request) != ticket.request => {
+                Err(ClientError::NumberReused)
+            }
+            came => Ok(came),
+        }
     }
 
     /// Goes on with a request whose outcome is not known: asks what came of it, and sends the same request again
@@ -120,7 +149,7 @@ impl Client {
     pub async fn retry(&self, request: &SignedRequest) -> Result<Written, ClientError> {
         let client = self.begun();
         let expiry = request.request.expiry;
-        match client.outcome(&Ticket::of(request)).await? {
+        match client.outcome(&Ticket::of(&self.inner.manifest.cluster_id(), request)).await? {
             WhatCame::Executed(executed) => client.written(request, *executed),
             WhatCame::Pending => client.submit_signed(request).await,
             WhatCame::NeverExecuted(absence) => Err(ClientError::NotExecuted { expiry, absence }),
@@ -136,7 +165,7 @@ mod tests {
     #[test]
     fn a_ticket_is_one_word_and_comes_back_from_it() {
         let id = RequestId { client: PublicKey([7; 32]), sequence: u64::MAX - 3 };
-        let ticket = Ticket { id, expiry: Timestamp(1_800_000_000_123) };
+        let ticket = Ticket { id, expiry: Timestamp(1_800_000_000_123), cluster: [5; 8], request: [6; 8] };
         let text = ticket.to_string();
         assert!(text.starts_with("kdsreq1") && text.chars().all(|c| c.is_ascii_alphanumeric()), "{text}");
         assert_eq!(text.parse(), Ok(ticket));

@@ -14,7 +14,7 @@ use crate::write::Written;
 use quorum::answer::{AnswerError, Executed, Receipt, Refusals, SaidAlike, Shown};
 use quorum::codec::digest;
 use quorum::ids::ServerId;
-use quorum::request::{Done, Operation, SignedRequest};
+use quorum::request::{Done, Operation, RequestId, SignedRequest};
 use quorum::signing::SigningKey;
 use rand::Rng as _;
 use std::collections::VecDeque;
@@ -188,7 +188,8 @@ impl<'a> Submission<'a> {
 
     /// When to stop: some time is left to find out whose clock is wrong, where that may be it.
     fn end(&self) -> Instant {
-        self.client.end(self.deadline, &self.tally)
+        let odd = self.refusals.said().values().any(|reason| *reason == ProblemKind::Expiry);
+        self.client.end(self.deadline, odd || self.tally.odd_times)
     }
     /// Whose turn it is: who was not asked yet, or asked to wait until now.
     fn next_server(&mut self, now: Instant) -> Option<ServerId> {
@@ -238,7 +239,8 @@ impl<'a> Submission<'a> {
                 {
                     self.tally.waits_no_more(server);
                     self.details.add(server, (reason, words(&problem.detail)));
-                    return self.refusals.add(server, reason).map(End::Refused);
+                    let said = self.refusals.add(server, reason)?;
+                    return self.is_final(&said).then_some(End::Refused(said));
                 }
                 self.heard |= !matches!(error, LinkError::Unreached(_));
                 if let LinkError::AsksToWait { wait, .. } = &error {
@@ -249,7 +251,9 @@ impl<'a> Submission<'a> {
             }
         };
         let executed = self.client.with_verifier(|verifier| {
-            let executed = verifier.executed(receipt, Ticket::of(&self.request).id)?;
+            let request = &self.request.request;
+            let id = RequestId { client: request.client, sequence: request.sequence };
+            let executed = verifier.executed(receipt, id)?;
             executed.there().ok_or(AnswerError::OtherQuestion)
         });
         match executed {
@@ -260,6 +264,14 @@ impl<'a> Submission<'a> {
             }
         }
         None
+    }
+
+    /// Whether nothing is to be expected of the others. What a request is refused for in one state may be allowed in
+    /// the next, and a liar who refuses it may have passed it on: there q servers have to refuse it, without whose
+    /// correct ones nothing is ordered.
+    fn is_final(&self, said: &SaidAlike<ProblemKind>) -> bool {
+        let by_state = matches!(said.reason(), ProblemKind::NotAllowed | ProblemKind::NotFound);
+        !by_state || said.servers().len() >= self.client.inner.manifest.thresholds.q()
     }
 
     /// f+1 servers refused it before ordering, for the same reason: perhaps because of this machine's clock.
@@ -287,6 +299,11 @@ impl<'a> Submission<'a> {
         }
     }
     async fn in_vain(mut self) -> ClientError {
+        let alike = self.refusals.said().iter().next().map(|(server, reason)| (*server, *reason));
+        if let Some(said) = alike.and_then(|(server, reason)| self.refusals.add(server, reason)) {
+            let refused = self.refused(said).await;
+            return self.unknown(refused);
+        }
         let heard = self.heard || !self.asked.is_empty() || !self.refusals.said().is_empty();
         let mut tally = std::mem::take(&mut self.tally);
         tally.odd_times |= self.refusals.said().values().any(|reason| *reason == ProblemKind::Expiry);
@@ -309,6 +326,8 @@ impl<'a> Submission<'a> {
         if heard { self.unknown(why) } else { why }
     }
     fn unknown(&self, why: ClientError) -> ClientError {
-        ClientError::OutcomeUnknown { request: Box::new((*self.request).clone()), why: Box::new(why) }
+        let request = Box::new((*self.request).clone());
+        let ticket = Box::new(Ticket::of(&self.client.inner.manifest.cluster_id(), &request));
+        ClientError::OutcomeUnknown { request, ticket, why: Box::new(why) }
     }
 }

@@ -40,7 +40,7 @@ impl<'a> Turns<'a> {
     }
     /// When to stop asking: some time is left to find out whose clock is wrong, where that may be it.
     fn end(&self) -> Instant {
-        self.client.end(self.deadline, &self.tally)
+        self.client.end(self.deadline, self.tally.odd_times)
     }
     /// The next server, and until when to wait for it; none if nobody is left, or no time.
     pub(crate) async fn next(&mut self) -> Option<(ServerId, Instant)> {

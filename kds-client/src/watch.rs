@@ -232,7 +232,9 @@ impl Watch {
     fn looked(&mut self, looked: Looked) {
         let Looked { versions, absent, by_row } = looked;
         // The stream had its time to tell.
-        if let (true, true, false, Some((server, _))) = (self.begun, by_row, versions.is_empty(), &self.stream) {
+        if let (true, true, false, Some((server, _))) =
+            (self.begun, by_row, versions.is_empty(), &self.stream)
+        {
             self.leave(*server);
         }
         if absent && !self.begun && self.told == 0 {

@@ -14,6 +14,7 @@ use quorum::evidence::Evidence;
 use quorum::ordering::{Accusation, Durable, Input, Released, Unsent, Write, WriteBatch};
 use quorum::request::VerifiedRequest;
 use quorum::shares::ShareOp;
+use quorum::signing::Statement as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -187,8 +188,8 @@ impl Complaints {
             return;
         }
         let published = shared.published.borrow().clone();
-        let epoch = evidence.epoch();
-        if published.as_ref().is_none_or(|published| published.certificate.statement.epoch < epoch) {
+        let of = evidence.attempt().unwrap_or_default();
+        if published.as_ref().is_none_or(|published| published.certificate.statement.attempt() < of) {
             if self.early.len() < MOST_EARLY {
                 self.early.push(evidence);
             }

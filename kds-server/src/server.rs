@@ -169,7 +169,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
     if lost_database {
         tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again in the next epoch, when nothing that it forgot matters");
-        stored.amnesia = Some(Amnesia { through: remembered.voted_in.epoch, settled: false });
+        stored.amnesia = Some(Amnesia::of(None));
     }
     let membership = known.or_newer(&stored.membership(&manifest).unwrap_or_else(|| Arc::clone(&known)));
     if stored.voting_key > 0 && remembered.voting > stored.voting_key {

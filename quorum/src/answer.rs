@@ -350,6 +350,11 @@ impl Verifier {
         if current.is_some_and(|record| record.name != *name) {
             return Err(AnswerError::OtherQuestion);
         }
+        // Nothing stays in an answer that was not asked for, and so not checked.
+        let is_current = |version| current.is_some_and(|current| current.version == version);
+        if version.is_none_or(is_current) && answer.earlier.is_some() {
+            return Err(AnswerError::OtherQuestion);
+        }
         let (found, missing) = match (version, current) {
             (None, current) => (current, Missing::Name(name.clone())),
             (Some(version), Some(current)) if current.version == version => {

@@ -7,11 +7,11 @@
 use crate::Hash;
 use crate::answer::Proved;
 use crate::certificate::{Certificate, Checkpoint, QuorumError};
-use crate::ids::{Epoch, ServerId, ServerSet};
+use crate::ids::{AttemptId, ServerId, ServerSet};
 use crate::map::{Hasher, Snapshot};
-use crate::membership::{Change, ChangeProof, Membership, MembershipError};
+use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::signing::{KeyCertificate, KeyError, Keyring, Signed, Statement as _};
-use crate::state::layout;
+use crate::state::{ServerKeys, layout};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -59,39 +59,41 @@ pub struct EvidenceFile {
     /// Servers that were given another identity since the manifest, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub membership: Vec<Arc<ChangeProof>>,
-    /// Shows that there were no others; needed where one server is accused by its own votes alone: else whoever has
-    /// an identity that was replaced leaves the change out, and accuses the server that came after it.
+    /// Shows that the accused voted with the key that it had announced; needed where one server is accused by its own
+    /// votes alone. Whoever has an identity that was stolen, or was replaced, certifies keys for any epoch with
+    /// it, and leaves changes of the membership out as he likes; into a certified state he puts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub no_other: Option<NoOther>,
+    pub announced: Option<Announced>,
 }
 
-/// That the membership has had no further change in a certified state, or none that was in force.
+/// The key that a server had announced, in a certified state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NoOther {
-    /// Of a state of the epoch of the evidence, or of a later one.
+pub struct Announced {
+    /// Of a state of the epoch of the evidence, which began by the same attempt.
     pub certificate: Arc<Certificate>,
-    /// The next change: none, or one that took effect later.
-    pub next: Proved<Change>,
+    /// The accused server's keys in it.
+    pub keys: Proved<ServerKeys>,
 }
 
-impl NoOther {
+impl Announced {
     /// From a state of this server's own, as it has been certified.
-    pub fn look_up(certificate: &Arc<Certificate>, snapshot: &Snapshot, changes: usize) -> Self {
-        let next = Proved::look_up(snapshot, &layout::change_key(changes as u32));
-        Self { certificate: Arc::clone(certificate), next }
+    pub fn look_up(certificate: &Arc<Certificate>, snapshot: &Snapshot, server: ServerId) -> Self {
+        let keys = Proved::look_up(snapshot, &layout::server_key(server));
+        Self { certificate: Arc::clone(certificate), keys }
     }
-    fn check(&self, keyring: &mut Keyring, changes: usize, epoch: Epoch) -> Result<(), EvidenceError> {
-        let statement = &self.certificate.statement;
-        if statement.epoch < epoch {
-            return Err(EvidenceError::MembershipUnknown(epoch));
+    /// Whether a key is the one that was announced, and so the server's.
+    fn check(&self, keyring: &mut Keyring, key: &KeyCertificate) -> Result<(), EvidenceError> {
+        let (state, server) = (&self.certificate.statement, key.statement.server);
+        let not_shown = EvidenceError::NotAnnounced(server);
+        if state.attempt() != key.statement.attempt_id() {
+            return Err(not_shown);
         }
         self.certificate.verify(keyring)?;
-        let (hasher, key) = (Hasher::new(*keyring.cluster()), layout::change_key(changes as u32));
-        match self.next.verify(&hasher, &statement.root, &key) {
-            Ok(None) => Ok(()),
-            Ok(Some(change)) if change.from > epoch => Ok(()),
-            _ => Err(EvidenceError::MembershipUnknown(epoch)),
+        let hasher = Hasher::new(*keyring.cluster());
+        match self.keys.verify(&hasher, &state.root, &layout::server_key(server)) {
+            Ok(Some(keys)) if keys.voting.statement.key == key.statement.key => Ok(()),
+            _ => Err(not_shown),
         }
     }
 }
@@ -117,9 +119,11 @@ pub enum EvidenceError {
     /// Votes of two epochs: a key of an epoch that is over may be a thief's.
     #[error("the statements are of different epochs, and keys of one that is over may be a thief's")]
     OtherEpoch,
-    /// Who the servers were is not shown to the end.
-    #[error("the file does not show who the servers were in epoch {0}: a change may be left out")]
-    MembershipUnknown(Epoch),
+    /// The votes may be anybody's who had the server's identity.
+    #[error(
+        "the file does not show that server {0} had announced the key of the votes: whoever has an old identity of it can have made them"
+    )]
+    NotAnnounced(ServerId),
     /// Votes of two servers.
     #[error("the votes are of different servers")]
     TwoServers,
@@ -139,17 +143,26 @@ pub fn contradict(one: &Checkpoint, other: &Checkpoint) -> bool {
     let (earlier, later) = if one.sequence <= other.sequence { (one, other) } else { (other, one) };
     match earlier.sequence == later.sequence {
         true => earlier != later,
-        false => earlier.time > later.time || earlier.epoch > later.epoch,
+        // An epoch begins by one attempt.
+        false => {
+            let other_attempt = earlier.epoch == later.epoch && earlier.attempt != later.attempt;
+            earlier.time > later.time || earlier.epoch > later.epoch || other_attempt
+        }
     }
 }
 
 impl Evidence {
-    /// The epoch of what was said last.
-    pub fn epoch(&self) -> Epoch {
+    /// Who is accused by its own votes alone, and the keys that they are signed with.
+    fn accused(&self) -> Option<(ServerId, &[KeyCertificate])> {
         match self {
-            Self::Certificates { first, second } => first.statement.epoch.max(second.statement.epoch),
-            Self::Votes { first: vote, .. } | Self::Dissent { vote, .. } => vote.body.epoch,
+            Self::Certificates { .. } => None,
+            Self::Votes { first, keys, .. } => Some((first.server, keys)),
+            Self::Dissent { vote, key, .. } => Some((vote.server, std::slice::from_ref(key))),
         }
+    }
+    /// By which attempt the epoch began that it is about, if it needs a state of that to be checked by others.
+    pub fn attempt(&self) -> Option<AttemptId> {
+        self.accused().and_then(|(_, keys)| keys.first()).map(|key| key.statement.attempt_id())
     }
     /// Who is shown to be faulty; at least one server.
     pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
@@ -204,10 +217,11 @@ impl EvidenceFile {
         state: Option<(&Arc<Certificate>, &Snapshot)>,
     ) -> Self {
         let (cluster, membership) = (membership.cluster().0, membership.proofs().to_vec());
-        let no_other = state.map(|(certificate, snapshot)| {
-            NoOther::look_up(certificate, snapshot, membership.len())
-        });
-        Self { format: EVIDENCE_FORMAT, cluster, evidence, membership, no_other }
+        let accused = evidence.accused().map(|(server, _)| server);
+        let announced = accused.zip(state);
+        let announced = announced
+            .map(|(server, (certificate, snapshot))| Announced::look_up(certificate, snapshot, server));
+        Self { format: EVIDENCE_FORMAT, cluster, evidence, membership, announced }
     }
     /// Checks it offline; names who is shown to be faulty.
     pub fn culprits(&self, keyring: &mut Keyring) -> Result<Vec<ServerId>, EvidenceError> {
@@ -217,13 +231,9 @@ impl EvidenceFile {
         if self.cluster != keyring.cluster().0 {
             return Err(EvidenceError::OtherCluster);
         }
-        match &self.evidence {
-            Evidence::Certificates { .. } => {}
-            Evidence::Votes { first: vote, .. } | Evidence::Dissent { vote, .. } => {
-                let epoch = vote.body.epoch;
-                let no_other = self.no_other.as_ref().ok_or(EvidenceError::MembershipUnknown(epoch))?;
-                no_other.check(keyring, self.membership.len(), epoch)?;
-            }
+        if let Some((server, keys)) = self.evidence.accused() {
+            let announced = self.announced.as_ref().ok_or(EvidenceError::NotAnnounced(server))?;
+            keys.iter().try_for_each(|key| announced.check(keyring, key))?;
         }
         self.evidence.culprits(keyring)
     }
@@ -262,6 +272,8 @@ mod tests {
         assert!(!contradict(&base, &checkpoint(6, 2, 100)));
         assert!(contradict(&base, &checkpoint(6, 2, 99)), "agreed time went back");
         assert!(contradict(&checkpoint(6, 2, 99), &base), "in whichever order they are found");
+        let by_another = Checkpoint { attempt: 2, ..checkpoint(6, 2, 101) };
+        assert!(contradict(&base, &by_another), "the epoch began by another attempt");
     }
 
     #[test]

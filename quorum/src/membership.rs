@@ -211,6 +211,12 @@ impl Membership {
             let number = proof.change.value.as_ref().map_or(usize::MAX, |change| change.number as usize);
             let known = followed.proofs.len();
             if number < known {
+                // Shown in another way, it has to hold all the same.
+                if *proof != *followed.proofs[number]
+                    && followed.check(number, &proof)? != followed.changes[number]
+                {
+                    return Err(MembershipError::NotThere(number as u32));
+                }
                 continue;
             }
             let change = followed.check(known, &proof)?;

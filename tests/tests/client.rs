@@ -365,7 +365,7 @@ async fn a_write_that_is_not_answered_can_be_asked_for_and_executes_once() {
     let error = client.register(&cluster.administrator, name("alice"), entry(1, None)).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_millis(5_500), "{:?}", began.elapsed());
     let ClientError::OutcomeUnknown { request, .. } = &error else { panic!("{error}") };
-    let ticket = Ticket::of(request);
+    let ticket = Ticket::of(&client.manifest().cluster_id(), request);
     let from_shell = cluster.cli(&["--timeout", "4s", "register", "bob", "--public-key", "key"]);
     assert_eq!(status(&from_shell), 5, "{}", stderr(&from_shell));
     let text = stderr(&from_shell);
@@ -401,7 +401,10 @@ async fn a_write_that_is_not_answered_can_be_asked_for_and_executes_once() {
         Operation::Register { name: name("alice"), entry: entry(2, None) },
     );
     assert!(matches!(client.submit_signed(&again).await, Err(ClientError::Refused(_))));
-    assert_eq!(status(&cluster.cli(&["outcome", &Ticket::of(&again).to_string()])), 7);
+    assert_eq!(
+        status(&cluster.cli(&["outcome", &Ticket::of(&client.manifest().cluster_id(), &again).to_string()])),
+        7
+    );
     assert_eq!(status(&cluster.cli(&["outcome", "kdsreq1abc"])), 2, "not a request's name");
 }
 
@@ -414,7 +417,7 @@ async fn a_request_that_nobody_sent_is_shown_to_be_dead() {
     let operation = Operation::Register { name: name("alice"), entry: entry(1, None) };
     let id = cluster.manifest.cluster_id();
     let request = SignedRequest::sign(&id, &cluster.administrator, 99, expiry, operation);
-    let ticket = Ticket::of(&request);
+    let ticket = Ticket::of(&client.manifest().cluster_id(), &request);
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut seen = Vec::new();
     while seen.last() != Some(&"forgotten") {

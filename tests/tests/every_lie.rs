@@ -237,7 +237,10 @@ impl World {
                 if asked == Asked::Write {
                     return Ok(());
                 }
-                let came = client.outcome(&Ticket::of(&request)).await.map_err(failed)?;
+                let came = client
+                    .outcome(&Ticket::of(&client.manifest().cluster_id(), &request))
+                    .await
+                    .map_err(failed)?;
                 let WhatCame::Executed(executed) = came else { return Err(format!("{came:?}")) };
                 right(executed.outcome() == Ok(&Done::Record { version: 1 }), &executed.reply().outcome)
             }
@@ -270,7 +273,10 @@ impl World {
             Asked::Pending => {
                 let operation = Operation::Register { name: name("f-y"), entry: entry(7, None) };
                 let request = client.sign(admin, 77, operation);
-                let came = client.outcome(&Ticket::of(&request)).await.map_err(failed)?;
+                let came = client
+                    .outcome(&Ticket::of(&client.manifest().cluster_id(), &request))
+                    .await
+                    .map_err(failed)?;
                 right(matches!(came, WhatCame::Pending), &came)
             }
             Asked::Administrators => {

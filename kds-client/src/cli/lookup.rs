@@ -1,14 +1,14 @@
 //! lookup, verify, list, history.
 
 use super::output::{
-    access_json, certified_json, current_json, escaped, note, print_json, print_record, print_superseded, record_json,
-    superseded_by,
+    access_json, certified_json, current_json, escaped, note, print_json, print_record, print_superseded,
+    record_json, superseded_by,
 };
 use super::{Failure, Session, duration, name, read_input};
 use base64::Engine as _;
 use clap::{Args, ValueEnum};
 use kds_client::error::words;
-use kds_client::{ClientError, Consistency, ExitStatus, LookupOptions, WatchEvent, keys, now};
+use kds_client::{ClientError, Consistency, ExitStatus, LookupOptions, WatchEvent, keys, now, usable};
 use quorum::answer::{PROOF_FORMAT, ProofFile, Shown, Verifier};
 use quorum::evidence::{Evidence, EvidenceFile};
 use quorum::manifest::Manifest;
@@ -51,9 +51,12 @@ pub(super) struct LookupArgs {
     /// An earlier version
     #[arg(long)]
     version: Option<u64>,
-    /// Print the keys alone, in this format
+    /// Print the keys alone, in this format; none that are revoked, expired or not valid yet
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    /// Print keys that are revoked, expired or not valid yet, too
+    #[arg(long)]
+    include_unusable: bool,
     /// Keep the proof in a file, for `verify`
     #[arg(long, value_name = "FILE")]
     proof: Option<PathBuf>,
@@ -103,10 +106,19 @@ pub(super) async fn lookup(session: &Session, args: &LookupArgs) -> Result<(), F
     }
     warn_if_unusable(record);
     if let Some(current) = superseded_by(record, current) {
-        note("warning", format!("this is version {} of {}: the current one is {}", record.version, name, current.version));
+        note(
+            "warning",
+            format!("this is version {} of {}: the current one is {}", record.version, name, current.version),
+        );
         warn_if_unusable(current);
     }
     if args.format != Format::Text {
+        if let Err(error) = usable(record)
+            && !args.include_unusable
+        {
+            let why = format!("{error}\n  no key is printed; --include-unusable prints it all the same");
+            return Err(Failure::new(ExitStatus::NoUsableKey, why));
+        }
         return print_keys(record, args.format);
     }
     print_record(record);
@@ -159,8 +171,8 @@ pub(super) fn verify(args: &VerifyArgs, manifest: &Arc<Manifest>, as_json: bool)
     if let Ok(evidence) = serde_json::from_slice::<EvidenceFile>(&bytes) {
         return verify_evidence(&evidence, manifest, as_json, unverified);
     }
-    let file: ProofFile =
-        serde_json::from_slice(&bytes).map_err(|e| unverified(format!("not a proof file: {}", words(&e.to_string()))))?;
+    let file: ProofFile = serde_json::from_slice(&bytes)
+        .map_err(|e| unverified(format!("not a proof file: {}", words(&e.to_string()))))?;
     let mut verifier = Verifier::new(Arc::clone(manifest));
     let record = verifier.proof_file(&file).map_err(|e| unverified(e.to_string()))?;
     let statement = file.answer.certificate.statement;
@@ -240,7 +252,9 @@ pub(super) async fn watch(session: &Session, args: &WatchArgs) -> Result<(), Fai
                 match (&event, session.json) {
                     // One document a line: there is no end to wait for.
                     (WatchEvent::Absent, true) => println!("{}", json!({ "name": name, "version": 0 })),
-                    (WatchEvent::Version(record), true) => println!("{}", escaped(&record_json(record).to_string())),
+                    (WatchEvent::Version(record), true) => {
+                        println!("{}", escaped(&record_json(record).to_string()))
+                    }
                     (WatchEvent::Absent, false) => println!("{name} does not exist yet"),
                     (WatchEvent::Version(record), false) => print_record(record),
                 }

@@ -139,7 +139,10 @@ pub(super) async fn run(session: &Session, command: &SecretCommand) -> Result<()
                 note("warning", bad);
             }
             if let Some(error) = &found.uncounted {
-                note("warning", format!("the passphrase was right, and the servers could not be told: {error}"));
+                note(
+                    "warning",
+                    format!("the passphrase was right, and the servers could not be told: {error}"),
+                );
             }
             if out == Path::new("-") {
                 std::io::stdout().lock().write_all(&found.material).map_err(Failure::other)

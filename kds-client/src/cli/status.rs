@@ -63,7 +63,9 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             t.servers, t.faulty, t.quorum, t.masked, t.threshold
         );
         match last_refresh {
-            Some(seconds) => println!("epoch {epoch}, secrets last renewed {seconds:.0} s ago"),
+            Some(seconds) => {
+                println!("epoch {epoch}, secrets last renewed {:.0} s ago", seconds.clamp(0.0, 1e9))
+            }
             None => println!("epoch {epoch}"),
         }
         println!("server  row col  view  executed  certified  complete  secrets  shares  peers  up for");
@@ -71,9 +73,9 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             match status {
                 Ok(s) => println!(
                     "{:>6}  {:>3} {:>3}  {:>4}  {:>8}  {:>9}  {:>8}  {:>7}  {:>6}  {:>5}  {:>6}{}",
-                    s.id,
-                    s.row,
-                    s.column,
+                    server,
+                    manifest.grid().row_of(*server),
+                    manifest.grid().column_of(*server),
                     s.view,
                     s.sequence,
                     s.certified,
@@ -136,6 +138,8 @@ fn document(session: &Session, server: ServerId, status: &Result<ServerStatus, S
             document["reachable"] = json!(true);
             // Where a server stands is the manifest's to say, not its own.
             document["id"] = json!(server);
+            document["row"] = json!(grid.row_of(server));
+            document["column"] = json!(grid.column_of(server));
             document
         }
         Err(why) => json!({

@@ -1,11 +1,10 @@
 //! Connections to peers that are registered, and that end when they no longer are.
 
-use super::standing::{Known, Standing};
+use super::standing::{Known, Standing, Until};
 use super::verifier::Dialled;
 use super::{RegisteredPeers, TlsIdentity, admits, own_name, unusable};
 use crate::error::ClientError;
 use kds_certs::KeyExchange;
-use quorum::Timestamp;
 use quorum::record::Name;
 use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
@@ -104,7 +103,7 @@ struct State {
 
 struct Inside {
     /// What was proved is good until then.
-    until: Timestamp,
+    until: Until,
     /// Who waits to read, and who waits to write: perhaps two tasks.
     waiting: [Option<Waker>; 2],
 }
@@ -130,7 +129,7 @@ impl State {
     /// Nothing passes once the connection has ended, or what is known is too old.
     fn passes(&self, who: usize, context: &Context<'_>) -> io::Result<()> {
         let mut inside = self.inside();
-        if inside.until < crate::now() {
+        if inside.until.left().is_zero() {
             drop(inside);
             self.end("that the peer's key is registered was not confirmed in time".into());
         } else if self.ended.borrow().is_none() {
@@ -210,8 +209,8 @@ async fn keep(state: Arc<State>, mut known: watch::Receiver<Known>, peer: Name, 
         if let Err(error) = admits(sighting.record.as_deref(), &peer, &certificate) {
             return state.end(error.to_string());
         }
-        let left = sighting.until.since_ms(crate::now());
-        if left == 0 {
+        let left = sighting.until.left();
+        if left.is_zero() {
             let why = failure.map_or_else(String::new, |error| format!(": {error}"));
             return state.end(format!("that {peer}'s key is registered was not confirmed in time{why}"));
         }
@@ -220,7 +219,7 @@ async fn keep(state: Arc<State>, mut known: watch::Receiver<Known>, peer: Name, 
             changed = known.changed() => if changed.is_err() {
                 return state.end("nobody looks the peer up any more".into());
             },
-            () = sleep(Duration::from_millis(left)) => {}
+            () = sleep(left) => {}
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::{Client, blocking, deadline};
 use kds_certs::KeyExchange;
 use quorum::record::{Name, Record};
 use rustls::{ClientConfig, ServerConfig};
-use standing::{Sighting, Standings};
+use standing::{Sighting, Standings, Until};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -177,7 +177,16 @@ impl RegisteredPeers {
         sighting: Sighting,
     ) -> Result<Connection<T>, ClientError> {
         sighting.admits(name, certificate)?;
-        Ok(Connection::new(stream, self.inner.standings.join(name, sighting), name, certificate))
+        // It may have become known meanwhile that the key is withdrawn: a handshake takes its time.
+        let standing = self.inner.standings.join(name, sighting);
+        let known = standing.subscribe().borrow().sighting.clone();
+        known.admits(name, certificate)?;
+        if known.until.left().is_zero() {
+            return Err(ClientError::Unusable(format!(
+                "that {name}'s key is registered was not confirmed in time"
+            )));
+        }
+        Ok(Connection::new(stream, standing, name, certificate))
     }
 
     /// What is known of a name, or what servers say now.
@@ -208,7 +217,7 @@ impl Sighting {
         let found = client.lookup(name, &LookupOptions::default()).await?;
         let max_age_ms = deadline::millis(client.inner.options.max_age);
         let until = found.answer.certificate.statement.time.plus_ms(max_age_ms);
-        Ok(Self { record: found.record.map(Arc::new), until })
+        Ok(Self { record: found.record.map(Arc::new), until: Until::new(until) })
     }
     fn admits(&self, name: &Name, certificate: &[u8]) -> Result<(), ClientError> {
         admits(self.record.as_deref(), name, certificate)

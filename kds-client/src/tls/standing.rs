@@ -10,18 +10,47 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The shortest time between two lookups of one name.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// Names that are remembered to have been let in.
 const MOST_LET_IN: usize = 4_096;
 
+/// Until when something may be relied on: by the machine's clock, and, since that can be set back, by one that cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Until {
+    clock: Timestamp,
+    steady: Instant,
+}
+
+impl Until {
+    pub(super) fn new(clock: Timestamp) -> Self {
+        Self { clock, steady: Instant::now() + Duration::from_millis(clock.since_ms(crate::now())) }
+    }
+    /// How long that is; nothing once it is over.
+    pub(super) fn left(self) -> Duration {
+        let by_clock = Duration::from_millis(self.clock.since_ms(crate::now()));
+        by_clock.min(self.steady.saturating_duration_since(Instant::now()))
+    }
+}
+
 /// A record, or that there is none, and until when that may be relied on: `max_age` after it was certified.
 #[derive(Clone, Debug)]
 pub(super) struct Sighting {
     pub(super) record: Option<Arc<Record>>,
-    pub(super) until: Timestamp,
+    pub(super) until: Until,
+}
+
+impl Sighting {
+    /// 0 if there is no record.
+    fn version(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.version)
+    }
+    /// Of two, the newer one: by version first, since two states can be certified at the same time.
+    fn age(&self) -> (u64, Instant) {
+        (self.version(), self.until.steady)
+    }
 }
 
 /// What is known now, and why no more is.
@@ -80,8 +109,10 @@ impl Standings {
         let open = open.map(|standing| standing.known.borrow().sighting.clone());
         let last = inside.let_in.get(name).map(|(_, sighting)| sighting.clone());
         drop(inside);
-        let newest = open.into_iter().chain(last).max_by_key(|sighting| sighting.until)?;
-        (newest.until >= crate::now()).then_some(newest)
+        let newest = open.into_iter().chain(last).max_by_key(Sighting::age)?;
+        // The same client may have told of a newer version meanwhile, by any of its calls.
+        let told = self.client.inner.seen.least(name).version;
+        (newest.version() >= told && !newest.until.left().is_zero()).then_some(newest)
     }
     /// Whether a name was let in, lately.
     pub(super) fn was_let_in(&self, name: &Name) -> bool {
@@ -98,7 +129,7 @@ impl Standings {
         }
         if let Some(standing) = inside.open.get(name).and_then(Weak::upgrade) {
             standing.known.send_if_modified(|known| {
-                let newer = known.sighting.until < sighting.until;
+                let newer = known.sighting.age() < sighting.age();
                 if newer {
                     *known = Known { sighting, failure: None };
                 }
@@ -108,7 +139,8 @@ impl Standings {
         }
         let (known, _) = watch::channel(Known { sighting, failure: None });
         let standing = Arc::new(Standing { known, task: Mutex::default() });
-        let keep = keep_fresh(self.client.clone(), name.clone(), Arc::downgrade(&standing));
+        let inside_of = Arc::clone(&self.inside);
+        let keep = keep_fresh(self.client.clone(), name.clone(), Arc::downgrade(&standing), inside_of);
         let task = tokio::spawn(keep).abort_handle();
         *standing.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         inside.open.retain(|_, open| open.strong_count() > 0);
@@ -118,16 +150,23 @@ impl Standings {
 }
 
 /// Looks a name up again when half of the time is over that its last answer may be relied on.
-async fn keep_fresh(client: Client, name: Name, standing: Weak<Standing>) {
+async fn keep_fresh(client: Client, name: Name, standing: Weak<Standing>, inside: Arc<Mutex<Inside>>) {
     loop {
         let Some(until) = standing.upgrade().map(|standing| standing.known.borrow().sighting.until) else {
             return;
         };
-        let left = Duration::from_millis(until.since_ms(crate::now()));
+        let left = until.left();
         sleep((left / 2).max(LEAST_PAUSE)).await;
         let most = left.max(LEAST_PAUSE * 10);
         let looked = timeout(most, Sighting::look(&client, &name)).await;
         let Some(standing) = standing.upgrade() else { return };
+        // Whoever is let in later is judged by this, also when all connections are gone.
+        if let Ok(Ok(sighting)) = &looked {
+            let mut inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, last)) = inside.let_in.get_mut(&name) {
+                *last = sighting.clone();
+            }
+        }
         standing.known.send_modify(|known| match looked {
             Ok(Ok(sighting)) => *known = Known { sighting, failure: None },
             Ok(Err(error)) => known.failure = Some(Arc::new(error)),

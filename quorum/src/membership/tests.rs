@@ -1,11 +1,12 @@
 use super::*;
 use crate::bytes::Hash;
-use crate::certificate::{QuorumProof, VoteBook};
-use crate::evidence::{Evidence, EvidenceError, EvidenceFile, NoOther};
+use crate::certificate::{Checkpoint, QuorumProof, VoteBook};
+use crate::evidence::{Evidence, EvidenceError, EvidenceFile};
 use crate::ids::AttemptId;
 use crate::message::PeerMessage;
 use crate::request::{Decision, Done, Operation, Refusal};
 use crate::signer::{Ask, Counter, Refused, Signer};
+use crate::signing::Statement as _;
 use crate::signing::{KeyError, KeyPurpose, SigningKey, Voter};
 use crate::state::State;
 use crate::state::epochs::tests::{SECOND, World};
@@ -217,7 +218,7 @@ fn one_server_in_an_epoch_is_given_an_identity_that_nobody_had() {
 /// The thief of the identity that was replaced is nobody from then on; what was signed before stays good.
 #[test]
 fn a_thief_of_an_old_identity_is_nobody() {
-    let (mut world, new, shown) = replaced();
+    let (world, new, shown) = replaced();
     let membership = Arc::clone(world.state.membership());
     let (cluster, old) = (*membership.cluster(), SigningKey::from_seed(&[4; 32]));
     let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
@@ -245,43 +246,68 @@ fn a_thief_of_an_old_identity_is_nobody() {
     let late = keyring.check(note(&before)).unwrap_err();
     assert_eq!(late, KeyError::OtherEpoch(ServerId(3)));
     assert!(keyring.check(note(&honest)).is_ok());
-    // Checkpoints of the old epoch were its own, and evidence of them says so to those who have the manifest.
-    let statement = |root: u8| crate::certificate::Checkpoint {
-        sequence: crate::Sequence(9),
-        root: Hash([root; 32]),
-        time: crate::Timestamp(5),
-        epoch: Epoch(1),
-        attempt: 1,
+}
+
+/// Evidence names those alone whose announced keys signed it: an identity that was stolen certifies keys for any epoch.
+#[test]
+fn a_stolen_identity_frames_nobody() {
+    let (mut world, _, _) = replaced();
+    let membership = Arc::clone(world.state.membership());
+    let cluster = *membership.cluster();
+    let certificate = Arc::new(certificate(&mut world));
+    let (_, snapshot) = world.state.seal();
+    let of = certificate.statement;
+    let votes = |voter: &Voter, of: Checkpoint| {
+        let statement = |root: u8| Checkpoint { root: Hash([root; 32]), ..of };
+        let ((first, key), (second, _)) =
+            (voter.sign(statement(1)).stored(), voter.sign(statement(2)).stored());
+        Evidence::Votes { first, second, keys: vec![key] }
     };
-    let (first, second) = (honest.sign(statement(1)).stored(), honest.sign(statement(2)).stored());
-    let votes = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
     let check = |file: &EvidenceFile| {
         let mut verifier = crate::answer::Verifier::new(Arc::clone(membership.manifest()));
         verifier.evidence_file(file)
     };
-    let certificate = Arc::new(certificate(&mut world));
-    let (_, snapshot) = world.state.seal();
-    let file = EvidenceFile::new(&membership, votes, Some((&certificate, &snapshot)));
-    assert_eq!(check(&file), Ok(vec![ServerId(3)]));
-    assert!(check(&EvidenceFile { membership: vec![], ..file.clone() }).is_err());
-    // The thief of the identity before it: what it says of this epoch is the cluster's only if the change is left
-    // out, and then nothing shows that there was none.
-    let thief = Voter::generate(
-        *membership.cluster(),
-        &SigningKey::from_seed(&[4; 32]),
-        ServerId(3),
-        honest.attempt(),
-        9,
-        &mut rand::rng(),
-    );
-    let (first, second) = (thief.sign(statement(1)).stored(), thief.sign(statement(2)).stored());
-    let evidence = Evidence::Votes { first: first.0, second: second.0, keys: vec![first.1] };
-    let unknown = Err(EvidenceError::MembershipUnknown(Epoch(1)));
-    let framing = EvidenceFile { evidence, membership: vec![], ..file };
-    assert_eq!(check(&EvidenceFile { no_other: None, ..framing.clone() }), unknown);
-    let next = NoOther::look_up(&certificate, &snapshot, 0);
-    assert_eq!(check(&EvidenceFile { no_other: Some(next), ..framing.clone() }), unknown, "there was one");
-    assert!(check(&framing).is_err(), "of the number after it");
+    let state = Some((&certificate, &snapshot));
+    // A liar votes with the key that it announced.
+    let liar = world.voter_of(1, of.attempt());
+    let file = EvidenceFile::new(&membership, votes(&liar, of), state);
+    assert_eq!(check(&file), Ok(vec![ServerId(1)]));
+    let not_announced = |server| Err(EvidenceError::NotAnnounced(ServerId(server)));
+    assert_eq!(check(&EvidenceFile { announced: None, ..file.clone() }), not_announced(1));
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9);
+    // Keys that others' identities certify: one that is still in use, one that was replaced, for the epoch that is,
+    // and for the one before, in which it was the server's. With the change in the file, and without.
+    for (server, seed) in [(1, 2), (3, 4)] {
+        let identity = SigningKey::from_seed(&[seed; 32]);
+        for attempt in [of.attempt(), AttemptId::default()] {
+            let thief = Voter::generate(cluster, &identity, ServerId(server), attempt, 9, &mut rng);
+            let of = Checkpoint { epoch: attempt.epoch, attempt: attempt.attempt, ..of };
+            let file = EvidenceFile::new(&membership, votes(&thief, of), state);
+            assert_eq!(check(&file), not_announced(server), "{server} {attempt}");
+            for membership in [vec![], file.membership.clone()] {
+                let announced = file.announced.clone();
+                let dissent = match &file.evidence {
+                    Evidence::Votes { first, keys, .. } => Evidence::Dissent {
+                        certificate: Box::new(certificate.as_ref().clone()),
+                        vote: first.clone(),
+                        key: keys[0],
+                    },
+                    _ => unreachable!("they are votes"),
+                };
+                for evidence in [dissent, file.evidence.clone()] {
+                    let (announced, membership) = (announced.clone(), membership.clone());
+                    let framing = EvidenceFile { evidence, announced, membership, ..file.clone() };
+                    assert!(check(&framing).is_err());
+                }
+            }
+        }
+    }
+    // What is said of two checkpoints by two keys of a liar's, of which it announced one, stands for nothing.
+    let other = Voter::generate(cluster, &world.identities[1], ServerId(1), of.attempt(), 10, &mut rng);
+    let (first, key) = liar.sign(Checkpoint { root: Hash([1; 32]), ..of }).stored();
+    let (second, other_key) = other.sign(Checkpoint { root: Hash([2; 32]), ..of }).stored();
+    let mixed = Evidence::Votes { first, second, keys: vec![key, other_key] };
+    assert_eq!(check(&EvidenceFile::new(&membership, mixed, state)), not_announced(1));
 }
 
 #[test]

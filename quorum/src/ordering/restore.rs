@@ -50,8 +50,9 @@ pub struct Stored {
     pub amnesia: Option<Amnesia>,
     /// The number of the last voting key that the signer was asked for.
     pub voting_key: u64,
-    /// The last epoch that the signer has certified a voting key for, as it says; not in the database.
-    pub voted_in: Epoch,
+    /// The last epoch that the signer has certified a voting key for, as it says, if it remembers; not in the
+    /// database.
+    pub voted_in: Option<Epoch>,
     /// Something is missing of the shares or of what happened to them.
     pub shares_damaged: bool,
     /// What has to stay secret.
@@ -123,9 +124,9 @@ impl Stored {
     /// this database knows no votes of. `since` is the epoch in which this server's identity took another one's
     /// place. Says what is to be durable before the signer is asked for the key of this start.
     pub fn begin(&mut self, signer: &Counter, since: Epoch) -> Vec<Write> {
-        self.voted_in = signer.voted_in.epoch;
+        self.voted_in = (signer.voting > 0).then_some(signer.voted_in.epoch);
         if signer.voting > self.voting_key {
-            self.amnesia = Some(Amnesia { through: self.voted_in, settled: false });
+            self.amnesia = Some(Amnesia::of(self.voted_in));
         } else if self.voting_key == 0 && since > Epoch(0) {
             // What the identity before it signed it does not know.
             self.amnesia = Some(Amnesia { through: Epoch(since.0 - 1), settled: true });
@@ -182,7 +183,7 @@ impl Replica {
         };
         let mut replica = resumed.unwrap_or_else(|damage| {
             let state = State::genesis(Arc::clone(identity.membership.manifest()));
-            let amnesia = amnesia.unwrap_or(Amnesia { through: voted_in, settled: false });
+            let amnesia = amnesia.unwrap_or(Amnesia::of(voted_in));
             let mut replica = Self::new(identity, state, BTreeMap::new(), (Some(amnesia), voted_in), vault);
             replica.pending.accuse(Accusation::Damaged(damage));
             replica.pending.write(Write::Amnesia(Some(amnesia)));
@@ -209,7 +210,7 @@ impl Replica {
         at: Option<Checkpoint>,
         map: Map,
         (slots, certificate, view): (Vec<StoredSlot>, Option<Certificate>, Option<StoredView>),
-        remembers: (Option<Amnesia>, Epoch),
+        remembers: (Option<Amnesia>, Option<Epoch>),
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Result<Self, Damage> {
         let manifest = Arc::clone(identity.membership.manifest());
@@ -244,7 +245,7 @@ impl Replica {
         identity: Identity,
         state: State,
         memory: BTreeMap<Sequence, Memory>,
-        remembers: (Option<Amnesia>, Epoch),
+        remembers: (Option<Amnesia>, Option<Epoch>),
         vault: Vec<(VaultKey, SecretBlob)>,
     ) -> Self {
         let Identity { membership, voter, boot, log_tail } = identity;

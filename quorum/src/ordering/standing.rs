@@ -63,9 +63,16 @@ pub(super) enum Standing {
 pub struct Amnesia {
     /// The last epoch that it may have voted in.
     pub through: Epoch,
-    /// Whether that is for certain: before, it is as late as the others show that it is when they are asked, since
-    /// the signer's memory may be an older copy too.
+    /// Whether that is for certain. A signer that has lost its memory does not know: then it is as late as the
+    /// others show that it is.
     pub settled: bool,
+}
+
+impl Amnesia {
+    /// As the signer remembers it: the last epoch that it has certified a voting key for.
+    pub fn of(voted_in: Option<Epoch>) -> Self {
+        Self { through: voted_in.unwrap_or_default(), settled: voted_in.is_some() }
+    }
 }
 
 /// Until when something that a server has forgotten may matter.
@@ -84,8 +91,8 @@ pub(super) struct Estimation {
     boot: u64,
     /// It is known already that votes are forgotten.
     amnesia: Option<Amnesia>,
-    /// The last epoch that it has had a voting key for.
-    voted_in: Epoch,
+    /// The last epoch that it has had a voting key for, if its signer remembers.
+    voted_in: Option<Epoch>,
     /// Views of the proposals and proofs that the database holds at each sequence number.
     memory: BTreeMap<Sequence, Memory>,
     /// Who has answered.
@@ -116,7 +123,7 @@ pub(super) struct Memory {
 impl Estimation {
     pub(super) fn new(
         boot: u64,
-        (amnesia, voted_in): (Option<Amnesia>, Epoch),
+        (amnesia, voted_in): (Option<Amnesia>, Option<Epoch>),
         memory: BTreeMap<Sequence, Memory>,
     ) -> Self {
         let (answers, certified) = Default::default();
@@ -305,7 +312,7 @@ impl Replica {
         let amnesia = estimation.amnesia.or_else(|| {
             let sequence = votes().map(|claim| claim.sequence.unwrap_or_default()).max()?;
             self.pending.accuse(Accusation::Amnesia { sequence });
-            Some(Amnesia { through: estimation.voted_in, settled: false })
+            Some(Amnesia::of(estimation.voted_in))
         });
         self.standing = Standing::Recovering(match amnesia {
             Some(Amnesia { through, settled }) => {
@@ -363,7 +370,7 @@ mod tests {
     fn after_witnesses(vote: bool, amnesia: Option<Amnesia>) -> Replica {
         let (keyring, voters) = voters(4);
         let mut replica = replica(&voters, 0, &keyring);
-        let estimation = Estimation::new(5, (amnesia, Epoch(3)), BTreeMap::new());
+        let estimation = Estimation::new(5, (amnesia, Some(Epoch(3))), BTreeMap::new());
         replica.standing = Standing::Estimating(estimation);
         let (view, sequence, digest) = (View(0), Sequence(9), Hash([1; 32]));
         let slot = Slot { view, sequence, digest, attempt: AttemptId::first(Epoch(3)) };
@@ -387,7 +394,9 @@ mod tests {
     #[test]
     fn who_forgot_a_vote_waits_until_its_epoch_is_over() {
         assert_eq!(after_witnesses(false, None).part(), Part::Voting, "nothing is forgotten");
-        // A lost or older database, which the signer tells by its number, remembers nothing whatever others show.
+        // A lost or older database, which the signer tells by its number, remembers nothing whatever others show. A
+        // thief makes the signer count too, and only for the epochs in which she was there: through those that are
+        // over nobody waits.
         let unsettled = Amnesia { through: Epoch(3), settled: false };
         let settled = Amnesia { through: Epoch(2), settled: true };
         for (vote, amnesia, through) in [
@@ -430,13 +439,14 @@ mod tests {
             let writes = stored.begin(&signer(voting), Epoch(since));
             assert!(matches!(writes[..], [Write::VotingKey(n), Write::Amnesia(a)]
                 if n == stored.voting_key && n > voting && n > voting_key && a == stored.amnesia));
+            assert_eq!(stored.voted_in, (voting > 0).then_some(Epoch(7)));
             stored.amnesia.map(|amnesia| (amnesia.through.0, amnesia.settled))
         };
         assert_eq!(begin(0, 0, 0), None, "the first start");
         assert_eq!(begin(4, 4, 0), None);
         assert_eq!(begin(5, 4, 0), None, "it was asked, and did not answer");
-        assert_eq!(begin(3, 4, 0), Some((7, false)), "an older copy");
-        assert_eq!(begin(0, 4, 0), Some((7, false)), "a lost database");
+        assert_eq!(begin(3, 4, 0), Some((7, true)), "an older copy");
+        assert_eq!(begin(0, 4, 0), Some((7, true)), "a lost database");
         assert_eq!(begin(0, 0, 5), Some((4, true)), "another one's place, of which it knows no vote");
         assert_eq!(begin(3, 3, 5), None);
         // What was found stays until it does not matter any more.

@@ -3,7 +3,7 @@
 use quorum::bytes::SecretBlob;
 use quorum::certificate::Certificate;
 use quorum::certificate::{Checkpoint, QuorumProof};
-use quorum::ids::{ClusterId, Epoch, Sequence};
+use quorum::ids::{ClusterId, Sequence};
 use quorum::map::Map;
 use quorum::message::{Batch, Commit, PrePrepare, Prepare};
 use quorum::ordering::{Amnesia, Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
@@ -111,7 +111,7 @@ impl Disk {
             view,
             amnesia: self.amnesia,
             voting_key: self.voting_key,
-            voted_in: Epoch(0),
+            voted_in: None,
             shares_damaged: false,
             vault: self.vault.iter().map(|(key, value)| (*key, value.clone())).collect(),
             damaged: false,

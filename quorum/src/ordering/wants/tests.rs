@@ -87,7 +87,7 @@ fn answers_are_wanted_if_they_were_asked_for() {
     };
     assert!(!needs(&backup, &witness(7)), "it remembers its votes");
     backup.standing =
-        Standing::Estimating(super::super::standing::Estimation::new(7, (None, Epoch(0)), BTreeMap::new()));
+        Standing::Estimating(super::super::standing::Estimation::new(7, (None, None), BTreeMap::new()));
     assert!(needs(&backup, &witness(7)) && !needs(&backup, &witness(8)));
     let parts = crate::message::Parts { question: 0, parts: vec![] };
     assert!(!needs(&backup, &PeerMessage::Parts(parts)));
