@@ -16,8 +16,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long a server may be silent on a stream: it says at least every two seconds that it is there.
 const SILENCE: Duration = Duration::from_secs(6);
-/// How long to wait before another server is tried, when one failed.
+/// How long to wait before another server is tried, when one failed; twice as long after each that fails too.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often that doubles.
+const DOUBLES: u32 = 5;
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ pub struct Watch {
     stream: Option<(ServerId, Events)>,
     /// The version that the stream showed last.
     streamed: Option<u64>,
+    /// Streams that were left since one told anything.
+    left: u32,
     /// What is under way: a call that is dropped does not begin it again.
     looking: Option<Looking>,
     connecting: Option<Connecting>,
@@ -79,6 +83,7 @@ impl Client {
             ready: VecDeque::new(),
             stream: None,
             streamed: None,
+            left: 0,
             looking: None,
             connecting: None,
             look_at: now,
@@ -176,7 +181,8 @@ impl Watch {
     fn leave(&mut self, server: ServerId) {
         self.client.inner.pace.avoid(server);
         self.stream = None;
-        self.connect_at = Instant::now() + PAUSE;
+        self.connect_at = Instant::now() + PAUSE * 2_u32.pow(self.left);
+        self.left = (self.left + 1).min(DOUBLES);
     }
 
     /// Until there is a stream, or it is time to look.
@@ -220,6 +226,7 @@ impl Watch {
         self.streamed = version;
         match checked {
             Ok(Some(record)) if record.version > self.told => {
+                self.left = 0;
                 let certified = message.answer.certificate.statement.time;
                 let look = self.client.clone().look_at_streamed(self.told, record, certified);
                 self.looking = Some(Box::pin(look));

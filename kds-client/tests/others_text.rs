@@ -1,4 +1,4 @@
-//! EYES: files that strangers offer.
+//! Files that strangers offer, and what is in other people's text.
 
 use kds_client::manifest_file;
 use quorum::answer::{PROOF_FORMAT, ProofFile, RecordAnswer};
@@ -8,8 +8,8 @@ use quorum::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
 use quorum::manifest::{MANIFEST_FORMAT, Manifest, ServerEntry};
 use quorum::map::Map;
 use quorum::record::{Change, Entry, KeyMaterial, Name, Record, Status};
-use quorum::signing::{SigningKey, Voter};
-use quorum::state::layout;
+use quorum::signing::{KeyCertificate, KeyPurpose, KeyStatement, SigningKey, Voter};
+use quorum::state::{ServerKeys, layout};
 use quorum::{Blob, PublicKey, Thresholds};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -94,10 +94,10 @@ fn verify(folder: &Path, args: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// EYES I. In the state that the proof is of, alice is revoked. What is told of it must not look as if version 1 were in force
+/// In the state that the proof is of, alice is revoked. What is told of it must not look as if version 1 were in force
 /// at that time.
 #[test]
-fn eyes_a_proof_of_an_earlier_version_says_that_it_is_one() {
+fn a_proof_of_an_earlier_version_says_that_it_is_one() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), Some(1), "stolen");
     let (status, out, err) = verify(folder.path(), &["proof.json"]);
@@ -112,7 +112,7 @@ fn eyes_a_proof_of_an_earlier_version_says_that_it_is_one() {
 
 /// The same for scripts.
 #[test]
-fn eyes_json_of_an_earlier_version_says_that_it_is_one() {
+fn json_of_an_earlier_version_says_that_it_is_one() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), Some(1), "stolen");
     let (status, out, err) = verify(folder.path(), &["--json", "proof.json"]);
@@ -128,9 +128,9 @@ fn eyes_json_of_an_earlier_version_says_that_it_is_one() {
     );
 }
 
-/// EYES J. The proof that there is no version 99 of alice is not the proof that there is no alice.
+/// The proof that there is no version 99 of alice is not the proof that there is no alice.
 #[test]
-fn eyes_json_of_an_absent_version_is_not_that_of_an_absent_name() {
+fn json_of_an_absent_version_is_not_that_of_an_absent_name() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), Some(99), "stolen");
     let (status, out, err) = verify(folder.path(), &["--json", "proof.json"]);
@@ -140,9 +140,9 @@ fn eyes_json_of_an_absent_version_is_not_that_of_an_absent_name() {
     assert!(out.contains("99"), "alice exists, and a script is told this with status 0:\n{out}");
 }
 
-/// EYES K. Other people's text in a record.
+/// Other people's text in a record.
 #[test]
-fn eyes_a_reason_controls_no_terminal() {
+fn a_reason_controls_no_terminal() {
     let folder = tempfile::tempdir().unwrap();
     proof(
         folder.path(),
@@ -154,9 +154,9 @@ fn eyes_a_reason_controls_no_terminal() {
     assert!(!out.contains('\u{1b}'), "{out:?}");
 }
 
-/// EYES L. What a file says that is no proof.
+/// What a file says that is no proof.
 #[test]
-fn eyes_a_strangers_file_controls_no_terminal() {
+fn a_strangers_file_controls_no_terminal() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), None, "x");
     let mut shown = Vec::new();
@@ -174,9 +174,9 @@ fn eyes_a_strangers_file_controls_no_terminal() {
     assert!(shown.is_empty(), "{shown:#?}");
 }
 
-/// EYES M. Files of other people that are to be imported or registered.
+/// Files of other people that are to be imported or registered.
 #[test]
-fn eyes_an_import_and_a_key_file_control_no_terminal() {
+fn an_import_and_a_key_file_control_no_terminal() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), None, "x");
     let dir = folder.path();
@@ -205,9 +205,9 @@ fn eyes_an_import_and_a_key_file_control_no_terminal() {
     assert!(shown.is_empty(), "{shown:#?}");
 }
 
-/// EYES W. JSON on a terminal: control characters above 127, and those that turn text around, are as good as others.
+/// JSON on a terminal: control characters above 127, and those that turn text around, are as good as others.
 #[test]
-fn eyes_json_controls_no_terminal() {
+fn json_controls_no_terminal() {
     let folder = tempfile::tempdir().unwrap();
     proof(folder.path(), None, "\u{9b}2J\u{202e}x\u{7f}");
     let (status, out, err) = verify(folder.path(), &["--json", "proof.json"]);
@@ -228,9 +228,9 @@ fn paths(value: &serde_json::Value, at: &str, all: &mut Vec<String>) {
     }
 }
 
-/// EYES X. Every single change of a proof file: nothing that was changed verifies, and nothing panics.
+/// Every single change of a proof file: nothing that was changed verifies, and nothing panics.
 #[test]
-fn eyes_every_single_change_of_a_proof_file() {
+fn every_single_change_of_a_proof_file() {
     use serde_json::{Value, json};
     let folder = tempfile::tempdir().unwrap();
     let (manifest, _) = manifest();
@@ -292,9 +292,9 @@ fn eyes_every_single_change_of_a_proof_file() {
     assert!(accepted.is_empty(), "{accepted:#?}");
 }
 
-/// EYES BB. Every single change of evidence: nobody else is named, and nothing panics.
+/// Every single change of evidence: nobody else is named, and nothing panics.
 #[test]
-fn eyes_every_single_change_of_evidence() {
+fn every_single_change_of_evidence() {
     use quorum::evidence::{Evidence, EvidenceFile};
     use quorum::membership::Membership;
     use serde_json::{Value, json};
@@ -320,6 +320,14 @@ fn eyes_every_single_change_of_evidence() {
         of.iter().for_each(|i| assert!(book.add(voters[*i].sign(statement)).unwrap()));
         Box::new(book.proof(&statement, 3).unwrap())
     };
+    // A state in which server 1 has announced its keys.
+    let (voting, purpose) = (*voters[1].certificate(), KeyPurpose::Sealing);
+    let sealing = KeyStatement { purpose, key: PublicKey([9; 32]), ..voting.statement };
+    let sealing = KeyCertificate::issue(&cluster, &identities[1], sealing);
+    let keys = ServerKeys { voting, sealing, announced: Timestamp(3) };
+    let snapshot = Map::from_entries(cluster, [(layout::server_key(ServerId(1)), encode(&keys))]).seal();
+    let announced = Checkpoint { root: snapshot.root(), ..at(8, 0, 4) };
+    let announced = Arc::new(*certificate([0, 2, 3], announced));
     let ((first, key), (second, _)) =
         (voters[1].sign(at(9, 1, 5)).stored(), voters[1].sign(at(9, 2, 5)).stored());
     let evidence = [
@@ -333,7 +341,7 @@ fn eyes_every_single_change_of_evidence() {
     let membership = Membership::genesis(Arc::clone(&manifest));
     let (mut tried, mut accepted) = (0, Vec::new());
     for evidence in evidence {
-        let file = EvidenceFile::new(&membership, evidence, None);
+        let file = EvidenceFile::new(&membership, evidence, Some((&announced, &snapshot)));
         let named = quorum::answer::Verifier::new(Arc::clone(&manifest)).evidence_file(&file).unwrap();
         let good = serde_json::to_value(&file).unwrap();
         let mut all = Vec::new();

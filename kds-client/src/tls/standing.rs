@@ -174,3 +174,87 @@ async fn keep_fresh(client: Client, name: Name, standing: Weak<Standing>, inside
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::RegisteredPeers;
+    use crate::{ClientError, Options};
+    use quorum::Blob;
+    use quorum::ids::Sequence;
+    use quorum::record::{Change, Entry, KeyMaterial, Status};
+
+    fn name() -> Name {
+        Name::new("alice").unwrap()
+    }
+    /// Version 1 is active, later ones are revoked.
+    fn record(version: u64, der: &[u8]) -> Record {
+        let entry = Entry {
+            keys: vec![KeyMaterial { algorithm: "x509".into(), key: Blob(der.to_vec()) }],
+            owner: None,
+            owner_only: false,
+            not_before: None,
+            not_after: None,
+            metadata: std::collections::BTreeMap::new(),
+        };
+        let status = match version {
+            1 => Status::Active,
+            _ => Status::Revoked { reason: "stolen".into(), by: quorum::PublicKey([1; 32]) },
+        };
+        let updated = Change { sequence: Sequence(version), time: Timestamp(version) };
+        Record { name: name(), version, status, entry, updated }
+    }
+    fn peers() -> (RegisteredPeers, Client, Vec<u8>) {
+        let client = Client::new(crate::fixtures::cluster(), Options::default()).unwrap();
+        let der = kds_certs::generate("alice", &["alice".into()], 2_026).unwrap().certificate;
+        (RegisteredPeers::new(client.clone()), client, der)
+    }
+    fn sighting(version: u64, der: &[u8], ms: u64) -> Sighting {
+        let until = Until::new(crate::now().plus_ms(ms));
+        Sighting { record: Some(Arc::new(record(version, der))), until }
+    }
+    fn learn(standing: &Standing, sighting: Sighting) {
+        standing.known.send_modify(|known| *known = Known { sighting, failure: None });
+    }
+
+    #[tokio::test]
+    async fn a_revocation_that_any_call_has_told_counts() {
+        let (peers, client, der) = peers();
+        drop(peers.inner.standings.join(&name(), sighting(1, &der, 4_000)));
+        assert!(peers.check(&name(), &der).await.is_ok());
+        client.inner.seen.record(&record(2, &der), crate::now());
+        assert!(peers.inner.standings.current(&name()).is_none(), "what is older than that counts no more");
+    }
+
+    #[tokio::test]
+    async fn of_two_sightings_the_newer_version_counts_whatever_their_times() {
+        let (peers, _, der) = peers();
+        let standing = peers.inner.standings.join(&name(), sighting(1, &der, 5_000));
+        learn(&standing, sighting(2, &der, 4_000));
+        let checked = peers.check(&name(), &der).await;
+        assert!(matches!(&checked, Err(ClientError::Unusable(_))), "{checked:?}");
+    }
+
+    /// The clock of the machine is put back by an hour while something is known for four seconds.
+    #[tokio::test]
+    async fn a_clock_that_is_put_back_makes_nothing_good_for_longer() {
+        let until = Until {
+            clock: crate::now().plus_ms(3_604_000),
+            steady: Instant::now() + Duration::from_millis(4_000),
+        };
+        assert!(until.left() <= Duration::from_secs(4));
+        let over = Until { steady: Instant::now(), ..until };
+        assert!(over.left().is_zero());
+    }
+
+    /// The key was revoked while a handshake went on, and another connection's lookup knows it.
+    #[tokio::test]
+    async fn who_is_known_to_be_revoked_after_a_handshake_gets_no_connection() {
+        let (peers, _, der) = peers();
+        let before = sighting(1, &der, 4_000);
+        let standing = peers.inner.standings.join(&name(), before.clone());
+        learn(&standing, sighting(2, &der, 5_000));
+        let (ours, _theirs) = tokio::io::duplex(64);
+        assert!(peers.hold(ours, &name(), &der, before).is_err());
+    }
+}

@@ -248,6 +248,51 @@ fn a_thief_of_an_old_identity_is_nobody() {
     assert!(keyring.check(note(&honest)).is_ok());
 }
 
+/// What a file that verifies has in it was checked: whoever takes it out of the file again may rely on it.
+#[test]
+fn a_proof_file_that_verifies_has_nothing_unchecked() {
+    use crate::answer::{PROOF_FORMAT, ProofFile, RecordAnswer, Verifier};
+    use crate::map::{Proof, Terminal};
+    use crate::record::{Change as Changed, Entry, Name, Record, Status};
+    let (mut world, _, good) = replaced();
+    let manifest = Arc::clone(world.state.membership().manifest());
+    let certificate = Arc::new(certificate(&mut world));
+    let (_, snapshot) = world.state.seal();
+    let name = Name::new("alice").unwrap();
+    let answer = RecordAnswer::look_up(&snapshot, &certificate, crate::Sequence(0), &name, None);
+    let membership = vec![Arc::new(good.clone())];
+    let cluster = manifest.cluster_id().0;
+    let file =
+        ProofFile { format: PROOF_FORMAT, cluster, name: name.clone(), version: None, answer, membership };
+    let verifies = |file: &ProofFile| Verifier::new(Arc::clone(&manifest)).proof_file(file).is_ok();
+    assert!(verifies(&file));
+    let mut twice = file.clone();
+    twice.membership.push(Arc::new(good.clone()));
+    assert!(verifies(&twice), "the same again");
+    let entry = Entry {
+        keys: vec![],
+        owner: None,
+        owner_only: false,
+        not_before: None,
+        not_after: None,
+        metadata: Default::default(),
+    };
+    let updated = Changed { sequence: crate::Sequence(1), time: crate::Timestamp(1) };
+    let value = Some(Record { name, version: 1, status: Status::Active, entry, updated });
+    let proof = Proof { steps: vec![], terminal: Terminal::Empty };
+    let mut more = file.clone();
+    more.answer.earlier = Some(Proved { value, proof });
+    assert!(!verifies(&more), "a version that nobody asked for");
+    let mut forged = good;
+    forged.certificate.votes.clear();
+    if let Some(change) = &mut forged.change.value {
+        change.replacement.url = "https://evil.example:1".into();
+    }
+    let mut more = file;
+    more.membership.push(Arc::new(forged));
+    assert!(!verifies(&more), "a change that is known, told otherwise");
+}
+
 /// Evidence names those alone whose announced keys signed it: an identity that was stolen certifies keys for any epoch.
 #[test]
 fn a_stolen_identity_frames_nobody() {

@@ -1,6 +1,7 @@
-//! EYES: an outside review. Four servers that are puppets of the test: they answer over real HTTPS whatever state each has,
+//! What one server of four can do to clients, as an outside review tried it. Four servers that are puppets of the test: they answer over real HTTPS whatever state each has,
 //! certified by keys that the test holds.
 
+use crate::{certify, name, voters};
 use kds_client::api::{BulkAnswer, BulkQuestion};
 use kds_client::keystore::{self, SecretKind};
 use kds_client::{Client, ClientError, LookupOptions, Options};
@@ -9,7 +10,7 @@ use kds_tests::{Cluster, entry};
 use quorum::PublicKey;
 use quorum::answer::{PageAnswer, Proved, Receipt, RecordAnswer, SecretAnswer};
 use quorum::bytes::Hash;
-use quorum::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held, VoteBook};
+use quorum::certificate::{Certificate, Checkpoint, Completion, CompletionTracker, Held};
 use quorum::codec::{digest, encode};
 use quorum::ids::{AttemptId, Epoch, Sequence, ServerId};
 use quorum::map::{Map, Page, Snapshot};
@@ -42,23 +43,12 @@ struct World {
 /// Says something instead of the honest answer, if it likes.
 type Twist = dyn Fn(&Question) -> Option<Answering> + Send + Sync;
 
-fn name(text: &str) -> Name {
-    Name::new(text).unwrap()
-}
-
 impl World {
     fn new() -> Arc<Self> {
         let cluster = Cluster::new(4, &[]).unwrap();
-        let id = cluster.manifest.cluster_id();
-        let voter = |i: u8| {
-            let path = cluster.server_dir(usize::from(i)).join("identity.key");
-            let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, None).unwrap();
-            Voter::generate(id, &identity, ServerId(i), AttemptId::default(), 0, &mut rand::rng())
-        };
-        let voters = (0..4).map(voter).collect();
         Arc::new(Self {
+            voters: voters(&cluster),
             cluster,
-            voters,
             views: Mutex::new(vec![View::default(); 4]),
             began: kds_client::now(),
             away: AtomicUsize::new(0),
@@ -73,9 +63,8 @@ impl World {
         let snapshot = Map::from_entries(id, view.entries.iter().cloned()).seal();
         let (time, sequence) = (self.began.plus_ms(view.sequence), Sequence(view.sequence));
         let statement = Checkpoint { sequence, root: snapshot.root(), time, epoch: Epoch(0), attempt: 0 };
-        let mut book = VoteBook::default();
-        self.voters.iter().for_each(|voter| assert!(book.add(voter.sign(statement)).unwrap()));
-        (snapshot, Arc::new(book.proof(&statement, 3).unwrap()))
+        let certificate = certify(&self.voters, statement);
+        (snapshot, certificate)
     }
     fn completion(&self, view: &View) -> Completion {
         let mut tracker = CompletionTracker::new(self.cluster.manifest.grid());
@@ -132,6 +121,8 @@ impl World {
                 let answer = RecordAnswer::look_up(&snapshot, &certificate, Sequence(0), &name(text), None);
                 return Speech::bytes(200, format!("data:{}\n\n", json!({ "answer": answer })));
             }
+            // They have too much to do.
+            "/v1/requests" => return Speech::document(503, &problem("not-ready", 503)),
             _ => return Speech::document(404, &problem("not-found", 404)),
         };
         Speech::document(200, &document)
@@ -216,9 +207,9 @@ fn client(world: &World, seconds: u64) -> Client {
     Client::new(Arc::clone(&world.cluster.manifest), options).unwrap()
 }
 
-/// EYES A. One server of four answers 429, "come back at once". It costs a retry, and never the answer.
+/// One server of four answers 429, "come back at once". It costs a retry, and never the answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_server_that_asks_to_wait_for_no_time_costs_a_retry() {
+async fn a_server_that_asks_to_wait_for_no_time_costs_a_retry() {
     let world = World::new();
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 9, complete: 9 });
     world.away.store(60, Ordering::SeqCst);
@@ -250,10 +241,10 @@ async fn eyes_a_server_that_asks_to_wait_for_no_time_costs_a_retry() {
     );
 }
 
-/// EYES B. A secret that was told to exist, and administrators, do not go back in time for the same client. Server 0 alone has
+/// A secret that was told to exist, and administrators, do not go back in time for the same client. Server 0 alone has
 /// a state that q certified and that is not complete (a liar kept its vote from the others).
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_secrets_and_administrators_never_go_back_in_time() {
+async fn secrets_and_administrators_never_go_back_in_time() {
     let world = World::new();
     let old = View { entries: vec![record("alice", 1, 5)], sequence: 99, complete: 99 };
     let mut new = View { sequence: 100, ..old.clone() };
@@ -274,9 +265,9 @@ async fn eyes_secrets_and_administrators_never_go_back_in_time() {
     assert!(administrators.is_sorted(), "{administrators:?}");
 }
 
-/// EYES C. Who was refused with the proof that the name exists at version 7 is not told afterwards that it does not.
+/// Who was refused with the proof that the name exists at version 7 is not told afterwards that it does not.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_what_a_refusal_told_is_remembered() {
+async fn what_a_refusal_told_is_remembered() {
     let world = World::new();
     let old = View { entries: vec![record("bob", 1, 5)], sequence: 99, complete: 99 };
     world.set(&[0, 1, 2, 3], &old);
@@ -315,9 +306,9 @@ async fn eyes_what_a_refusal_told_is_remembered() {
     );
 }
 
-/// EYES D. What a server says reaches no terminal as it is, and not without a bound.
+/// What a server says reaches no terminal as it is, and not without a bound.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_nothing_that_a_server_says_controls_a_terminal() {
+async fn nothing_that_a_server_says_controls_a_terminal() {
     let world = World::new();
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 9, complete: 9 });
     let twist = |question: &Question| {
@@ -354,9 +345,9 @@ async fn eyes_nothing_that_a_server_says_controls_a_terminal() {
     assert!(shown.is_empty(), "{shown:#?}");
 }
 
-/// EYES E. The time that a call may take holds as a whole.
+/// The time that a call may take holds as a whole.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_call_takes_no_longer_than_its_timeout() {
+async fn a_call_takes_no_longer_than_its_timeout() {
     let world = World::new();
     let twist = |question: &Question| match question.path.as_str() {
         "/v1/requests" => say(Speech::document(400, &problem("expiry", 400))),
@@ -379,9 +370,9 @@ async fn eyes_a_call_takes_no_longer_than_its_timeout() {
     assert!(took < Duration::from_millis(4_300), "a write with a timeout of 4 s took {took:?}");
 }
 
-/// EYES F. `Watch::next` is cancel-safe: who asks it in short turns is told sooner or later.
+/// `Watch::next` is cancel-safe: who asks it in short turns is told sooner or later.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_watch_that_is_asked_in_short_turns_tells() {
+async fn a_watch_that_is_asked_in_short_turns_tells() {
     let world = World::new();
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 9, complete: 9 });
     // Honest servers, 60 ms away.
@@ -411,9 +402,9 @@ async fn eyes_a_watch_that_is_asked_in_short_turns_tells() {
     panic!("nothing was told in {:?}", began.elapsed());
 }
 
-/// EYES G. A server that floods a watch with signs of life is left.
+/// A server that floods a watch with signs of life is left.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_flood_of_signs_of_life_is_left() {
+async fn a_flood_of_signs_of_life_is_left() {
     let world = World::new();
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 9, complete: 9 });
     let sent = Arc::new(AtomicUsize::new(0));
@@ -451,9 +442,9 @@ async fn eyes_a_flood_of_signs_of_life_is_left() {
     );
 }
 
-/// EYES H. Odd names: with real servers, every name can be asked for in every way.
+/// Odd names: with real servers, every name can be asked for in every way.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_odd_names() {
+async fn odd_names() {
     let cluster = Cluster::start(4).await.unwrap();
     let mut wrong = Vec::new();
     let long = "/".repeat(255);
@@ -487,10 +478,10 @@ async fn eyes_odd_names() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// EYES S. f+1 servers refuse, one of which lies (it passes the request on) and one of which is honest and behind (it does not know
+/// f+1 servers refuse, one of which lies (it passes the request on) and one of which is honest and behind (it does not know
 /// the key yet): "whatever a server answers, it may have passed the request on", so it is not known what came of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_refusal_that_depends_on_the_state_is_no_end() {
+async fn a_refusal_that_depends_on_the_state_is_no_end() {
     let world = World::new();
     let executed = Arc::new(AtomicUsize::new(0));
     let mut speaking = Vec::new();
@@ -522,9 +513,9 @@ async fn eyes_a_refusal_that_depends_on_the_state_is_no_end() {
     );
 }
 
-/// EYES T. `status`: where a server stands is the manifest's to say.
+/// `status`: where a server stands is the manifest's to say.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_server_does_not_say_which_one_it_is() {
+async fn a_server_does_not_say_which_one_it_is() {
     let world = World::new();
     let twist = |question: &Question| match question.path.as_str() {
         "/v1/status" => say(Speech::document(
@@ -551,9 +542,9 @@ fn resident() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
 }
 
-/// EYES U. How much memory one answer of a liar takes.
+/// How much memory one answer of a liar takes.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_liars_answer_takes_little_memory() {
+async fn a_liars_answer_takes_little_memory() {
     let world = World::new();
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 9, complete: 9 });
     let twist = |question: &Question| {
@@ -589,9 +580,9 @@ async fn eyes_a_liars_answer_takes_little_memory() {
     assert!(resident() - before < 100, "{} MiB for one answer to one name", resident() - before);
 }
 
-/// EYES V. An answer in chunks of one byte each.
+/// An answer in chunks of one byte each.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_an_answer_in_tiny_chunks_takes_little_memory() {
+async fn an_answer_in_tiny_chunks_takes_little_memory() {
     use kds_certs::TlsIdentity;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let world = World::new();
@@ -640,9 +631,9 @@ async fn eyes_an_answer_in_tiny_chunks_takes_little_memory() {
     assert!(resident() - before < 100, "{} MiB for one answer to one name", resident() - before);
 }
 
-/// EYES Y. Keys of a revoked name for a script: `lookup --format` prints them like good ones, with status 0.
+/// Keys of a revoked name for a script: `lookup --format` prints them like good ones, with status 0.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_keys_of_a_revoked_name_are_not_given_to_scripts() {
+async fn keys_of_a_revoked_name_are_not_given_to_scripts() {
     let world = World::new();
     let (key, bytes) = record("alice", 2, 5);
     let mut revoked: Record = quorum::codec::decode(&bytes).unwrap();
@@ -655,9 +646,9 @@ async fn eyes_keys_of_a_revoked_name_are_not_given_to_scripts() {
     assert!(output.status.code() != Some(0) || output.stdout.is_empty());
 }
 
-/// EYES AA. A request of one cluster is asked for at another one (the default manifest, say): that proves nothing of it.
+/// A request of one cluster is asked for at another one (the default manifest, say): that proves nothing of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn eyes_a_ticket_is_of_one_cluster() {
+async fn a_ticket_is_of_one_cluster() {
     use kds_client::{Ticket, WhatCame};
     let (world, other) = (World::new(), World::new());
     world.set(&[0, 1, 2, 3], &View { entries: vec![record("alice", 1, 5)], sequence: 900, complete: 900 });
