@@ -384,7 +384,12 @@ impl Replica {
         if slot.view != self.view || !self.changing.active {
             return Ok(());
         }
+        let mut pre_prepare = pre_prepare;
         if slot.attempt == self.voter.attempt() {
+            if pre_prepare.server == self.id {
+                // Others remember only the last few keys of a server that starts again and again.
+                pre_prepare = self.voter.sign(PrePrepare(slot)).signed().clone();
+            }
             let vote = self.voter.sign(Prepare(slot));
             let _ = entry.prepares.add(vote.clone());
             entry.own_prepare = Some(vote);
