@@ -204,13 +204,12 @@ impl Gathering<'_> {
         let (cluster, k, f) = (manifest.cluster_id(), manifest.thresholds.k(), manifest.thresholds.f());
         // Every server: a guess is not to be lost because two of them are in the next epoch already.
         let mut answers = self.ask_all(manifest.thresholds.n());
-        let (mut results, mut ciphertext, mut combined) = (Vec::new(), None, None);
+        let (mut results, mut combined) = (Vec::new(), None);
         while let Some(next) = answers.next().await {
             if answers.epoch_passed(f) {
                 return Ok(None);
             }
-            let Some((server, sealed, text)) = next else { continue };
-            ciphertext = ciphertext.or(text);
+            let Some((server, sealed)) = next else { continue };
             match self.context(server).open_evaluation(&cluster, self.ephemeral, &sealed) {
                 Ok(result) => results.push((server, result)),
                 Err(_) => answers.blame(server, "its result does not open"),
@@ -222,7 +221,7 @@ impl Gathering<'_> {
                     Err(error @ OprfError::Element) => return Err(ClientError::Secret(error.to_string())),
                 }
             }
-            if combined.is_some() && ciphertext.is_some() {
+            if combined.is_some() && answers.ciphertext.is_some() {
                 break;
             }
         }
@@ -230,7 +229,7 @@ impl Gathering<'_> {
             return Ok(None);
         }
         let answered: Vec<_> = results.iter().map(|(server, _)| *server).collect();
-        match (combined, ciphertext) {
+        match (combined, answers.ciphertext.take()) {
             (Some(combined), Some(text)) => {
                 let answered = answered.into_iter().filter(|server| !combined.wrong.contains(server));
                 let answered = answered.collect();

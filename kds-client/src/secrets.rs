@@ -34,6 +34,8 @@ const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(2);
 const SHARE_PAUSE: Duration = Duration::from_millis(30);
 /// How long a reader waits for further shares to find out whose were wrong.
 const BLAME_PATIENCE: Duration = Duration::from_millis(300);
+/// How long those who were asked for the ciphertext may take, once the shares are there, until all are.
+const CIPHERTEXT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A secret that is deposited.
 #[derive(Debug)]
@@ -332,15 +334,17 @@ pub(crate) struct Answers<'a> {
     gone_on: usize,
     silent: Vec<Silence>,
     pub(crate) wrong: Vec<Misbehaviour>,
+    /// The ciphertext, from whoever sent it first: a server that has lost its share has it too.
+    pub(crate) ciphertext: Option<Blob>,
 }
 
 impl Answers<'_> {
-    /// The next answer: what is sealed to the reader, and the ciphertext if it came along. An inner none
-    /// is an answer that holds nothing of use; an outer one the end.
-    pub(crate) async fn next(&mut self) -> Option<Option<(ServerId, Blob, Option<Blob>)>> {
+    /// The next answer: what is sealed to the reader. An inner none is an answer that holds no share; an outer one
+    /// the end.
+    pub(crate) async fn next(&mut self) -> Option<Option<(ServerId, Blob)>> {
         self.next_until(self.deadline).await
     }
-    async fn next_until(&mut self, until: Instant) -> Option<Option<(ServerId, Blob, Option<Blob>)>> {
+    async fn next_until(&mut self, until: Instant) -> Option<Option<(ServerId, Blob)>> {
         let next = tokio::time::timeout_at(until.min(self.deadline), self.tasks.join_next()).await;
         let Ok(Some(Ok((server, answer)))) = next else { return None };
         if matches!(&answer, Err(LinkError::Problem(problem)) if problem.kind == ProblemKind::EpochPassed.uri())
@@ -356,10 +360,12 @@ impl Answers<'_> {
         }
         let checked = answer.map_err(|e| e.to_string());
         Some(match checked.and_then(|answer| self.gathering.check(server, answer)) {
-            Ok((Some(sealed), text)) => Some((server, sealed, text)),
-            Ok((None, _)) => {
-                self.silent.push(Silence { server, why: "it holds no share".into() });
-                None
+            Ok((sealed, text)) => {
+                self.ciphertext = self.ciphertext.take().or(text);
+                if sealed.is_none() {
+                    self.silent.push(Silence { server, why: "it holds no share".into() });
+                }
+                sealed.map(|sealed| (server, sealed))
             }
             Err(why) => {
                 self.blame(server, why);
@@ -390,8 +396,20 @@ impl Gathering<'_> {
     /// Asks every server for what the release allows, and so many of them for the ciphertext, which is public
     /// and large, too.
     pub(crate) fn ask_all(&self, ciphertexts: usize) -> Answers<'_> {
-        let mut tasks = JoinSet::new();
-        let deadline = self.client.deadline();
+        let mut answers = Answers {
+            gathering: self,
+            tasks: JoinSet::new(),
+            deadline: self.client.deadline(),
+            gone_on: 0,
+            silent: Vec::new(),
+            wrong: Vec::new(),
+            ciphertext: None,
+        };
+        self.ask(&mut answers, ciphertexts);
+        answers
+    }
+    fn ask(&self, answers: &mut Answers<'_>, ciphertexts: usize) {
+        let deadline = answers.deadline;
         for (i, server) in self.client.shuffled().into_iter().enumerate() {
             let link = self.client.inner.links[server.index()].clone();
             let question = ShareQuestion {
@@ -399,7 +417,7 @@ impl Gathering<'_> {
                 release: self.release,
                 with_ciphertext: i < ciphertexts,
             };
-            tasks.spawn(async move {
+            answers.tasks.spawn(async move {
                 // A server that is behind answers "not yet" until it has executed the release.
                 loop {
                     let wait = match link.post::<_, ShareAnswer>("/v1/shares", &question, deadline).await {
@@ -413,7 +431,6 @@ impl Gathering<'_> {
                 }
             });
         }
-        Answers { gathering: self, tasks, deadline, gone_on: 0, silent: Vec::new(), wrong: Vec::new() }
     }
 
     pub(crate) fn context(&self, server: ServerId) -> HandOutContext {
@@ -425,15 +442,25 @@ impl Gathering<'_> {
         let manifest = &self.client.inner.manifest;
         let (cluster, k, f) = (manifest.cluster_id(), manifest.thresholds.k(), manifest.thresholds.f());
         let mut answers = self.ask_all(f + 1);
-        let (mut shares, mut ciphertext) = (Vec::new(), None);
+        let mut shares: Vec<ServerShare> = Vec::new();
         let mut data_key: Option<Reconstructed> = None;
-        let mut until = answers.deadline;
-        while let Some(next) = answers.next_until(until).await {
+        let (mut until, mut asked_again) = (answers.deadline, false);
+        loop {
+            let Some(next) = answers.next_until(until).await else {
+                // Those who were asked for the ciphertext are slow, or liars: everybody has it.
+                if asked_again || data_key.is_none() || answers.ciphertext.is_some() {
+                    break;
+                }
+                (until, asked_again) = (answers.deadline, true);
+                self.ask(&mut answers, manifest.servers.len());
+                continue;
+            };
             if data_key.is_none() && answers.epoch_passed(f) {
                 return Ok(None);
             }
-            if let Some((server, sealed, text)) = next {
-                ciphertext = ciphertext.or(text);
+            if let Some((server, sealed)) = next
+                && shares.iter().all(|known| known.server != server)
+            {
                 match self.context(server).open(&cluster, self.ephemeral, &sealed) {
                     Ok(share) => shares.push(ServerShare { server, share }),
                     Err(_) => answers.blame(server, "its share does not open"),
@@ -446,14 +473,15 @@ impl Gathering<'_> {
                     Err(ReconstructError::TooFew { .. } | ReconstructError::NoneFits { .. }) => {}
                 }
             }
-            if let (Some(found), Some(_)) = (&data_key, &ciphertext) {
-                if !found.undecided {
-                    break;
-                }
+            match (&data_key, &answers.ciphertext) {
+                (Some(found), Some(_)) if !found.undecided => break,
                 // Somebody lies: a few more shares tell who, if they come soon.
-                until = until.min(Instant::now() + BLAME_PATIENCE);
+                (Some(_), Some(_)) => until = until.min(Instant::now() + BLAME_PATIENCE),
+                (Some(_), None) if !asked_again => until = until.min(Instant::now() + CIPHERTEXT_PATIENCE),
+                _ => {}
             }
         }
+        let ciphertext = answers.ciphertext.take();
         if answers.any_epoch_passed() && (data_key.is_none() || ciphertext.is_none()) {
             // What is missing was asked of servers that are in the next epoch already.
             return Ok(None);
