@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Every answer is verified against the cluster's manifest: no single server is trusted.
 ///
 /// Exit status: 0 done, 1 other errors, 2 usage, 3 not found (proved), 4 not verifiable,
-/// 5 not enough servers, or not known whether a write was executed, 6 refused, 7 conflict.
+/// 5 not enough servers, or not known whether a write was executed, 6 refused, 7 conflict, 8 no usable key.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Cli {

@@ -1117,7 +1117,12 @@ impl Simulation {
             Accusation::Amnesia { .. } => {
                 assert!(self.forgetful.contains(&by), "seed {seed}: {by} says: {accusation}")
             }
-            Accusation::Damaged(_) | Accusation::Unreadable { .. } | Accusation::Diverged { .. } => {
+            // It may be repaired by the time that this leaves it.
+            Accusation::Diverged { .. } => {
+                let was_corrupt = self.corrupt.is_some_and(|(id, _)| id == by);
+                assert!(was_corrupt, "seed {seed}: {by} says: {accusation}")
+            }
+            Accusation::Damaged(_) | Accusation::Unreadable { .. } => {
                 panic!("seed {seed}: {by} says: {accusation}")
             }
         }
