@@ -84,6 +84,13 @@ pub const LOST_DATABASE: &str = "lost-database";
 /// The database.
 pub const DATABASE: &str = "kds.db";
 
+/// The folder that a file is in. A name alone is in the current one, which is not the same as none: programs that are
+/// started there have to find it too.
+pub fn folder_of(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
 /// Reads everything a server needs; says what to do where it cannot.
 pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loaded> {
     let text = std::fs::read_to_string(path).with_context(|| {
@@ -92,7 +99,7 @@ pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loade
     let config: Config =
         toml::from_str(&text).with_context(|| format!("{} is not a server's config", path.display()))?;
     ensure!(config.database == "sqlite", "database {:?} is not supported; use \"sqlite\"", config.database);
-    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let folder = folder_of(path);
     let manifest = manifest_file::read(&folder.join(&config.manifest))?;
     let cluster = manifest.cluster_id();
     let id = config.server;

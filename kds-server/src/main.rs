@@ -8,6 +8,7 @@ mod driver;
 mod epoch_keys;
 mod health;
 mod http;
+mod logs;
 mod peers;
 mod place;
 mod places;
@@ -49,10 +50,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.log_json {
+        logs::as_json();
+    }
     let result = match cli.command {
         Command::Plan(args) => commands::plan::main(&args),
         Command::Init(args) => commands::init::main(&args),
-        Command::Run(args) => commands::run::main(&args, cli.log_json),
+        Command::Run(args) => commands::run::main(&args),
         Command::Guard(args) => commands::guard::main(&args),
         Command::Signer(args) => commands::signer::main(&args),
         Command::NewIdentity(args) => commands::new_identity::main(&args),

@@ -100,18 +100,39 @@ pub struct Waiters(Mutex<HashMap<RequestId, Vec<Waiter>>>);
 
 type Waiter = oneshot::Sender<Result<(), PoolError>>;
 
+/// Somebody who waits; whoever goes away leaves nothing behind.
+pub struct Waiting<'a> {
+    waiters: &'a Waiters,
+    id: RequestId,
+    outcome: oneshot::Receiver<Result<(), PoolError>>,
+}
+
+impl Waiting<'_> {
+    /// None if this server stops.
+    pub async fn outcome(&mut self) -> Option<Result<(), PoolError>> {
+        (&mut self.outcome).await.ok()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.outcome.close();
+        self.waiters.forget(self.id);
+    }
+}
+
 impl Waiters {
     /// Waits for a request's reply to be certified.
-    pub fn wait(&self, id: RequestId) -> oneshot::Receiver<Result<(), PoolError>> {
-        let (sender, receiver) = oneshot::channel();
+    pub fn wait(&self, id: RequestId) -> Waiting<'_> {
+        let (sender, outcome) = oneshot::channel();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_request = waiting.entry(id).or_default();
         of_request.retain(|waiter| !waiter.is_closed());
         of_request.push(sender);
-        receiver
+        Waiting { waiters: self, id, outcome }
     }
     /// Drops what nobody waits for any more.
-    pub fn forget(&self, id: RequestId) {
+    fn forget(&self, id: RequestId) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_request) = waiting.get_mut(&id) {
             of_request.retain(|waiter| !waiter.is_closed());

@@ -6,7 +6,7 @@
 //! one (docs/operations.md).
 
 use crate::config::{IDENTITY_KEY, SIGNER_STATE};
-use crate::seldom;
+use crate::{logs, seldom};
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
@@ -76,6 +76,7 @@ impl SignerLink {
         let socket = folder.join("signer.sock");
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let mut command = Command::new(program);
+        logs::hand_on(command.as_std_mut());
         command.args(["signer", "--until-closed", "--server", &id.to_string(), "--manifest"]).arg(manifest);
         command.arg("--folder").arg(folder).arg("--socket").arg(&socket);
         if let Some(passphrase) = passphrase {
@@ -230,10 +231,13 @@ impl Keeper {
     async fn answer(&mut self, stream: &mut UnixStream) -> anyhow::Result<()> {
         let ask: Ask = decode(&read_frame(stream).await?)?;
         let before = self.signer.counter();
-        let answer: Answer = self.signer.certify(&ask);
+        let mut answer: Answer = self.signer.certify(&ask);
         // What it was shown is remembered whatever it answers.
-        if self.signer.counter() != before {
-            self.remember(&self.signer.counter())?;
+        if self.signer.counter() != before
+            && let Err(error) = self.remember(&self.signer.counter())
+        {
+            tracing::error!(error = %format!("{error:#}"), "nothing is certified that is not remembered");
+            answer = Err(Refused::NotRemembered);
         }
         if let Err(refused) = &answer {
             tracing::info!(%refused, epoch = %ask.attempt, "refused to certify keys");

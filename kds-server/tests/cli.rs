@@ -102,3 +102,63 @@ fn run_says_what_to_do_about_wrong_files() {
     let missing = server(&["run", "--config", path("none").to_str().unwrap()]);
     assert!(text(&missing.stderr).contains("kds-server init"));
 }
+
+/// As one does who has changed into the folder; and what a server starts logs as it does.
+#[test]
+fn a_server_runs_from_its_own_folder_and_its_signer_logs_alike() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    assert!(server(&["init", "--servers", "4", "--dir", dir]).status.success());
+    let mut running = Command::new(env!("CARGO_BIN_EXE_kds-server"))
+        .args(["--log-json", "run", "--config", "config.toml"])
+        .current_dir(folder.path().join("server-0"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(running.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    for line in lines {
+        said.push(
+            serde_json::from_str::<serde_json::Value>(&line).unwrap_or_else(|_| panic!("no JSON: {line}")),
+        );
+        if said.last().is_some_and(|line| line["fields"]["message"] == "running") {
+            break;
+        }
+    }
+    let started = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", running.id()));
+    let started = started.unwrap_or_default();
+    let signer =
+        started.split_whitespace().next().map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap());
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(said.last().is_some_and(|line| line["fields"]["message"] == "running"), "{said:?}");
+    // Some systems do not say who the children are.
+    if let Some(signer) = signer {
+        assert!(text(&signer).contains("--log-json"), "{}", text(&signer));
+    }
+}
+
+#[test]
+fn what_a_server_cannot_do_is_said_of_whom_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    assert!(server(&["init", "--servers", "4", "--dir", dir]).status.success());
+    let config = folder.path().join("server-0/config.toml");
+    let run = |filter: &str| {
+        let mut command = Command::new("timeout");
+        command.args(["60", env!("CARGO_BIN_EXE_kds-server"), "run", "--config"]).arg(&config);
+        command.env("RUST_LOG", filter).output().unwrap()
+    };
+    let refused = run("kds_server=loud[");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("is no filter for logs"), "{}", text(&refused.stderr));
+    // Where its state cannot be written, as on a full disk.
+    std::fs::create_dir(folder.path().join("server-0/signer.new")).unwrap();
+    let refused = run("info");
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert!(said.contains("the signer cannot write down what it certifies"), "{said}");
+    assert!(said.contains("cannot write") && said.contains("signer.state"), "{said}");
+}

@@ -92,6 +92,9 @@ pub enum Refused {
         /// Of which epoch.
         epoch: Epoch,
     },
+    /// The signer's own disk.
+    #[error("the signer cannot write down what it certifies: is there room on its disk? its log says more")]
+    NotRemembered,
     /// Too many keys.
     #[error("at most {MAX_KEYS} keys are certified at a time")]
     TooMany,

@@ -308,7 +308,7 @@ async fn every_command_ends_with_the_status_promised() {
         &cluster,
         &["--key", "stranger.key", "register", "bob", "--public-key", "key.age"],
         6,
-        "refused by 2 servers",
+        "refused by 3 servers",
     );
     expect(&cluster, &["--key", "owner.key", "register", "bob", "--public-key", "key.age"], 6, "not allowed");
     expect(&cluster, &["--key", "none.key", "register", "bob", "--public-key", "key.age"], 1, "keygen");

@@ -6,7 +6,8 @@
 //! fresh session keys, and recovers shares that it lacks. Servers take turns: each has its own part of the
 //! period, and nobody is restarted while another one is not back.
 
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::logs;
 use anyhow::{Context as _, ensure};
 use clap::Args as ClapArgs;
 use kds_client::api::ServerStatus;
@@ -14,7 +15,7 @@ use kds_client::{Client, Options, manifest_file};
 use quorum::codec::sha256;
 use quorum::ids::ServerId;
 use quorum::ordering::Part;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
@@ -43,7 +44,7 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&args.config)
         .with_context(|| format!("cannot read {}", args.config.display()))?;
     let config: Config = toml::from_str(&text).context("this is not a server's config")?;
-    let folder = args.config.parent().map(Path::to_path_buf).unwrap_or_default();
+    let folder = config::folder_of(&args.config);
     let manifest = manifest_file::read(&folder.join(&config.manifest))?;
     let client = Client::new(manifest.clone(), Options::default())?;
     let program = std::env::current_exe().context("cannot find this program's file")?;
@@ -98,7 +99,7 @@ impl Guard {
                 _ = terminate.recv() => return stop(&mut child).await,
                 _ = interrupt.recv() => return stop(&mut child).await,
                 ended = child.wait() => {
-                    eprintln!("guard: server {} ended by itself ({}); starting it again", self.server, ended?);
+                    logs::say("guard", &format!("server {} ended by itself ({}); starting it again", self.server, ended?));
                     wait = if began.elapsed() > RESTART_MOST { RESTART_FIRST } else { (wait * 2).min(RESTART_MOST) };
                     tokio::select! {
                         _ = terminate.recv() => return Ok(()),
@@ -110,11 +111,11 @@ impl Guard {
                 () = sleep(turn) => match self.others_are_well().await {
                     Err(why) => {
                         last_turn = Some(Instant::now());
-                        eprintln!("guard: server {} keeps running, since {why:#}", self.server);
+                        logs::say("guard", &format!("server {} keeps running, since {why:#}", self.server));
                     }
                     Ok(()) => {
                         last_turn = Some(Instant::now());
-                        eprintln!("guard: server {} is restarted, as it is its turn", self.server);
+                        logs::say("guard", &format!("server {} is restarted, as it is its turn", self.server));
                         stop(&mut child).await?;
                         (child, began) = (self.start()?, Instant::now());
                     }
@@ -133,6 +134,7 @@ impl Guard {
             self.program.display()
         );
         let mut command = Command::new(&self.program);
+        logs::hand_on(command.as_std_mut());
         command.arg("run").arg("--config").arg(&self.config).stdin(Stdio::null()).kill_on_drop(true);
         command.spawn().context("cannot start the server")
     }

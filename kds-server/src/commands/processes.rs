@@ -1,5 +1,6 @@
 //! The servers of a development cluster, each as its own process.
 
+use crate::logs;
 use anyhow::{Context as _, bail};
 use kds_client::Client;
 use quorum::ServerId;
@@ -28,7 +29,9 @@ impl Processes {
         let folder = self.dir.join(format!("server-{i}"));
         let log = File::options().create(true).append(true).open(folder.join("server.log"))?;
         let program = std::env::current_exe().context("cannot find this program's file")?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        logs::hand_on(&mut command);
+        let child = command
             .arg("run")
             .arg("--config")
             .arg(folder.join("config.toml"))

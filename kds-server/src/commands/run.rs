@@ -1,13 +1,11 @@
 //! `run`: one server, until it is told to stop.
 
-use crate::{config, server};
+use crate::{config, logs, server};
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use kds_client::keystore::Passphrase;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Run one server until Ctrl-C or SIGTERM
 #[derive(ClapArgs)]
@@ -21,15 +19,9 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn main(args: &Args, log_json: bool) -> anyhow::Result<()> {
-    // RUST_LOG as everywhere; what operators need by default.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if log_json {
-        logs.json().init();
-    } else {
-        logs.with_ansi(std::io::stderr().is_terminal()).init();
-    }
+pub fn main(args: &Args) -> anyhow::Result<()> {
+    // What operators need.
+    logs::begin("info,sqlx=warn")?;
     let passphrase = match args.passphrase {
         true => Some(Passphrase::ask("Passphrase of the key files: ")?),
         false => Passphrase::from_environment(),

@@ -1,5 +1,6 @@
 //! `signer`: the process that has a server's identity key.
 
+use crate::logs;
 use crate::signer::{Keeper, listen};
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
@@ -8,7 +9,6 @@ use quorum::ServerId;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use tracing_subscriber::EnvFilter;
 
 /// Keep a server's identity key, and certify the keys of its epochs with it
 ///
@@ -41,8 +41,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: &Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    logs::begin("info")?;
     let passphrase = match args.passphrase {
         true => Some(Passphrase::ask("Passphrase of the key file: ")?),
         false => Passphrase::from_environment(),

@@ -9,6 +9,7 @@ use kds_client::api::ProblemKind;
 use kds_client::keys;
 use quorum::PublicKey;
 use quorum::answer::{Proved, Receipt};
+use quorum::ids::Timestamp;
 use quorum::limits::MAX_CLIENT_ENTRIES;
 use quorum::ordering::{Input, Published};
 use quorum::request::{Operation, Outcome, Refusal, Reply, Request, RequestId, SignedRequest};
@@ -23,6 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const ORDERING_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a request of an unknown key waits for the key to become known.
 const ADMISSION_TIMEOUT: Duration = Duration::from_millis(150);
+/// For how long nothing is ordered before that is what clients are told: idle primaries order an empty batch a second.
+const STANDS_STILL_MS: u64 = 6_000;
 /// How long a receipt waits to be complete.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(400);
 
@@ -40,9 +43,8 @@ pub(super) async fn submit(
     check_keys(request.request())?;
     let id = request.id();
     admitted(&app, request.request(), id).await?;
-    let waiter = app.shared.waiters.wait(id);
+    let mut waiting = app.shared.waiters.wait(id);
     if let Err(refused) = app.inputs.try_send(Input::Request(request)) {
-        app.shared.waiters.forget(id);
         if matches!(refused, TrySendError::Closed(_)) {
             return Err(ApiError::new(
                 ProblemKind::NotReady,
@@ -54,18 +56,19 @@ pub(super) async fn submit(
             "this server has too much to do: try again, or another one",
         ));
     }
-    let outcome = timeout(ORDERING_TIMEOUT, waiter).await;
-    app.shared.waiters.forget(id);
+    let outcome = timeout(ORDERING_TIMEOUT, waiting.outcome()).await;
     match outcome {
-        Ok(Ok(Ok(()))) => respond(receipt(&app, id).await?),
-        Ok(Ok(Err(why))) => Err(ApiError::new(ProblemKind::TooMany, why.to_string())),
-        Ok(Err(_)) => Err(ApiError::new(ProblemKind::NotReady, "this server is stopping: try another one")),
-        Err(_) => Err(ApiError::new(
-            ProblemKind::NotReady,
-            format!(
-                "not ordered in time; at most {MAX_CLIENT_ENTRIES} requests of one key are remembered at once"
-            ),
-        )),
+        Ok(Some(Ok(()))) => respond(receipt(&app, id).await?),
+        Ok(Some(Err(why))) => Err(ApiError::new(ProblemKind::TooMany, why.to_string())),
+        Ok(None) => Err(ApiError::new(ProblemKind::NotReady, "this server is stopping: try another one")),
+        Err(_) => {
+            let why = stands_still(app.published()?.certificate.statement.time).unwrap_or_else(|| {
+                format!(
+                    "not ordered in time; at most {MAX_CLIENT_ENTRIES} requests of one key are remembered at once"
+                )
+            });
+            Err(ApiError::new(ProblemKind::NotReady, why))
+        }
     }
 }
 
@@ -179,7 +182,24 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
     Err(ApiError::new(kind, refusal.to_string()).with_receipt(receipt))
 }
 
+/// That the cluster makes no progress, since when and why, if it has made none for long.
+fn stands_still(agreed: Timestamp) -> Option<String> {
+    let seconds = crate::driver::now().since_ms(agreed) / 1_000;
+    (seconds * 1_000 > STANDS_STILL_MS).then(|| {
+        format!(
+            "the cluster has ordered nothing since {agreed}, {seconds} s ago, as far as this server knows: fewer than \
+             q servers take part or reach each other (`kds-client status`)"
+        )
+    })
+}
+
 fn not_admitted(why: NotAdmitted) -> ApiError {
+    // A client's clock may be right, and the cluster's have stopped.
+    if let NotAdmitted::ExpiryTooFar { now, .. } = why
+        && let Some(why) = stands_still(now)
+    {
+        return ApiError::new(ProblemKind::NotReady, why);
+    }
     let kind = match why {
         NotAdmitted::Expired { .. } | NotAdmitted::ExpiryTooFar { .. } => ProblemKind::Expiry,
         NotAdmitted::Guess(Refusal::NoSuchSecret) => ProblemKind::NotFound,
@@ -198,4 +218,24 @@ fn check_keys(request: &Request) -> Result<(), ApiError> {
     // An unknown algorithm is refused in order, with a receipt.
     let known = |algorithm: &str| quorum::record::ALGORITHMS.iter().any(|(name, ..)| *name == algorithm);
     entry.keys.iter().filter(|key| known(&key.algorithm)).try_for_each(check)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse as _;
+
+    /// A client's clock is right, and nothing is ordered for a minute: that is no mistake of hers.
+    #[test]
+    fn who_asks_a_cluster_that_stands_still_is_told_that() {
+        let now = crate::driver::now();
+        let refused = |agreed_ms_ago: u64| {
+            let agreed = Timestamp(now.0 - agreed_ms_ago);
+            let far = NotAdmitted::ExpiryTooFar { expiry: now.plus_ms(30_000), now: agreed };
+            not_admitted(far).into_response().status().as_u16()
+        };
+        assert_eq!(refused(1_000), ProblemKind::Expiry.status());
+        assert_eq!(refused(40_000), ProblemKind::NotReady.status());
+        assert!(stands_still(Timestamp(now.0 - 40_000)).unwrap().contains("has ordered nothing since"));
+    }
 }
