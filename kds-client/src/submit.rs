@@ -299,8 +299,9 @@ impl<'a> Submission<'a> {
         }
     }
     async fn in_vain(mut self) -> ClientError {
-        let alike = self.refusals.said().iter().next().map(|(server, reason)| (*server, *reason));
-        if let Some(said) = alike.and_then(|(server, reason)| self.refusals.add(server, reason)) {
+        let said: Vec<_> = self.refusals.said().iter().map(|(server, reason)| (*server, *reason)).collect();
+        let mut said = said.into_iter();
+        if let Some(said) = said.find_map(|(server, reason)| self.refusals.add(server, reason)) {
             let refused = self.refused(said).await;
             return self.unknown(refused);
         }

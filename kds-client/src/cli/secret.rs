@@ -206,6 +206,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
                 json!({
                     "name": s.name, "owner": s.owner, "readers": s.readers, "bytes": s.ciphertext_bytes,
                     "deposited": { "sequence": s.deposited.sequence, "time": s.deposited.time },
+                    "depositor": s.depositor.client,
                 })
             })
             .collect();
@@ -213,7 +214,12 @@ async fn list(session: &Session) -> Result<(), Failure> {
     } else {
         for secret in &secrets {
             let role = if secret.owner == me { "owner" } else { "reader" };
-            println!("{}  {role}  deposited {}", secret.name, secret.deposited.time);
+            // Others may make somebody the owner of what they have deposited, and know what it is.
+            let by = match secret.depositor.client {
+                depositor if depositor == secret.owner => String::new(),
+                depositor => format!(" by {depositor}"),
+            };
+            println!("{}  {role}  deposited {}{by}", secret.name, secret.deposited.time);
         }
     }
     Ok(())

@@ -347,6 +347,12 @@ fn a_stolen_identity_frames_nobody() {
             }
         }
     }
+    // A key of the epoch before, which a server that did not take part in the attempt still has in the state.
+    let (stale, before) = (&world.voters[3], AttemptId::default());
+    let announced = layout::server_keys(&snapshot, ServerId(3)).unwrap().voting;
+    assert_eq!(announced, *stale.certificate());
+    let said = Checkpoint { epoch: before.epoch, attempt: before.attempt, ..of };
+    assert_eq!(check(&EvidenceFile::new(&membership, votes(stale, said), state)), not_announced(3));
     // What is said of two checkpoints by two keys of a liar's, of which it announced one, stands for nothing.
     let other = Voter::generate(cluster, &world.identities[1], ServerId(1), of.attempt(), 10, &mut rng);
     let (first, key) = liar.sign(Checkpoint { root: Hash([1; 32]), ..of }).stored();

@@ -923,6 +923,9 @@ impl Simulation {
                     return self.schedule(100, Event::Forget(id));
                 }
                 self.crash(id);
+                if self.faults.in_turn {
+                    self.hold_up(id);
+                }
                 // An old copy, or a new disk.
                 let backup = self.servers[id.index()].backup.take().filter(|_| self.rng.random_bool(0.5));
                 let disk = backup.unwrap_or_default();
@@ -1020,6 +1023,18 @@ impl Simulation {
             server.replica.as_ref().is_some_and(|replica| replica.status().part == Part::Voting)
         };
         old && self.servers.iter().all(voting)
+    }
+
+    /// What a server has said last is under way for so long that nobody has it when the server asks what it has said.
+    fn hold_up(&mut self, id: ServerId) {
+        let under_way = |event: &Event| matches!(event, Event::Deliver { from, .. } if *from == id);
+        let said: Vec<_> =
+            self.events.iter().filter(|(_, event)| under_way(event)).map(|(when, _)| *when).collect();
+        for (when, number) in said {
+            if let Some(event) = self.events.remove(&(when, number)) {
+                self.events.insert((when.plus_ms(3_000), number), event);
+            }
+        }
     }
 
     fn crash(&mut self, id: ServerId) {
