@@ -1083,6 +1083,8 @@ impl Simulation {
         if let Err(error) = &checked {
             // Who does not know of a change yet does not know the new server.
             let behind = changes < self.replacements;
+            // Of what was held up for seconds nobody may remember the key any more.
+            let behind = behind || self.faults.in_turn;
             assert!(
                 error.is_late() || self.is_liar(from) || self.thief.may_have_spoken_as(from) || behind,
                 "seed {}: server {from} is honest, but {error}",
