@@ -283,7 +283,7 @@ impl Simulation {
             }
             Patience::LeavesAHole => {
                 let after = self.patient.hole.map(|(hole, last)| last.0 - hole.0);
-                assert!(after >= Some(3), "seed {seed}: too few batches after the hole: {after:?}");
+                assert!(after >= Some(2), "seed {seed}: too few batches after the hole: {after:?}");
                 assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
                 return;
             }
