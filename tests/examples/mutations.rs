@@ -376,6 +376,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "known.admits(name, certificate)?;" => "";
     "take votes of keys that nobody announced for evidence", "unit", "evidence.rs":
         "if keys.voting.statement.key == key.statement.key =>" => "if keys.voting.statement.server == server =>";
+    "take votes under any key that is known for evidence", "unit", "evidence.rs":
+        "if holds { Ok(()) } else {" => "if holds || keyring.verify(vote.server, &vote.body, &vote.signature).is_ok() { Ok(()) } else {";
     "take a key that was announced in another epoch for evidence", "unit", "evidence.rs":
         "if state.attempt() != key.statement.attempt_id() {" => "if state.attempt() < AttemptId::default() {";
     "keep an earlier version that nobody asked for", "unit", "answer.rs":

@@ -353,6 +353,21 @@ fn a_stolen_identity_frames_nobody() {
     assert_eq!(announced, *stale.certificate());
     let said = Checkpoint { epoch: before.epoch, attempt: before.attempt, ..of };
     assert_eq!(check(&EvidenceFile::new(&membership, votes(stale, said), state)), not_announced(3));
+    // A certificate of the very state in which the thief's vote stands in the place of an honest one makes his key
+    // known; the key that was announced is put beside it, or none.
+    let identity = SigningKey::from_seed(&[2; 32]);
+    let thief = Voter::generate(cluster, &identity, ServerId(1), of.attempt(), 9, &mut rng);
+    let mut book = VoteBook::default();
+    for voter in [&world.voter_of(0, of.attempt()), &thief, &world.voter_of(2, of.attempt())] {
+        assert!(book.add(voter.sign(of)).unwrap());
+    }
+    let mixed = Arc::new(book.proof(&of, 3).unwrap());
+    for keys in [vec![*liar.certificate()], vec![]] {
+        let Evidence::Votes { first, second, .. } = votes(&thief, of) else { unreachable!("they are votes") };
+        let framing = Evidence::Votes { first, second, keys };
+        let file = EvidenceFile::new(&membership, framing, Some((&mixed, &snapshot)));
+        assert!(check(&file).is_err(), "{:?}", check(&file));
+    }
     // What is said of two checkpoints by two keys of a liar's, of which it announced one, stands for nothing.
     let other = Voter::generate(cluster, &world.identities[1], ServerId(1), of.attempt(), 10, &mut rng);
     let (first, key) = liar.sign(Checkpoint { root: Hash([1; 32]), ..of }).stored();
