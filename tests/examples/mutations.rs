@@ -156,7 +156,11 @@ const MUTATIONS: &[Mutation] = mutations! {
     "do not look at what the others hold", "unit", "ordering/standing.rs":
         "let sequence = votes().map(" => "let sequence = votes().take(0).map(";
     "vote again in the epoch in which votes were forgotten", "unit", "ordering/standing.rs":
-        "Forgotten::Votes(through) => epoch > through," => "Forgotten::Votes(through) => epoch >= through,";
+        "certificate.statement.epoch > through)" => "certificate.statement.epoch >= through)";
+    "show readers what is older than what was said to be held", "unit", "ordering/standing.rs":
+        "&& self.certified() >= self.shown_from" => "&& self.certified() >= self.shown_from.min(Sequence(0))";
+    "keep from voting until nothing older is shown", "unit", "ordering/standing.rs":
+        "matches!(self.standing, Standing::Voting) && !self.diverged && has_key" => "self.shows_readers() && !self.diverged && has_key";
     "take an older copy of the database for the newest", "unit", "ordering/restore.rs":
         "if signer.voting > self.voting_key {" => "if signer.voting > self.voting_key.saturating_add(100) {";
     "rely on what others have seen of a restored server", "forgetting-in-turn", "ordering/restore.rs":

@@ -2,7 +2,6 @@
 
 use super::Replica;
 use super::effects::{Accusation, Published, Write};
-use super::standing::Standing;
 use crate::certificate::{Certificate, Checkpoint, Held};
 use crate::evidence::Evidence;
 use crate::ids::Sequence;
@@ -137,8 +136,7 @@ impl Replica {
 
     /// Shows readers the certified state.
     pub(super) fn publish(&mut self) {
-        // Readers are shown nothing by a server that may have forgotten what it said (design §3).
-        if !matches!(self.standing, Standing::Voting) {
+        if !self.shows_readers() {
             return;
         }
         if let (Some(certificate), Some(snapshot)) = (&self.certificate, &self.certified_snapshot) {
@@ -154,7 +152,7 @@ impl Replica {
 
     /// Wakes clients of this server, if it may show them the state that their replies are in.
     pub(super) fn tell_clients(&mut self, replied: impl IntoIterator<Item = RequestId>) {
-        if matches!(self.standing, Standing::Voting) {
+        if self.shows_readers() {
             self.pending.replied(replied);
         }
     }

@@ -178,6 +178,8 @@ pub struct Replica {
     /// Its state is not the certified one: it fetches what differs.
     diverged: bool,
     standing: Standing,
+    /// Below such a certificate readers are shown nothing, see `standing`.
+    shown_from: Sequence,
     witnessed: Witnessed,
     boundaries: BTreeMap<Sequence, Boundary>,
     log_tail: u64,

@@ -283,6 +283,7 @@ impl Replica {
             now: Timestamp(0),
             diverged: false,
             standing: Standing::Estimating(Estimation::new(boot, remembers, memory)),
+            shown_from: Sequence(0),
             witnessed: Witnessed::default(),
             boundaries: BTreeMap::new(),
             log_tail,

@@ -21,6 +21,10 @@
 //! in which that key counts, and no longer.
 //!
 //! Until then it promises nothing, proposes nothing, and shows readers nothing.
+//!
+//! A vote of an epoch that is over binds nobody. But the server may also have said to hold what it executed then
+//! ([`Held`](crate::certificate::Held)), and readers count on that: it votes, and shows them nothing before it has a
+//! certificate as high as the highest that the others have shown it.
 
 use super::Replica;
 use super::budget::Question;
@@ -55,7 +59,8 @@ pub enum Part {
 pub(super) enum Standing {
     Voting,
     Estimating(Estimation),
-    Recovering(Forgotten),
+    /// It has forgotten votes: until a certificate shows a later epoch than this.
+    Recovering(Epoch),
 }
 
 /// What a server that has lost its memory knows of what it has lost.
@@ -73,15 +78,6 @@ impl Amnesia {
     pub fn of(voted_in: Option<Epoch>) -> Self {
         Self { through: voted_in.unwrap_or_default(), settled: voted_in.is_some() }
     }
-}
-
-/// Until when something that a server has forgotten may matter.
-#[derive(Clone, Copy)]
-pub(super) enum Forgotten {
-    /// Votes: in this epoch.
-    Votes(Epoch),
-    /// What it has said to hold: below a certificate as high as this.
-    Held(Sequence),
 }
 
 /// What the others have said since the start.
@@ -308,41 +304,47 @@ impl Replica {
         let (certified, shown) = estimation.certified;
         let current = shown.max(own).max(self.state.attempt());
         let forgotten = estimation.claims.iter().filter(|claim| !claim.remembered);
+        // Votes of an epoch that is over bind nobody, but what was said to be held then is to be shown now. That is a
+        // promise to readers alone. With such a place nobody may be certified any more, if all stopped at once: then
+        // this server's own vote is what brings it back.
+        if forgotten.clone().any(|claim| claim.sequence.is_some()) {
+            self.shown_from = certified;
+        }
         let votes = || forgotten.clone().filter(|claim| claim.attempt >= current);
         let amnesia = estimation.amnesia.or_else(|| {
             let sequence = votes().map(|claim| claim.sequence.unwrap_or_default()).max()?;
             self.pending.accuse(Accusation::Amnesia { sequence });
             Some(Amnesia::of(estimation.voted_in))
         });
-        self.standing = Standing::Recovering(match amnesia {
+        self.standing = match amnesia {
             Some(Amnesia { through, settled }) => {
                 let through = if settled { through } else { through.max(current.epoch) };
                 // Written before anything else: a crash on the way does not make it forget that it forgot.
                 self.pending.write(Write::Amnesia(Some(Amnesia { through, settled: true })));
-                Forgotten::Votes(through)
+                Standing::Recovering(through)
             }
-            // Votes of an epoch that is over bind nobody; but what was said to be held then is to be held now.
-            None => {
-                let lost = forgotten.clone().any(|claim| claim.sequence.is_some());
-                Forgotten::Held(if lost { certified } else { Sequence(0) })
-            }
-        });
-        self.recovered(now);
+            None => Standing::Voting,
+        };
+        match self.standing {
+            Standing::Voting => self.take_part(now),
+            _ => self.recovered(now),
+        }
     }
 
     /// Nothing that was forgotten matters when such a certificate is there.
     pub(super) fn recovered(&mut self, now: Timestamp) {
-        let Standing::Recovering(forgotten) = self.standing else { return };
-        let epoch = self.certificate.as_ref().map_or(Epoch(0), |certificate| certificate.statement.epoch);
-        let over = match forgotten {
-            Forgotten::Votes(through) => epoch > through,
-            Forgotten::Held(until) => self.certified() >= until,
-        };
-        if over {
+        let Standing::Recovering(through) = self.standing else { return };
+        if self.certificate.as_ref().is_some_and(|certificate| certificate.statement.epoch > through) {
             self.pending.write(Write::Amnesia(None));
             self.standing = Standing::Voting;
             self.take_part(now);
         }
+    }
+
+    /// Whether readers may be shown the certified state: not by a server that may have forgotten what it said, nor by
+    /// one that has forgotten what it said to hold and does not hold it again (design §3).
+    pub(super) fn shows_readers(&self) -> bool {
+        matches!(self.standing, Standing::Voting) && self.certified() >= self.shown_from
     }
 
     /// From now on it votes: it says what it has, and shows it to readers.
@@ -427,6 +429,55 @@ mod tests {
             };
             assert_eq!(reaches(through), Part::Recovering);
             assert_eq!(reaches(through + 1), Part::Voting);
+        }
+    }
+
+    /// If all stop at once, nobody may have a certificate any more that one of them was shown: whoever said to hold what
+    /// it certified votes, so that such a place is reached again, and shows readers nothing before.
+    #[test]
+    fn who_forgot_what_it_holds_votes_and_shows_readers_nothing_older() {
+        let (keyring, voters) = voters(4);
+        let certificate = |sequence| {
+            let (root, time, epoch) = (Hash([2; 32]), Timestamp(1), Epoch(4));
+            let statement = Checkpoint { sequence: Sequence(sequence), root, time, epoch, attempt: 1 };
+            Certificate { statement, votes: vec![], keys: vec![] }
+        };
+        // The vote was cast in an epoch that is over.
+        let slot = |sequence| {
+            let attempt = AttemptId::first(Epoch(3));
+            Slot { view: View(0), sequence: Sequence(sequence), digest: Hash([1; 32]), attempt }
+        };
+        for (executed, forgot) in [(9, false), (8, true)] {
+            let mut replica = crate::ordering::view_change::tests::replica_at(executed, &voters, 0, &keyring);
+            replica.standing =
+                Standing::Estimating(Estimation::new(5, (None, Some(Epoch(3))), BTreeMap::new()));
+            let vote = voters[0].sign(Prepare(slot(9))).stored();
+            let (certificates, commits) = (Some(certificate(31)), vec![]);
+            let witness = Witness {
+                boot: 5,
+                certificate: certificates,
+                prepares: vec![vote],
+                commits,
+                view_change: None,
+            };
+            for from in [1, 2] {
+                replica.on_witness(Timestamp(1), ServerId(from), witness.clone());
+            }
+            assert_eq!(replica.part(), Part::Voting);
+            let mut shows = |sequence| {
+                replica.certificate = Some(Arc::new(certificate(sequence)));
+                replica.certified_snapshot = Some(replica.state.seal().1);
+                replica.publish();
+                let client = crate::bytes::PublicKey([7; 32]);
+                replica.tell_clients([crate::request::RequestId { client, sequence: 1 }]);
+                assert!(replica.may_vote());
+                let released = replica.drain().map(|(writes, unsent)| unsent.release(&writes.committed()));
+                released.is_some_and(|released| {
+                    assert_eq!(released.published.is_some(), !released.replied.is_empty());
+                    released.published.is_some()
+                })
+            };
+            assert_eq!((shows(30), shows(31)), (!forgot, true));
         }
     }
 
