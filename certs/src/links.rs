@@ -16,7 +16,7 @@ use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, ClientConfig, DistinguishedName, Error, ServerConfig};
+use rustls::{CertificateError, ClientConfig, DistinguishedName, Error, KeyLog, KeyLogFile, ServerConfig};
 use std::sync::Arc;
 use x509_parser::der_parser::Oid;
 
@@ -75,7 +75,15 @@ pub fn certified_key(membership: &Membership, certificate: &[u8]) -> Option<KeyC
 /// If the key cannot be used.
 pub fn peer_server(membership: &Arc<Membership>, identity: &TlsIdentity) -> Result<ServerConfig, CertsError> {
     let clients = Certified::of(membership, None);
-    server_config(KeyExchange::Hybrid, clients, identity)
+    let mut config = server_config(KeyExchange::Hybrid, clients, identity)?;
+    config.key_log = key_log(config.key_log);
+    Ok(config)
+}
+
+/// Builds with debug assertions write the secrets of links into the file that `SSLKEYLOGFILE` names, so that tests can
+/// look for them where they must not be. Others have no way to.
+fn key_log(none: Arc<dyn KeyLog>) -> Arc<dyn KeyLog> {
+    if cfg!(debug_assertions) { Arc::new(KeyLogFile::new()) } else { none }
 }
 
 /// For a server's link to server `server`.
@@ -88,7 +96,9 @@ pub fn peer_client(
     server: ServerId,
 ) -> Result<ClientConfig, CertsError> {
     let verifier = Certified::of(membership, Some(server));
-    client_config(KeyExchange::Hybrid, verifier, Some(identity))
+    let mut config = client_config(KeyExchange::Hybrid, verifier, Some(identity))?;
+    config.key_log = key_log(config.key_log);
+    Ok(config)
 }
 
 /// Accepts keys that identities of the cluster have certified: of one server, or of any.

@@ -7,7 +7,7 @@ use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use quorum::limits::{MAX_STRETCH_KIB, MAX_STRETCH_PASSES};
 use quorum::request::Hardness;
 use quorum::signing::SigningKey;
-use quorum::{Blob, PublicKey};
+use quorum::{Blob, PublicKey, SecretBytes};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
@@ -145,23 +145,21 @@ impl std::fmt::Debug for Passphrase {
 pub(crate) const HARDNESS: Hardness = Hardness { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
 
 /// Stretches a passphrase; none if that would take more than anyone may ask of this machine.
-pub(crate) fn stretch(
-    passphrase: &Passphrase,
-    salt: &[u8],
-    hardness: Hardness,
-) -> Option<Zeroizing<[u8; 32]>> {
+pub(crate) fn stretch(passphrase: &Passphrase, salt: &[u8], hardness: Hardness) -> Option<SecretBytes> {
     let Hardness { memory_kib, passes, lanes } = hardness;
     if memory_kib > MAX_STRETCH_KIB || passes > MAX_STRETCH_PASSES {
         return None;
     }
     let params = Params::new(memory_kib, passes, lanes, Some(32)).ok()?;
-    let mut key = Zeroizing::new([0; 32]);
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    argon2.hash_password_into(passphrase.0.as_bytes(), salt, &mut *key).ok()?;
-    Some(key)
+    let mut done = Ok(());
+    let key = SecretBytes::fill(|key| {
+        done = argon2.hash_password_into(passphrase.0.as_bytes(), salt, key);
+    });
+    done.ok().map(|()| key)
 }
 
-fn derive(passphrase: &Passphrase, sealed: &Sealed) -> Option<Zeroizing<[u8; 32]>> {
+fn derive(passphrase: &Passphrase, sealed: &Sealed) -> Option<SecretBytes> {
     let Sealed { memory_kib, passes, lanes, .. } = *sealed;
     stretch(passphrase, &sealed.salt, Hardness { memory_kib, passes, lanes })
 }
@@ -281,7 +279,7 @@ pub fn read_signing_key(
 
 /// A new signing key from the operating system's randomness.
 pub fn generate() -> SigningKey {
-    SigningKey::generate(&mut rand::rng())
+    SigningKey::generate(&mut crate::random::system())
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ pub mod manifest_file;
 mod outcome;
 mod pace;
 mod passphrase;
+pub mod random;
 mod secrets;
 mod seen;
 mod signature;

@@ -3,7 +3,13 @@
 mod cli;
 
 use clap::Parser as _;
+use std::alloc::System;
 use std::process::ExitCode;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Passphrases, data keys and what is in secrets leave no copies in memory that was freed.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let args = cli::Cli::parse();

@@ -7,8 +7,9 @@
 use crate::client::Client;
 use crate::error::{ClientError, Misbehaviour};
 use crate::keystore::{HARDNESS, Passphrase, stretch};
+use crate::random;
 use crate::secrets::{Deposited, Gathering, RERELEASES, Recovered};
-use quorum::bytes::Blob;
+use quorum::bytes::{Blob, SecretBytes};
 use quorum::ids::ServerId;
 use quorum::oprf::{self, Blinded, Combined, OprfError, PassphraseKeys};
 use quorum::record::Name;
@@ -18,22 +19,21 @@ use quorum::sealing::{OpeningKey, decrypt_material};
 use quorum::signing::SigningKey;
 use quorum::state::Secret;
 use rand::Rng as _;
-use zeroize::Zeroizing;
 
 /// Guesses in a row that a deposit allows if nothing else is said.
 pub const DEFAULT_GUESSES: u32 = 10;
 
 /// What locks a deposit: a passphrase, stretched.
 pub(crate) struct Lock {
-    stretched: Zeroizing<[u8; 32]>,
+    stretched: SecretBytes,
     salt: [u8; 16],
     guesses: u32,
 }
 
 /// A deposit's keys and what it says about them.
 pub(crate) struct Locked {
-    pub(crate) data_key: Zeroizing<[u8; 32]>,
-    pub(crate) shares: Vec<Zeroizing<[u8; 32]>>,
+    pub(crate) data_key: SecretBytes,
+    pub(crate) shares: Vec<SecretBytes>,
     pub(crate) passphrase: request::Passphrase,
 }
 
@@ -46,9 +46,10 @@ impl Lock {
     }
     /// Draws a key of the function, and shares it.
     pub(crate) fn turn(&self, client: &Client) -> Locked {
-        let (manifest, mut rng) = (&client.inner.manifest, rand::rng());
+        let (manifest, mut rng) = (&client.inner.manifest, random::system());
         let key = scalars::draw(&mut rng);
-        let keys = PassphraseKeys::derive(&manifest.cluster_id(), &oprf::output(&key, &*self.stretched));
+        let keys =
+            PassphraseKeys::derive(&manifest.cluster_id(), &oprf::output(&key, self.stretched.expose()));
         let shares = scalars::deal(&key, manifest.thresholds.k(), manifest.thresholds.n(), &mut rng);
         let passphrase = request::Passphrase {
             salt: self.salt,
@@ -66,7 +67,7 @@ async fn stretched(
     passphrase: &Passphrase,
     salt: [u8; 16],
     hardness: Hardness,
-) -> Result<Zeroizing<[u8; 32]>, ClientError> {
+) -> Result<SecretBytes, ClientError> {
     let passphrase = passphrase.clone();
     let stretched = tokio::task::spawn_blocking(move || stretch(&passphrase, &salt, hardness)).await;
     stretched.ok().flatten().ok_or_else(|| {
@@ -117,8 +118,7 @@ impl Client {
         name: &Name,
         passphrase: &Passphrase,
     ) -> Result<Recovered, ClientError> {
-        let mut fresh = Zeroizing::new([0; 32]);
-        rand::rng().fill_bytes(&mut *fresh);
+        let fresh = random::secret();
         let fresh = SigningKey::from_seed(&fresh);
         let (secret, _) = self.shown_secret(name).await?.found()?;
         self.open(key.unwrap_or(&fresh), secret, passphrase).await
@@ -149,10 +149,9 @@ impl Client {
         terms: &request::Passphrase,
         stretched: &[u8; 32],
     ) -> Result<Option<Recovered>, ClientError> {
-        let mut seed = Zeroizing::new([0; 32]);
-        rand::rng().fill_bytes(&mut *seed);
+        let seed = random::secret();
         let ephemeral = OpeningKey::derive(&seed);
-        let asked = Blinded::new(stretched, &mut rand::rng());
+        let asked = Blinded::new(stretched, &mut random::system());
         let operation = Operation::Guess {
             secret: secret.name.clone(),
             ephemeral: ephemeral.public(),

@@ -6,9 +6,10 @@ use crate::error::{ClientError, LinkError, Misbehaviour, Silence};
 use crate::failure::Tally;
 use crate::link::segment;
 use crate::passphrase::{Lock, Locked};
+use crate::random;
 use crate::write::Written;
 use quorum::answer::{AnswerError, PageAnswer, SecretAnswer, ShareAnswer, ShareQuestion, Shown, Verifier};
-use quorum::bytes::{Blob, PublicKey};
+use quorum::bytes::{Blob, PublicKey, SecretBytes};
 use quorum::certificate::Checkpoint;
 use quorum::codec::sha256;
 use quorum::ids::{Epoch, Sequence, ServerId};
@@ -179,12 +180,11 @@ impl Client {
     ) -> Result<(u64, Deposit), ClientError> {
         let cluster = self.inner.manifest.cluster_id();
         let thresholds = self.inner.manifest.thresholds;
-        let mut rng = rand::rng();
+        let mut rng = random::system();
         let (data_key, shares, passphrase) = match lock.map(|lock| lock.turn(self)) {
             Some(Locked { data_key, shares, passphrase }) => (data_key, shares, Some(passphrase)),
             None => {
-                let mut data_key = Zeroizing::new([0; 32]);
-                rng.fill_bytes(&mut *data_key);
+                let data_key = random::secret();
                 let shares = deal(&data_key, thresholds.k(), thresholds.n(), &mut rng);
                 (data_key, shares, None)
             }
@@ -280,8 +280,7 @@ impl Client {
         key: &SigningKey,
         name: &Name,
     ) -> Result<Option<Recovered>, ClientError> {
-        let mut seed = Zeroizing::new([0; 32]);
-        rand::rng().fill_bytes(&mut *seed);
+        let seed = random::secret();
         let ephemeral = OpeningKey::derive(&seed);
         let operation = Operation::Release { secret: name.clone(), ephemeral: ephemeral.public() };
         let written = self.submit(key, operation).await?;
@@ -390,7 +389,7 @@ impl Answers<'_> {
     }
 }
 
-type Gathered = (Zeroizing<[u8; 32]>, Blob, Vec<ServerId>, Vec<Misbehaviour>);
+type Gathered = (SecretBytes, Blob, Vec<ServerId>, Vec<Misbehaviour>);
 
 impl Gathering<'_> {
     /// Asks every server for what the release allows, and so many of them for the ciphertext, which is public

@@ -5,12 +5,18 @@
 //! After an epoch what is still needed is encrypted under the new key, and the old key's file is
 //! overwritten and removed: from then on nothing that was written before opens any more, wherever
 //! on the disk it still stands. (What an SSD may keep of that small file is in docs/security.md.)
+//!
+//! Contributions to an attempt at an epoch must be gone soon after that has begun, and rows that are deleted stay on
+//! the disk for a while: they are encrypted under a key of that attempt, which is destroyed when they are deleted.
 
 use anyhow::Context as _;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
+use kds_client::keystore::{KeystoreError, write_private};
+use quorum::ids::{AttemptId, Epoch};
 use rand::Rng as _;
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -19,6 +25,8 @@ use zeroize::Zeroizing;
 
 /// Names of the storage keys' files begin with this; their number follows.
 const KEY_FILE: &str = "storage-key-";
+/// The same for keys of attempts: epoch and number of the attempt follow.
+const ATTEMPT_KEY_FILE: &str = "attempt-key-";
 
 /// Bytes of such a file: nonce, key, tag.
 const WRAPPED_BYTES: usize = 12 + 32 + 16;
@@ -27,7 +35,18 @@ const WRAPPED_BYTES: usize = 12 + 32 + 16;
 pub struct StorageKeys {
     folder: PathBuf,
     wrapping: ChaCha20Poly1305,
-    keys: Mutex<BTreeMap<u64, ChaCha20Poly1305>>,
+    keys: Mutex<BTreeMap<u64, Key>>,
+    /// Of attempts whose contributions are kept.
+    attempts: Mutex<BTreeMap<AttemptId, Key>>,
+    /// Attempts that are over: their keys are forgotten, and their files are to be erased.
+    condemned: Mutex<BTreeSet<AttemptId>>,
+}
+
+/// One place on the heap, zeroized with it.
+type Key = Box<ChaCha20Poly1305>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn encrypt(cipher: &ChaCha20Poly1305, context: &[u8], plaintext: &[u8]) -> Vec<u8> {
@@ -72,17 +91,27 @@ impl StorageKeys {
     /// Reads the keys of a server's folder; draws the first one.
     pub fn open(folder: &Path, wrapping: &[u8; 32]) -> anyhow::Result<Self> {
         let wrapping = ChaCha20Poly1305::new(wrapping.into());
-        let mut keys = BTreeMap::new();
+        let (mut keys, mut attempts) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some(number) = name.strip_prefix(KEY_FILE).and_then(|rest| rest.parse::<u64>().ok()) else {
-                continue;
+            let number = name.strip_prefix(KEY_FILE).and_then(|rest| rest.parse::<u64>().ok());
+            let attempt = name.strip_prefix(ATTEMPT_KEY_FILE).and_then(attempt_of);
+            let context = match (number, attempt) {
+                (Some(number), _) => key_context(number),
+                (None, Some(attempt)) => attempt_context(attempt),
+                (None, None) => continue,
             };
             let wrapped = std::fs::read(&path)?;
-            let key = decrypt(&wrapping, &key_context(number), &wrapped);
+            let key = decrypt(&wrapping, &context, &wrapped);
             match key.as_ref().and_then(|key| <&[u8; 32]>::try_from(key.as_slice()).ok()) {
-                Some(key) => drop(keys.insert(number, ChaCha20Poly1305::new(key.into()))),
+                Some(key) => {
+                    let key = Box::new(ChaCha20Poly1305::new(key.into()));
+                    match (number, attempt) {
+                        (Some(number), _) => drop(keys.insert(number, key)),
+                        (None, attempt) => attempts.extend(attempt.map(|attempt| (attempt, key))),
+                    }
+                }
                 // Its writing or its erasure was cut short: nothing needs it.
                 None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase_file(&path)?,
                 // Erased by mistake it could not be had back.
@@ -94,38 +123,85 @@ impl StorageKeys {
                 ),
             }
         }
-        let keys = Self { folder: folder.to_path_buf(), wrapping, keys: Mutex::new(keys) };
-        if keys.lock().is_empty() {
+        let (keys, attempts) = (Mutex::new(keys), Mutex::new(attempts));
+        let keys =
+            Self { folder: folder.to_path_buf(), wrapping, keys, attempts, condemned: Mutex::default() };
+        if lock(&keys.keys).is_empty() {
             keys.advance()?;
         }
         Ok(keys)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, ChaCha20Poly1305>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
     fn path(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{KEY_FILE}{number}"))
+    }
+    fn attempt_path(&self, AttemptId { epoch, attempt }: AttemptId) -> PathBuf {
+        self.folder.join(format!("{ATTEMPT_KEY_FILE}{}-{attempt}", epoch.0))
+    }
+    /// Draws a key and writes it, wrapped, into a file of its own.
+    fn draw(&self, context: &[u8], path: &Path) -> std::io::Result<Key> {
+        let key = kds_client::random::secret();
+        let wrapped = encrypt(&self.wrapping, context, key.expose());
+        // One whose writing failed half-way is nobody's, and must not stand in the way for ever.
+        erase_file(path)?;
+        write_private(path, &wrapped).map_err(|error| match error {
+            KeystoreError::Io { ref why, .. } => std::io::Error::new(why.kind(), error),
+            other => std::io::Error::other(other),
+        })?;
+        sync_folder(&self.folder)?;
+        Ok(Box::new(ChaCha20Poly1305::new(key.expose().into())))
     }
 
     /// Draws the next key, which is used from now on; says which one it is.
     pub fn advance(&self) -> anyhow::Result<u64> {
-        let number = self.lock().last_key_value().map_or(1, |(number, _)| number + 1);
-        let mut key = Zeroizing::new([0; 32]);
-        rand::rng().fill_bytes(&mut *key);
-        let wrapped = encrypt(&self.wrapping, &key_context(number), &*key);
-        let path = self.path(number);
-        // One whose writing failed half-way is nobody's, and must not stand in the way for ever.
-        erase_file(&path)?;
-        let written = kds_client::keystore::write_private(&path, &wrapped);
-        written.map_err(anyhow::Error::from).and_then(|()| Ok(sync_folder(&self.folder)?))?;
-        self.lock().insert(number, ChaCha20Poly1305::new((&*key).into()));
+        let number = lock(&self.keys).last_key_value().map_or(1, |(number, _)| number + 1);
+        let key = self.draw(&key_context(number), &self.path(number))?;
+        lock(&self.keys).insert(number, key);
         Ok(number)
+    }
+
+    /// Encrypts what is to be gone with an attempt; draws its key with the first piece.
+    pub fn seal_for(&self, attempt: AttemptId, context: &[u8], plaintext: &[u8]) -> std::io::Result<Vec<u8>> {
+        let mut attempts = lock(&self.attempts);
+        let key = match attempts.entry(attempt) {
+            Entry::Occupied(key) => key.into_mut(),
+            Entry::Vacant(none) => {
+                // What was condemned stays so: the file of the new key is another one's from now on.
+                lock(&self.condemned).remove(&attempt);
+                none.insert(self.draw(&attempt_context(attempt), &self.attempt_path(attempt))?)
+            }
+        };
+        Ok(encrypt(key, context, plaintext))
+    }
+    /// Decrypts that; none if it was damaged or moved, or the attempt is over.
+    pub fn unseal_of(&self, attempt: AttemptId, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        decrypt(lock(&self.attempts).get(&attempt)?, context, sealed)
+    }
+    /// Destroys the keys of attempts that are over: at once in memory, on the disk with [`Self::erase_condemned`].
+    pub fn condemn(&self, over: impl Fn(AttemptId) -> bool) {
+        let mut attempts = lock(&self.attempts);
+        let gone = attempts.extract_if(.., |attempt, _| over(*attempt)).map(|(attempt, _)| attempt);
+        lock(&self.condemned).extend(gone);
+    }
+    /// Whether files of keys are to be erased.
+    pub fn any_condemned(&self) -> bool {
+        !lock(&self.condemned).is_empty()
+    }
+    /// Erases them. What fails is remembered, to be tried again.
+    pub fn erase_condemned(&self) -> anyhow::Result<()> {
+        loop {
+            // Held on to, so that nobody draws a key under this name meanwhile.
+            let _attempts = lock(&self.attempts);
+            let Some(attempt) = lock(&self.condemned).first().copied() else { return Ok(()) };
+            let path = self.attempt_path(attempt);
+            erase_file(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+            lock(&self.condemned).remove(&attempt);
+        }
     }
 
     /// Erases the keys before this one: what is still encrypted under them is lost.
     pub fn erase_before(&self, number: u64) -> anyhow::Result<()> {
-        let mut keys = self.lock();
+        let mut keys = lock(&self.keys);
         while let Some(first) = keys.first_entry().filter(|first| *first.key() < number) {
             let path = self.path(*first.key());
             // It is remembered until it is erased: what failed is tried again.
@@ -137,7 +213,7 @@ impl StorageKeys {
 
     /// Encrypts under the current key.
     pub fn seal(&self, context: &[u8], plaintext: &[u8]) -> Vec<u8> {
-        let keys = self.lock();
+        let keys = lock(&self.keys);
         let (number, key) = keys.last_key_value().expect("there is a key from the start");
         let mut sealed = number.to_be_bytes().to_vec();
         sealed.extend(encrypt(key, context, plaintext));
@@ -147,13 +223,21 @@ impl StorageKeys {
     /// Decrypts; none if it was damaged or moved, or its key is gone.
     pub fn unseal(&self, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (number, sealed) = sealed.split_first_chunk::<8>()?;
-        let keys = self.lock();
+        let keys = lock(&self.keys);
         decrypt(keys.get(&u64::from_be_bytes(*number))?, context, sealed)
     }
 }
 
 fn key_context(number: u64) -> Vec<u8> {
     quorum::codec::encode(&("kds.storage-key.1", number))
+}
+fn attempt_context(attempt: AttemptId) -> Vec<u8> {
+    quorum::codec::encode(&("kds.attempt-key.1", attempt))
+}
+/// What a file's name says after its beginning.
+fn attempt_of(name: &str) -> Option<AttemptId> {
+    let (epoch, attempt) = name.split_once('-')?;
+    Some(AttemptId { epoch: Epoch(epoch.parse().ok()?), attempt: attempt.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -180,6 +264,38 @@ mod tests {
             assert!(keys.unseal(b"here", &new).is_some());
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// Contributions are gone with their attempt, whatever pages of the database still hold; what is of another attempt
+    /// stays.
+    #[test]
+    fn what_belongs_to_an_attempt_is_gone_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let attempt = |attempt| AttemptId { epoch: Epoch(5), attempt };
+        let keys = StorageKeys::open(dir.path(), &[7; 32]).unwrap();
+        let (first, second) = (
+            keys.seal_for(attempt(1), b"here", b"one").unwrap(),
+            keys.seal_for(attempt(2), b"here", b"two").unwrap(),
+        );
+        let keys = StorageKeys::open(dir.path(), &[7; 32]).unwrap();
+        assert_eq!(&**keys.unseal_of(attempt(1), b"here", &first).unwrap(), b"one");
+        assert!(keys.unseal_of(attempt(1), b"there", &first).is_none());
+        assert!(keys.unseal_of(attempt(2), b"here", &first).is_none());
+        keys.condemn(|of| of == attempt(1));
+        assert!(keys.unseal_of(attempt(1), b"here", &first).is_none(), "at once");
+        // The file cannot be erased yet: a folder stands in its place.
+        let (file, aside) = (dir.path().join("attempt-key-5-1"), dir.path().join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert!(keys.erase_condemned().is_err() && keys.any_condemned());
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
+        keys.erase_condemned().unwrap();
+        assert!(!file.exists() && !keys.any_condemned());
+        for keys in [&keys, &StorageKeys::open(dir.path(), &[7; 32]).unwrap()] {
+            assert!(keys.unseal_of(attempt(1), b"here", &first).is_none());
+            assert_eq!(&**keys.unseal_of(attempt(2), b"here", &second).unwrap(), b"two");
+        }
     }
 
     /// A step that failed once, on a full disk or without a file descriptor, is done when it is tried again.

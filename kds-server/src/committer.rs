@@ -115,6 +115,11 @@ async fn serve_keeper(
 }
 
 fn is_full(error: &sqlx::Error) -> bool {
+    if let sqlx::Error::Encode(error) = error {
+        // A key that could not be written.
+        let error = error.downcast_ref::<std::io::Error>();
+        return error.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull);
+    }
     error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == SQLITE_FULL)
 }
 

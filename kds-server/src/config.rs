@@ -140,7 +140,7 @@ fn own_seed(
         ensure!(stored.len() == 32, "{} has the wrong size", path.display());
         seed.copy_from_slice(&stored);
     } else {
-        rand::rng().fill_bytes(&mut *seed);
+        kds_client::random::system().fill_bytes(&mut *seed);
         keystore::write(path, kind, None, &*seed, passphrase)?;
     }
     Ok(seed)

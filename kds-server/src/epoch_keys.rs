@@ -7,6 +7,8 @@ use crate::signer::SignerLink;
 use anyhow::Context as _;
 use kds_certs::LinkKey;
 use kds_client::api::TroubleKind;
+use kds_client::random;
+use quorum::PublicKey;
 use quorum::answer::Proved;
 use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ServerId};
@@ -16,13 +18,10 @@ use quorum::sealing::OpeningKey;
 use quorum::signer::{Ask, Counter, Refused};
 use quorum::signing::{KeyCertificate, KeyPurpose, SigningKey, Statement as _, Voter};
 use quorum::state::{Epochs, layout};
-use quorum::{PublicKey, SecretBytes};
-use rand::Rng as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
 /// How often the replica's wish is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -30,12 +29,6 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const PATIENCE: u32 = 40;
 /// How often the signer is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(2);
-
-fn random() -> SecretBytes {
-    let mut bytes = Zeroizing::new([0; 32]);
-    rand::rng().fill_bytes(&mut *bytes);
-    SecretBytes::new(&bytes)
-}
 
 /// Numbers voting keys: each number is in the database before the signer is asked for its key.
 pub struct Numbers {
@@ -65,7 +58,7 @@ async fn voter(
     (evidence, coming): Shown,
     others: &[(KeyPurpose, PublicKey)],
 ) -> anyhow::Result<(Voter, Vec<KeyCertificate>)> {
-    let key = SigningKey::generate(&mut rand::rng());
+    let key = SigningKey::generate(&mut random::system());
     let keys = [&[(KeyPurpose::Voting, key.public())], others].concat();
     let asked = keys.len();
     let ask = Ask { keys, number, attempt, evidence, coming, changes: vec![] };
@@ -101,6 +94,15 @@ pub async fn boot(
     Ok((voter, links))
 }
 
+/// What tells a link from those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkEra {
+    /// The attempt that this server's key is certified for.
+    pub attempt: AttemptId,
+    /// The last attempt whose contributions were erased before the link was made: its session tells nothing of them.
+    pub erased: AttemptId,
+}
+
 /// What links between servers are made with, in one epoch.
 pub struct LinkTls {
     /// What the key is certified for.
@@ -131,6 +133,13 @@ impl LinkTls {
     }
 }
 
+/// Has all links made anew when contributions are erased: a session that carried them is a key to whoever recorded it,
+/// and its buffers may still have them in clear.
+fn renew_sessions(shared: &Shared) {
+    let erased = shared.replica_status.load().erased;
+    shared.link_era.send_if_modified(|era| std::mem::replace(&mut era.erased, erased) != erased);
+}
+
 /// Renews what links are made with, if an attempt at an epoch has begun since, or a server was replaced. With the
 /// attempt and not with the epoch: what was in this server's memory before tells nothing of what goes over these links,
 /// and the attempt's contributions go over no others (design §7, *Fresh channels*).
@@ -148,7 +157,7 @@ async fn renew_links(signer: &SignerLink, shared: &Shared) -> anyhow::Result<()>
         let links = LinkTls::new(&membership, key, certified.first())?;
         let renewed = links.attempt;
         shared.links.store(Arc::new(links));
-        shared.link_epoch.send_replace(renewed);
+        shared.link_era.send_modify(|era| era.attempt = renewed);
     }
     Ok(())
 }
@@ -206,6 +215,7 @@ pub async fn run(
         if let Err(error) = tell(&signer, &shared, &mut told).await {
             tracing::debug!(%epoch, error = %format!("{error:#}"), "the signer is not shown the epoch yet");
         }
+        renew_sessions(&shared);
         if let Err(error) = renew_links(&signer, &shared).await {
             // Its signer has seen no certificate of the epoch before yet, most likely: it is asked again.
             if without.replace(epoch) != Some(epoch) {
@@ -244,7 +254,7 @@ async fn draw(
     shared: &Shared,
     attempt: AttemptId,
 ) -> anyhow::Result<EpochKeys> {
-    let (opening, entropy) = (random(), random());
+    let (opening, entropy) = (random::secret(), random::secret());
     let key = OpeningKey::derive(opening.expose()).public();
     let others = [(KeyPurpose::Sealing, key)];
     let membership = shared.membership.load_full();

@@ -9,6 +9,7 @@ mod epoch_keys;
 mod health;
 mod http;
 mod logs;
+mod memory;
 mod peers;
 mod place;
 mod places;

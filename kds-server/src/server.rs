@@ -1,12 +1,12 @@
 //! One server: storage, replica, peers and HTTPS put together, and taken apart again.
 
 use crate::config::{DATABASE, LOST_DATABASE, Loaded};
-use crate::epoch_keys::LinkTls;
+use crate::epoch_keys::{LinkEra, LinkTls};
 use crate::health::Health;
 use crate::share_store::{self, ShareStore, Shares};
 use crate::signer::SignerLink;
 use crate::storage::Storage;
-use crate::{committer, driver, epoch_keys, http, peers, place};
+use crate::{committer, driver, epoch_keys, http, memory, peers, place};
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use quorum::certificate::Certificate;
@@ -71,8 +71,8 @@ pub struct Shared {
     pub shares: Shares,
     /// The attempt by which the epoch of the executed state began.
     pub epoch: watch::Sender<AttemptId>,
-    /// The one that the key of new links is certified for.
-    pub link_epoch: watch::Sender<AttemptId>,
+    /// What links are of that are made now.
+    pub link_era: watch::Sender<LinkEra>,
     /// What is wrong.
     pub health: Health,
 }
@@ -207,7 +207,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let boot = rand::rng().next_u64();
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
     let identity = Identity { membership, voter, boot, log_tail };
-    let replica = tokio::task::spawn_blocking(move || Replica::start(identity, stored)).await?;
+    let starting = move || memory::scrubbed(|| Replica::start(identity, stored));
+    let replica = tokio::task::spawn_blocking(starting).await?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
 
@@ -219,7 +220,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         replica_status: ArcSwap::from_pointee(status),
         wants: ArcSwap::from_pointee(replica.wants()),
         voting: ArcSwap::from_pointee(vec![status.voting]),
-        link_epoch: watch::Sender::new(link_tls.attempt),
+        link_era: watch::Sender::new(LinkEra { attempt: link_tls.attempt, ..LinkEra::default() }),
         links: ArcSwap::from_pointee(link_tls),
         membership: ArcSwap::new(Arc::clone(replica.membership())),
         certificate: ArcSwapOption::new(replica.certificate().cloned()),

@@ -8,6 +8,7 @@
 //! to the same shares.
 
 use crate::at_rest::{StorageKeys, erase_file, sync_folder};
+use crate::memory;
 use crate::peers::Peers;
 use crate::seldom;
 use crate::server::Shared;
@@ -139,9 +140,12 @@ impl ShareStore {
             true => {
                 let shares = self.shares.clone();
                 let renewed = tokio::task::spawn_blocking(move || {
-                    let mut next = shares.read(ShareSet::clone);
-                    next.apply(&operation);
-                    shares.change(|shares| std::mem::swap(shares, &mut next));
+                    memory::scrubbed(|| {
+                        let mut next = shares.read(ShareSet::clone);
+                        next.apply(&operation);
+                        shares.change(|shares| std::mem::swap(shares, &mut next));
+                        drop((next, operation));
+                    });
                 });
                 renewed.await.expect("renewing shares does not panic");
             }
@@ -152,14 +156,28 @@ impl ShareStore {
 
     /// Rotates, and says whether that worked: what could not be erased is tried again until it is.
     async fn try_rotate(&mut self, committer: &mpsc::Sender<ToCommitter>, shared: &Shared) -> bool {
-        let rotated = self.rotate(committer).await;
-        shared.health.set(TroubleKind::NotErased, rotated.is_err());
-        if let Err(error) = &rotated
+        let rotated = match self.rotate(committer).await {
+            Ok(()) => self.erase_attempts().await,
+            Err(error) => Err(error),
+        };
+        Self::erased(rotated, shared)
+    }
+    /// The same for keys of attempts that are over.
+    async fn erase_condemned(&mut self, shared: &Shared) -> bool {
+        Self::erased(self.erase_attempts().await, shared)
+    }
+    async fn erase_attempts(&self) -> anyhow::Result<()> {
+        let keys = Arc::clone(&self.keys);
+        tokio::task::spawn_blocking(move || keys.erase_condemned()).await?
+    }
+    fn erased(done: anyhow::Result<()>, shared: &Shared) -> bool {
+        shared.health.set(TroubleKind::NotErased, done.is_err());
+        if let Err(error) = &done
             && let Some(unsaid) = seldom::now("not erased", None)
         {
             tracing::error!(error = %format!("{error:#}"), unsaid, "what belongs to the last epoch could not be erased; it is tried again");
         }
-        rotated.is_ok()
+        done.is_ok()
     }
 
     /// Writes the share file anew under a new storage key, has the rest of what is secret follow, and
@@ -169,8 +187,7 @@ impl ShareStore {
         let (folder, context) = (self.folder.clone(), self.context.clone());
         let written = tokio::task::spawn_blocking(move || {
             let number = keys.advance()?;
-            let encoded = shares.read(encode_secret);
-            let sealed = keys.seal(&context, &encoded);
+            let sealed = memory::scrubbed(|| keys.seal(&context, &shares.read(encode_secret)));
             let path = folder.join(format!("{SHARE_FILE}{applied}"));
             let new = folder.join("shares.new");
             let write = || {
@@ -259,6 +276,10 @@ pub async fn run(
                 if !rotated && last_try.elapsed() >= ERASE_AGAIN {
                     last_try = Instant::now();
                     rotated = store.try_rotate(&committer, &shared).await;
+                }
+                if store.keys.any_condemned() && rotated {
+                    rotated = store.erase_condemned(&shared).await;
+                    last_try = Instant::now();
                 }
                 let kept = store.shares.read(|shares| keeper.tick(crate::driver::now(), shares));
                 let (whole, lacks_shares) =

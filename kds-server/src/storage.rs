@@ -6,7 +6,7 @@
 use anyhow::{Context as _, bail};
 use quorum::bytes::SecretBlob;
 use quorum::codec::{decode, encode, encode_secret};
-use quorum::ids::{ClusterId, Sequence, ServerId};
+use quorum::ids::{AttemptId, ClusterId, Sequence, ServerId};
 use quorum::ordering::{Stored, StoredSlot, StoredState, StoredView, VaultKey, Write};
 use quorum::shares::ShareOp;
 use sqlx::error::BoxDynError;
@@ -15,6 +15,7 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
 };
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Encode, Row as _, SqlStr, Sqlite, Type};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -147,9 +148,16 @@ impl Storage {
         let mut vault = Vec::new();
         for row in rows {
             let (key, value): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-            let opened = self.keys.unseal(&vault_context(&key), &value);
-            vault.extend(decode(&key).ok().zip(opened.map(SecretBlob::new)));
+            let Ok(of) = decode::<VaultKey>(&key) else { continue };
+            let opened = match of {
+                VaultKey::Dealing(attempt, _) => self.keys.unseal_of(attempt, &vault_context(&key), &value),
+                VaultKey::Opening(_) => self.keys.unseal(&vault_context(&key), &value),
+            };
+            vault.extend(opened.map(|opened| (of, SecretBlob::new(opened))));
         }
+        // A start destroys what the one before did not come to.
+        let kept: BTreeSet<_> = vault.iter().filter_map(|(key, _)| attempt_of(key)).collect();
+        self.keys.condemn(|attempt| !kept.contains(&attempt));
         Ok(vault)
     }
 
@@ -211,6 +219,10 @@ impl Storage {
         let rows = sqlx::query("SELECT key, value FROM vault").fetch_all(&mut self.writer).await?;
         for row in rows {
             let (key, value): (Vec<u8>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            if decode(&key).ok().as_ref().and_then(attempt_of).is_some() {
+                // Under a key of its own.
+                continue;
+            }
             let context = vault_context(&key);
             let Some(opened) = self.keys.unseal(&context, &value) else { continue };
             sqlx::query("UPDATE vault SET value = ? WHERE key = ?")
@@ -259,6 +271,11 @@ impl Storage {
         }
         done?;
         self.next_operation = next_operation;
+        // Contributions to an attempt are deleted all at once.
+        let deleted: BTreeSet<_> = writes.iter().filter_map(|write| deletes(write)).collect();
+        if !deleted.is_empty() {
+            self.keys.condemn(|attempt| deleted.contains(&attempt));
+        }
         Ok(operations)
     }
 
@@ -278,6 +295,20 @@ struct Transaction {
     repeats: bool,
     operations: Vec<(u64, ShareOp)>,
     next_operation: u64,
+}
+
+/// The attempt that a piece of the vault belongs to, if it is to be gone with it.
+fn attempt_of(key: &VaultKey) -> Option<AttemptId> {
+    match key {
+        VaultKey::Dealing(attempt, _) => Some(*attempt),
+        VaultKey::Opening(_) => None,
+    }
+}
+fn deletes(write: &Write) -> Option<AttemptId> {
+    match write {
+        Write::Vault { key, value: None } => attempt_of(key),
+        _ => None,
+    }
 }
 
 fn vault_context(key: &[u8]) -> Vec<u8> {
@@ -352,9 +383,13 @@ impl Transaction {
                 self.bind(keys.seal(&log_context(number), &encode_secret(operation)))
             }
             Write::Vault { key, value: Some(value) } => {
-                let key = encode(key);
+                let (attempt, key) = (attempt_of(key), encode(key));
+                let context = vault_context(&key);
                 self.statement("INSERT OR REPLACE INTO vault (key, value) VALUES (?, ?)");
-                let sealed = keys.seal(&vault_context(&key), value.expose());
+                let sealed = match attempt {
+                    Some(attempt) => keys.seal_for(attempt, &context, value.expose())?,
+                    None => keys.seal(&context, value.expose()),
+                };
                 self.bind(key)?;
                 self.bind(sealed)
             }

@@ -93,20 +93,58 @@ fixed_bytes!(
     SignatureBytes, 64
 );
 
-/// 32 secret bytes: zeroized when dropped, compared in constant time, never printed. They are encoded
-/// only for a peer that may know them, over TLS, or for the disk, where they are encrypted.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SecretBytes(Zeroizing<[u8; 32]>);
+/// 32 secret bytes: in one place on the heap, so that whoever moves them moves a pointer and leaves no copy in a channel
+/// or a vector that grew; zeroized when dropped, compared in constant time, never printed. They are encoded only for a
+/// peer that may know them, over TLS, or for the disk, where they are encrypted.
+#[derive(Clone)]
+pub struct SecretBytes(Box<Zeroizing<[u8; 32]>>);
 
 impl SecretBytes {
     /// A copy of these bytes.
     pub fn new(bytes: &[u8; 32]) -> Self {
-        Self(Zeroizing::new(*bytes))
+        Self::fill(|secret| secret.copy_from_slice(bytes))
+    }
+    /// Bytes that are written where they stay.
+    pub fn fill(write: impl FnOnce(&mut [u8; 32])) -> Self {
+        let mut secret = Box::new(Zeroizing::new([0; 32]));
+        write(&mut secret);
+        Self(secret)
     }
     /// The bytes.
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+/// As those of `Zeroizing`.
+impl std::ops::Deref for SecretBytes {
+    type Target = [u8; 32];
+    fn deref(&self) -> &[u8; 32] {
+        self.expose()
+    }
+}
+impl Serialize for SecretBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.expose().serialize(serializer)
+    }
+}
+impl<'de> Deserialize<'de> for SecretBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl<'de> serde::de::Visitor<'de> for Bytes {
+            type Value = SecretBytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("32 bytes")
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut bytes: A) -> Result<SecretBytes, A::Error> {
+                let mut secret = Box::new(Zeroizing::new([0; 32]));
+                for (i, byte) in secret.iter_mut().enumerate() {
+                    let next = bytes.next_element()?;
+                    *byte = next.ok_or_else(|| serde::de::Error::invalid_length(i, &self))?;
+                }
+                Ok(SecretBytes(secret))
+            }
+        }
+        deserializer.deserialize_tuple(32, Bytes)
     }
 }
 impl fmt::Debug for SecretBytes {
@@ -116,7 +154,7 @@ impl fmt::Debug for SecretBytes {
 }
 impl PartialEq for SecretBytes {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&*other.0).into()
+        self.expose().ct_eq(other.expose()).into()
     }
 }
 impl Eq for SecretBytes {}

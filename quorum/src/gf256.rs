@@ -4,7 +4,7 @@
 //! and no branch depends on it. Coefficients are public, since they follow from servers' numbers.
 
 use crate::bytes::SecretBytes;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 /// The low byte of the polynomial.
 const REDUCTION: u8 = 0x1d;
@@ -50,13 +50,11 @@ pub fn lagrange(points: &[u8], x: u8) -> Vec<u8> {
 /// The value at `x` of the polynomial through points whose first halves differ.
 pub fn interpolate(points: &[(u8, &[u8; 32])], x: u8) -> SecretBytes {
     let xs: Vec<u8> = points.iter().map(|(x, _)| *x).collect();
-    let mut value = Zeroizing::new([0; 32]);
     let mut combination = Combination::new(32);
     for (coefficient, (_, point)) in lagrange(&xs, x).into_iter().zip(points) {
         combination.add(coefficient, *point);
     }
-    combination.add_to(&mut *value);
-    SecretBytes::new(&value)
+    SecretBytes::fill(|value| combination.add_to(value))
 }
 
 /// Sums up Σ cᵢ·vᵢ for vectors of secret bytes and public coefficients.

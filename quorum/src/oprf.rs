@@ -12,7 +12,7 @@
 //! key's public half does not change, and results count only if the public halves interpolate to it. That
 //! needs no right passphrase: so a wrong one is told from lying servers with certainty.
 
-use crate::bytes::{Element, PublicKey};
+use crate::bytes::{Element, PublicKey, SecretBytes};
 use crate::codec::{Tagged, secret_signing_bytes, sha256};
 use crate::ids::{ClusterId, ServerId};
 use crate::scalars;
@@ -268,7 +268,7 @@ impl Blinded {
 /// What a passphrase leads to, together with k servers.
 pub struct PassphraseKeys {
     /// Encrypts the material.
-    pub data_key: Zeroizing<[u8; 32]>,
+    pub data_key: SecretBytes,
     /// Shows to the log that the passphrase was right.
     pub opener: SigningKey,
 }
@@ -288,7 +288,10 @@ impl PassphraseKeys {
         }
         let data_key = sha256(&secret_signing_bytes(cluster, &DataKey(output)));
         let opener = Zeroizing::new(sha256(&secret_signing_bytes(cluster, &Opener(output))).0);
-        Self { data_key: Zeroizing::new(data_key.0), opener: SigningKey::from_seed(&opener) }
+        Self {
+            data_key: SecretBytes::new(&Zeroizing::new(data_key.0)),
+            opener: SigningKey::from_seed(&opener),
+        }
     }
     /// Whether these are the keys whose opener was deposited: whether the passphrase was right.
     pub fn are_of(&self, opener: &PublicKey) -> bool {
@@ -365,7 +368,7 @@ mod tests {
     }
 
     type Results = Vec<(ServerId, Evaluation)>;
-    type Shares = Vec<Zeroizing<[u8; 32]>>;
+    type Shares = Vec<SecretBytes>;
 
     fn asked(n: usize, k: usize) -> (Zeroizing<Scalar>, Shares, Blinded, Results, StdRng) {
         let mut rng = StdRng::seed_from_u64(n as u64);

@@ -208,9 +208,7 @@ impl Seeds {
         let mut stream = key_stream(entropy, u64::from(self.attempt.attempt));
         let mut parts = Vec::with_capacity(self.sets.len());
         for _ in self.sets_of(dealer) {
-            let mut bytes = Zeroizing::new([0; 32]);
-            stream.apply_keystream(&mut *bytes);
-            parts.push(Part::Value(SecretBytes::new(&bytes)));
+            parts.push(Part::Value(SecretBytes::fill(|bytes| stream.apply_keystream(bytes))));
         }
         Dealing { parts }
     }

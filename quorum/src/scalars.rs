@@ -69,7 +69,7 @@ pub fn deal<R: CryptoRng>(
     threshold: usize,
     servers: usize,
     rng: &mut R,
-) -> Vec<Zeroizing<[u8; 32]>> {
+) -> Vec<SecretBytes> {
     let mut coefficients = Vec::with_capacity(threshold);
     coefficients.push(Zeroizing::new(*secret));
     coefficients.extend((1..threshold).map(|_| draw(rng)));
@@ -79,7 +79,7 @@ pub fn deal<R: CryptoRng>(
         for coefficient in coefficients.iter().rev() {
             *sum = *sum * x + **coefficient;
         }
-        Zeroizing::new(sum.to_bytes())
+        SecretBytes::new(&Zeroizing::new(sum.to_bytes()))
     };
     (0..servers).map(share).collect()
 }

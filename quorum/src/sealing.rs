@@ -5,7 +5,7 @@
 //! sees a deposit could copy its sealed shares into a deposit of his own, be its owner, and be
 //! given the key.
 
-use crate::bytes::{Blob, Hash, PublicKey};
+use crate::bytes::{Blob, Hash, PublicKey, SecretBytes};
 use crate::codec::{Tagged, decode, encode, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, ServerId};
 use crate::oprf::Evaluation;
@@ -170,7 +170,7 @@ impl<'a> ShareContext<'a> {
         cluster: &ClusterId,
         key: &OpeningKey,
         sealed: &[u8],
-    ) -> Result<Zeroizing<[u8; 32]>, SealError> {
+    ) -> Result<SecretBytes, SealError> {
         share_bytes(key.open(DEPOSIT, &signing_bytes(cluster, self), sealed)?)
     }
 }
@@ -228,13 +228,13 @@ impl HandOutContext {
         cluster: &ClusterId,
         key: &OpeningKey,
         sealed: &[u8],
-    ) -> Result<Zeroizing<[u8; 32]>, SealError> {
+    ) -> Result<SecretBytes, SealError> {
         share_bytes(key.open(RELEASE, &signing_bytes(cluster, self), sealed)?)
     }
 }
 
-fn share_bytes(opened: Zeroizing<Vec<u8>>) -> Result<Zeroizing<[u8; 32]>, SealError> {
-    <[u8; 32]>::try_from(opened.as_slice()).map(Zeroizing::new).map_err(|_| SealError::DoesNotOpen)
+fn share_bytes(opened: Zeroizing<Vec<u8>>) -> Result<SecretBytes, SealError> {
+    <&[u8; 32]>::try_from(opened.as_slice()).map(SecretBytes::new).map_err(|_| SealError::DoesNotOpen)
 }
 
 /// What a secret's ciphertext is bound to: moved under another name it does not open.

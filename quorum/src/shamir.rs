@@ -5,7 +5,7 @@
 //! wrong. `sharks` looks values up in tables, which is fine here, on the machine that knows the
 //! secret anyway, and not on servers.
 
-use crate::bytes::Hash;
+use crate::bytes::{Hash, SecretBytes};
 use crate::ids::{ClusterId, ServerId};
 use crate::state::data_key_commitment;
 use rand_core::CryptoRng;
@@ -23,7 +23,7 @@ pub fn deal<R: CryptoRng>(
     threshold: usize,
     servers: usize,
     rng: &mut R,
-) -> Vec<Zeroizing<[u8; 32]>> {
+) -> Vec<SecretBytes> {
     // n ≤ 225, so the threshold fits; `plan` made sure that it is at least 2.
     let sharks = Sharks(threshold as u8);
     let shares = sharks.dealer_rng(data_key, rng);
@@ -31,8 +31,7 @@ pub fn deal<R: CryptoRng>(
         .take(servers)
         .map(|share| {
             let mut bytes = Vec::from(&share);
-            let mut y = Zeroizing::new([0; 32]);
-            y.copy_from_slice(&bytes[1..]);
+            let y = SecretBytes::fill(|y| y.copy_from_slice(&bytes[1..]));
             bytes.zeroize();
             y
         })
@@ -45,13 +44,13 @@ pub struct ServerShare {
     /// Who handed it out.
     pub server: ServerId,
     /// Its value.
-    pub share: Zeroizing<[u8; 32]>,
+    pub share: SecretBytes,
 }
 
 /// A data key that fits its commitment.
 pub struct Reconstructed {
     /// The key.
-    pub data_key: Zeroizing<[u8; 32]>,
+    pub data_key: SecretBytes,
     /// The servers whose shares do not lie on its polynomial: wrong, by malice or damage. Empty
     /// while it is undecided who they are.
     pub wrong: Vec<ServerId>,
@@ -113,7 +112,7 @@ pub fn reconstruct<R: CryptoRng>(
         {
             let fits = |share: &&ServerShare| {
                 interpolate(&chosen, share.server.share_index())
-                    .is_some_and(|expected| bool::from(expected.ct_eq(&*share.share)))
+                    .is_some_and(|expected| expected == share.share)
             };
             let wrong: Vec<_> =
                 shares.iter().filter(|share| !fits(share)).map(|share| share.server).collect();
@@ -136,7 +135,7 @@ pub fn reconstruct<R: CryptoRng>(
 
 /// The value at `x` of the polynomial through these shares. `sharks` interpolates at 0; since
 /// subtraction is XOR, shifting every x by XOR moves any other point there.
-fn interpolate(shares: &[&ServerShare], x: u8) -> Option<Zeroizing<[u8; 32]>> {
+fn interpolate(shares: &[&ServerShare], x: u8) -> Option<SecretBytes> {
     if let Some(known) = shares.iter().find(|share| share.server.share_index() == x) {
         return Some(known.share.clone());
     }
@@ -147,7 +146,7 @@ fn interpolate(shares: &[&ServerShare], x: u8) -> Option<Zeroizing<[u8; 32]>> {
     });
     let points: Vec<Share> = points.collect::<Option<_>>()?;
     let value = Zeroizing::new(Sharks(shares.len() as u8).recover(points.iter()).ok()?);
-    <[u8; 32]>::try_from(value.as_slice()).ok().map(Zeroizing::new)
+    <&[u8; 32]>::try_from(value.as_slice()).ok().map(SecretBytes::new)
 }
 
 /// The next k-subset of 0..n in lexicographic order.
@@ -168,10 +167,18 @@ mod tests {
 
     const CLUSTER: ClusterId = ClusterId(Hash([1; 32]));
 
-    fn dealt(n: usize, k: usize, seed: u64) -> (Zeroizing<[u8; 32]>, Vec<ServerShare>, StdRng) {
+    /// A liar's share: wrong in one byte.
+    fn spoil(share: &mut ServerShare, at: usize, by: u8) {
+        let right = share.share.clone();
+        share.share = SecretBytes::fill(|bytes| {
+            bytes.copy_from_slice(right.expose());
+            bytes[at] ^= by;
+        });
+    }
+
+    fn dealt(n: usize, k: usize, seed: u64) -> (SecretBytes, Vec<ServerShare>, StdRng) {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut key = Zeroizing::new([0; 32]);
-        rand::Rng::fill_bytes(&mut rng, &mut *key);
+        let key = SecretBytes::fill(|key| rand::Rng::fill_bytes(&mut rng, key));
         let shares = deal(&key, k, n, &mut rng);
         let shares = shares.into_iter().enumerate();
         let shares = shares.map(|(i, share)| ServerShare { server: ServerId(i as u8), share }).collect();
@@ -185,12 +192,12 @@ mod tests {
             let commitment = data_key_commitment(&CLUSTER, &key);
             let mut shares = right.clone();
             for (i, share) in shares.iter_mut().enumerate().skip(k) {
-                share.share[i] ^= i as u8;
+                spoil(share, i, i as u8);
             }
             // All but k lie: the key comes out. Whom to blame is not certain.
             let found = reconstruct(&CLUSTER, &commitment, k, f, &shares, &mut rng).unwrap();
             assert_eq!(*found.data_key, *key);
-            shares[0].share[31] ^= 0x80;
+            spoil(&mut shares[0], 31, 0x80);
             let none = reconstruct(&CLUSTER, &commitment, k, f, &shares, &mut rng);
             assert_eq!(none.err(), Some(ReconstructError::NoneFits { got: n, needed: k }));
             let few = reconstruct(&CLUSTER, &commitment, k, f, &shares[..k - 1], &mut rng);
@@ -199,7 +206,7 @@ mod tests {
             // f lie: they are named.
             let mut shares = right.clone();
             for (i, share) in shares.iter_mut().enumerate().take(f) {
-                share.share[i] ^= 1;
+                spoil(share, i, 1);
             }
             let found = reconstruct(&CLUSTER, &commitment, k, f, &shares, &mut rng).unwrap();
             assert_eq!(*found.data_key, *key);
@@ -218,8 +225,8 @@ mod tests {
         for errors in 0..=u16::MAX {
             let [e1, e2] = errors.to_be_bytes();
             let mut shares = right.clone();
-            shares[1].share[0] ^= e1;
-            shares[2].share[0] ^= e2;
+            spoil(&mut shares[1], 0, e1);
+            spoil(&mut shares[2], 0, e2);
             let lying: Vec<&ServerShare> = [0, 1, 2].map(|i| &shares[i]).into();
             if e1 == 0 || e2 == 0 || interpolate(&lying, 0).unwrap() != key {
                 continue;
@@ -265,7 +272,7 @@ mod tests {
             (0, hex("3e388dbafbc3972cafb55ae42101a8bb8ab0af736c918214316d60fe0b6c4bf1")),
             (3, hex("b016fa168d8d882acfb3a979f072addbd56341a67a31ec26db4bf0a937276f5f")),
         ]
-        .map(|(server, share)| ServerShare { server: ServerId(server), share: Zeroizing::new(share) });
+        .map(|(server, share)| ServerShare { server: ServerId(server), share: SecretBytes::new(&share) });
         let commitment = data_key_commitment(&CLUSTER, &secret);
         let mut rng = StdRng::seed_from_u64(0);
         let found = reconstruct(&CLUSTER, &commitment, 2, 1, &shares, &mut rng).unwrap();

@@ -25,9 +25,10 @@ use std::fmt;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// A private Ed25519 key. Zeroized when dropped, never printed.
+/// A private Ed25519 key: in one place, wherever it is moved to and however often it is cloned. Zeroized with the last
+/// clone, never printed.
 #[derive(Clone)]
-pub struct SigningKey(ed25519_dalek::SigningKey);
+pub struct SigningKey(Arc<ed25519_dalek::SigningKey>);
 
 impl SigningKey {
     /// Draws a key.
@@ -38,7 +39,7 @@ impl SigningKey {
     }
     /// From its 32-byte seed.
     pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(ed25519_dalek::SigningKey::from_bytes(seed))
+        Self(Arc::new(ed25519_dalek::SigningKey::from_bytes(seed)))
     }
     /// The 32-byte seed, for key files.
     pub fn seed(&self) -> Zeroizing<[u8; 32]> {

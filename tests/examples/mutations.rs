@@ -331,6 +331,14 @@ const MUTATIONS: &[Mutation] = mutations! {
         "if *self.certificate != **certificate {" => "if self.certificate.is_empty() {";
     "forget what was told", "unit", "kds-client/src/seen.rs":
         "*known = Told { since: known.since.max(told.since), ..told };" => "";
+    "leave what was freed in memory", "unit", "kds-server/src/memory.rs":
+        "static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);" => "static ALLOCATOR: System = System;";
+    "leave calculations on the stack", "unit", "kds-server/src/memory.rs":
+        "scrub_stack();\n    done" => "done";
+    "remember the key of an attempt that is over", "unit", "kds-server/src/at_rest.rs":
+        "attempts.extract_if(.., |attempt, _| over(*attempt))" => "attempts.extract_if(.., |attempt, _| over(*attempt) && attempt.attempt == u32::MAX)";
+    "forget a key's file that could not be erased", "unit", "kds-server/src/at_rest.rs":
+        "let Some(attempt) = lock(&self.condemned).first().copied()" => "let Some(attempt) = lock(&self.condemned).pop_first()";
     "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/places.rs":
         "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
     "let a flood push out whoever came first", "unit", "kds-server/src/places.rs":

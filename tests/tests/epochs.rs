@@ -8,11 +8,10 @@ use kds_tests::{Cluster, stdout};
 use quorum::ids::{Epoch, ServerId};
 use quorum::record::Name;
 use quorum::shamir::{ServerShare, reconstruct};
-use quorum::{oprf, scalars};
+use quorum::{SecretBytes, oprf, scalars};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use zeroize::Zeroizing;
 
 async fn put(cluster: &Cluster, name: &str, material: &[u8]) -> u64 {
     let name = Name::new(name).unwrap();
@@ -99,7 +98,7 @@ impl Adversary {
                 let key = scalars::decode(scalars::interpolate(&points, 0).expose()).unwrap();
                 return oprf::public_half(&key) == passphrase.key;
             }
-            let share = |(server, share)| ServerShare { server, share: Zeroizing::new(share) };
+            let share = |(server, share)| ServerShare { server, share: SecretBytes::new(&share) };
             let shares: Vec<_> = choice.into_iter().map(share).collect();
             let (k, f) = (thresholds.k(), thresholds.f());
             reconstruct(&id, &secret.commitment, k, f, &shares, &mut rand::rng()).is_ok()

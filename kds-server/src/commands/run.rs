@@ -1,6 +1,6 @@
 //! `run`: one server, until it is told to stop.
 
-use crate::{config, logs, server};
+use crate::{config, logs, memory, server};
 use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use kds_client::keystore::Passphrase;
@@ -22,13 +22,15 @@ pub struct Args {
 pub fn main(args: &Args) -> anyhow::Result<()> {
     // What operators need.
     logs::begin("info,sqlx=warn")?;
+    memory::protect();
     let passphrase = match args.passphrase {
         true => Some(Passphrase::ask("Passphrase of the key files: ")?),
         false => Passphrase::from_environment(),
     };
-    let loaded = config::load(&args.config, passphrase)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let loaded = memory::scrubbed(|| config::load(&args.config, passphrase))?;
+    let runtime = memory::runtime()?;
+    // On a worker, since those leave nothing on their stacks.
+    let running = runtime.spawn(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
         let stop = async move {
@@ -38,5 +40,6 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
             }
         };
         server::run(loaded, stop).await
-    })
+    });
+    runtime.block_on(running)?
 }

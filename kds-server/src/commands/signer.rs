@@ -1,12 +1,10 @@
 //! `signer`: the process that has a server's identity key.
 
-use crate::logs;
 use crate::signer::{Keeper, listen};
-use anyhow::Context as _;
+use crate::{logs, memory};
 use clap::Args as ClapArgs;
 use kds_client::keystore::Passphrase;
 use quorum::ServerId;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 
@@ -46,10 +44,10 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
         true => Some(Passphrase::ask("Passphrase of the key file: ")?),
         false => Passphrase::from_environment(),
     };
+    memory::protect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // The user of this process is the one that its files belong to.
-        let own = std::fs::metadata("/proc/self").context("cannot look up this process's user")?.uid();
+        let own = rustix::process::geteuid().as_raw();
         let users = args.allow_uid.iter().copied().chain([own]).collect();
         let id = ServerId(args.server);
         let keeper = Keeper::open(&args.manifest, id, &args.folder, users, passphrase.as_ref()).await?;

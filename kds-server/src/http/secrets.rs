@@ -98,7 +98,7 @@ fn seal(
     release: &Release,
     share: &SecretBytes,
 ) -> Result<Blob, String> {
-    let (cluster, to, mut rng) = (&app.shared.cluster, &release.ephemeral, rand::rng());
+    let (cluster, to, mut rng) = (&app.shared.cluster, &release.ephemeral, kds_client::random::system());
     let sealed = match (&secret.passphrase, &release.blinded) {
         (None, None) => context.seal(cluster, to, share.expose(), &mut rng),
         (Some(_), Some(blinded)) => {

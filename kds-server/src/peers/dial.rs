@@ -1,6 +1,7 @@
 //! Links that this server dials, and what it sends over them.
 
 use super::{Frame, HANDSHAKE_TIMEOUT, WRITE_TIMEOUT, is_old, key_of, write_frame};
+use crate::epoch_keys::LinkEra;
 use crate::seldom;
 use crate::server::Shared;
 use anyhow::Context as _;
@@ -34,11 +35,11 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 /// A link that was up for so long was of use: one that ends sooner is no better than none.
 const LASTING: Duration = Duration::from_secs(5);
 
-/// A link to a server, and the attempts that its key and this server's own are certified for.
+/// A link to a server, and the attempt that its key is certified for.
 struct Link {
     stream: TlsStream<TcpStream>,
     of: AttemptId,
-    own: AttemptId,
+    era: LinkEra,
 }
 
 /// Why a link is not used any more.
@@ -111,8 +112,10 @@ impl Dialler {
     }
 
     async fn connect(&self) -> anyhow::Result<Link> {
+        let erased = self.shared.link_era.borrow().erased;
         let links = self.shared.links.load_full();
-        let (own, config) = (links.attempt, links.clients.get(&self.peer).cloned());
+        let era = LinkEra { attempt: links.attempt, erased };
+        let config = links.clients.get(&self.peer).cloned();
         let connector = TlsConnector::from(config.context("no such server")?);
         let address = self.shared.membership.load().place(self.peer).context("no such server")?.peer;
         let connecting = async {
@@ -124,13 +127,14 @@ impl Dialler {
             let stream = connector.connect(name, tcp).await?;
             let key = key_of(&self.shared, stream.get_ref().1).context("it shows no certificate")?;
             self.shared.note_neighbour(self.peer, at);
-            anyhow::Ok(Link { stream, of: key.attempt_id(), own })
+            anyhow::Ok(Link { stream, of: key.attempt_id(), era })
         };
         timeout(HANDSHAKE_TIMEOUT, connecting).await.context("the handshake takes too long")?
     }
 
-    /// Sends until the link fails (an error) or the server stops. Each attempt at an epoch has a handshake of its own
-    /// (design §7); a link is used until the next one is up, so that nothing is lost.
+    /// Sends until the link fails (an error) or the server stops. There is a handshake when an attempt at an epoch begins,
+    /// and when its contributions are erased (design §7); a link is used until the next one is up, so that nothing is
+    /// lost.
     async fn keep_up(&self, mut link: Link, frames: &mut mpsc::Receiver<Frame>) -> anyhow::Result<()> {
         let mut held = VecDeque::new();
         while let Ended::Renewed(next) = self.forward(&mut link, frames, &mut held).await? {
@@ -140,18 +144,18 @@ impl Dialler {
         Ok(())
     }
 
-    /// The next link, as soon as there is reason for one: this server has another key, or the other side's is older
-    /// than that.
-    async fn renewed(&self, of: AttemptId, made_with: AttemptId) -> Link {
-        let mut own = self.shared.link_epoch.subscribe();
+    /// The next link, as soon as there is reason for one: this server has another key, or has erased what went over this
+    /// link, or the other side's key is older than that.
+    async fn renewed(&self, of: AttemptId, made_in: LinkEra) -> Link {
+        let mut own = self.shared.link_era.subscribe();
         own.mark_unchanged();
-        if made_with < *own.borrow() {
+        if made_in != *own.borrow() {
             // It changed while the link was made.
             own.mark_changed();
         }
         let patience = if is_old(of, *self.shared.epoch.borrow()) { STALE_RETRY } else { RECENT_RETRY };
         loop {
-            let stale = of < *own.borrow();
+            let stale = of < own.borrow().attempt;
             let changed = tokio::select! {
                 Ok(()) = own.changed() => true,
                 () = sleep(patience), if stale => false,
@@ -176,7 +180,7 @@ impl Dialler {
         held: &mut VecDeque<Frame>,
     ) -> anyhow::Result<Ended> {
         let of = link.of;
-        let mut next = pin!(self.renewed(of, link.own));
+        let mut next = pin!(self.renewed(of, link.era));
         let (mut reader, writer) = tokio::io::split(&mut link.stream);
         let mut writer = BufWriter::with_capacity(64 * 1024, writer);
         // What is on its way may be signed with the last key; a new one is announced before it is used.

@@ -32,6 +32,9 @@ const LINKS_PER_PEER: usize = 4;
 const WAITING_PER_PEER: usize = 64;
 /// A healthy peer says something every second.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a link may be used after contributions were erased that may have come over it. A peer makes another one
+/// when it erases its own.
+const OUTLIVED: Duration = Duration::from_secs(10);
 /// Shortest time between two messages with much evidence from one peer.
 const HEAVY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -115,6 +118,7 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
             let receiving = receive(stream, peer, (of, late), &shared, &hears, &waiting[peer.index()]);
             let ended = tokio::select! {
                 ended = receiving => ended,
+                () = outlived(&shared) => Err(anyhow::anyhow!("contributions that came over it are erased")),
                 () = link.cut() => Err(anyhow::anyhow!("it has made too many newer ones")),
             };
             if let Err(error) = ended
@@ -123,6 +127,15 @@ pub async fn listen(listener: TcpListener, shared: Arc<Shared>, hears: Hears) {
                 tracing::info!(%peer, error = %format!("{error:#}"), unsaid, "link from peer closed");
             }
         });
+    }
+}
+
+/// Returns when a link that is made now is older than what may be remembered of it.
+async fn outlived(shared: &Shared) {
+    let mut era = shared.link_era.subscribe();
+    let erased = era.borrow_and_update().erased;
+    if era.wait_for(|era| era.erased != erased).await.is_ok() {
+        sleep(OUTLIVED).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::effects::Write;
 use super::{OwnCheckpoint, Replica};
-use crate::bytes::{Blob, SecretBytes};
+use crate::bytes::Blob;
 use crate::limits::{FLUSH_BATCHES, WINDOW};
 use crate::message::CheckedBatch;
 use crate::refresh::Field;
@@ -101,8 +101,7 @@ impl Replica {
             .get(self.id.index())
             .zip(opening)
             .and_then(|(sealed, opening)| context.open(&self.cluster, opening, sealed).ok())
-            .filter(|share| Field::of(index).has(share))
-            .map(|share| SecretBytes::new(&share));
+            .filter(|share| Field::of(index).has(share));
         // If it does not open although it was sealed while this server's own key was on record, its depositor
         // is to blame; otherwise this server, which has lost that key.
         let known = layout::server_keys(self.state.map(), self.id).map(|keys| keys.sealing.statement.key);

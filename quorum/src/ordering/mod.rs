@@ -227,6 +227,8 @@ pub struct ReplicaStatus {
     pub wants_keys: Option<AttemptId>,
     /// The key that it votes with.
     pub voting: KeyCertificate,
+    /// The last attempt whose contributions it has erased after it led to an epoch.
+    pub erased: AttemptId,
 }
 
 impl Replica {
@@ -382,6 +384,7 @@ impl Replica {
             transfer: self.transfer_progress(),
             wants_keys: self.wants_keys(),
             voting: *self.voter.certificate(),
+            erased: self.renewing.erased(),
         }
     }
     /// Who the servers are.

@@ -61,16 +61,20 @@ pub(super) struct Renewing {
     /// Keys to vote with, in the current epoch and the next one.
     voters: BTreeMap<AttemptId, Voter>,
     entropy: Option<(AttemptId, SecretBytes)>,
+    /// The last attempt that keys and randomness were drawn for.
+    drawn: Option<AttemptId>,
     /// What dealers handed to this server, checked against their commitments; in the vault as soon as
     /// they are complete.
     dealings: BTreeMap<(AttemptId, ServerId), Dealing>,
     /// The last that each dealer handed out before its commitment was known here.
     early: BTreeMap<ServerId, (AttemptId, Dealing)>,
-    /// Its own contributions, and what it commits to.
+    /// Its own contributions until they are handed out, and what it commits to.
     own: Option<(AttemptId, Dealing, Hash)>,
     seeds: Option<Seeds>,
     /// The epoch that began last, until its contributions are erased.
     sealed: Option<Sealed>,
+    /// The last attempt that led to an epoch and whose contributions are erased.
+    erased: AttemptId,
     /// When each kind of step was asked for, and how much it said.
     asked_for: BTreeMap<&'static str, (Timestamp, usize)>,
     /// When something came in last, and when contributions were asked for last.
@@ -135,6 +139,9 @@ impl Renewing {
         }
         renewing
     }
+    pub(super) fn erased(&self) -> AttemptId {
+        self.erased
+    }
     /// The key that opens shares deposited in an epoch.
     pub(super) fn opening(&self, epoch: Epoch) -> Option<&OpeningKey> {
         self.openings.get(&epoch).map(|opening| &*opening.key)
@@ -165,7 +172,7 @@ impl Replica {
             return Some(current);
         }
         let next = layout::attempt_under_way(self.state.map())?;
-        let drawn = self.renewing.entropy.as_ref().is_some_and(|(attempt, _)| *attempt == next);
+        let drawn = self.renewing.drawn == Some(next);
         let certified = || self.certified_snapshot.as_ref().and_then(layout::attempt_under_way);
         (!drawn && self.may_vote() && certified() == Some(next)).then_some(next)
     }
@@ -218,6 +225,7 @@ impl Replica {
             self.renewing.openings.insert(epoch, Opening { key, sealing });
         }
         self.renewing.entropy = Some((attempt, entropy));
+        self.renewing.drawn = Some(attempt);
         self.take_up_voter();
         self.certify();
     }
@@ -320,9 +328,10 @@ impl Replica {
         let id = self.id;
         if let Some(deal) = attempt.deals.get(&id) {
             let dealt = self.renewing.dealings.contains_key(&(attempt.id, id));
+            // Once: whoever gets nothing asks, and the vault has them.
             let own =
-                self.renewing.own.as_ref().filter(|(of, _, root)| *of == attempt.id && *root == deal.root);
-            if let Some((_, own, _)) = own.filter(|_| !dealt).cloned() {
+                self.renewing.own.take().filter(|(of, _, root)| *of == attempt.id && *root == deal.root);
+            if let Some((_, own, _)) = own.filter(|_| !dealt) {
                 for to in self.manifest.grid().servers().filter(|to| *to != id) {
                     let dealing = seeds.for_server(id, &own, to);
                     let handed = HandedOut { attempt: attempt.id, dealer: id, dealing };
@@ -332,16 +341,18 @@ impl Replica {
             }
             return;
         }
-        let drawn = self.renewing.entropy.as_ref().filter(|(of, _)| *of == attempt.id);
         let opening = self.renewing.openings.get(&attempt.id.epoch);
         let opening = opening.filter(|opening| opening.sealing.statement.attempt_id() == attempt.id);
-        let (Some((_, entropy)), Some(opening), None) = (drawn, opening, &attempt.dealers) else { return };
+        let (Some(opening), None) = (opening, &attempt.dealers) else { return };
         let Some(voter) = self.renewing.voters.get(&attempt.id) else { return };
         let (voting, sealing) = (Box::new(*voter.certificate()), Box::new(opening.sealing));
         let root = match &self.renewing.own {
             Some((of, _, root)) if *of == attempt.id => *root,
             _ => {
-                let own = seeds.draw(id, entropy);
+                // Used once, and gone: what is drawn from it is secret for longer than it needs to be kept.
+                let entropy = self.renewing.entropy.take_if(|(of, _)| *of == attempt.id);
+                let Some((_, entropy)) = entropy else { return };
+                let own = seeds.draw(id, &entropy);
                 let Some(root) = seeds.root(id, &own) else { return };
                 self.renewing.own = Some((attempt.id, own, root));
                 root
@@ -580,10 +591,11 @@ impl Replica {
     fn erase_dealings(&mut self) {
         let (time, now) = (self.state.time(), self.now);
         let over = |sealed: &Sealed| is_over(time.since_ms(sealed.at), now.since_ms(sealed.seen));
-        if self.renewing.sealed.as_ref().is_some_and(over) {
-            let attempt = self.renewing.sealed.as_ref().map(|sealed| sealed.attempt.id);
+        if let Some(sealed) = self.renewing.sealed.as_ref().filter(|sealed| over(sealed)) {
+            let attempt = sealed.attempt.id;
             self.give_up_renewal();
-            self.erase_dealings_of(|id| Some(id) <= attempt);
+            self.erase_dealings_of(|id| id <= attempt);
+            self.renewing.erased = attempt;
         }
     }
 

@@ -25,7 +25,6 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Epochs that must follow each other once everything is healed.
 const EPOCHS_AFTER_HEALING: u64 = 4;
@@ -421,10 +420,7 @@ impl Simulation {
             for i in &servers {
                 let set = &self.servers[*i].disk.shares;
                 match set.share(index).filter(|_| set.epoch() == epoch) {
-                    Some(share) => shares.push(ServerShare {
-                        server: ServerId(*i as u8),
-                        share: Zeroizing::new(*share.expose()),
-                    }),
+                    Some(share) => shares.push(ServerShare { server: ServerId(*i as u8), share }),
                     None => all_there = false,
                 }
             }
