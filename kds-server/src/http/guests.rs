@@ -6,7 +6,7 @@
 //! counted in `kds_http_turned_away_total`, and logged seldom.
 
 use super::limits::Limits;
-use super::pieces::{Counted, PIECE_BYTES};
+use super::pieces::{Counted, UNCOUNTED_BYTES};
 use super::problem::ApiError;
 use super::rate::RateLimits;
 use crate::places::{Place, Places};
@@ -102,7 +102,7 @@ impl Guests {
     pub(super) fn at_the_health_port() -> Arc<Self> {
         let places = || Places::new(AT_THE_HEALTH_PORT);
         let (handshakes, connections, watches) = (places(), places(), places());
-        let unread = Places::new(AT_THE_HEALTH_PORT * PIECE_BYTES);
+        let unread = Places::new(AT_THE_HEALTH_PORT * UNCOUNTED_BYTES);
         Arc::new(Self { rates: RateLimits::new(0), handshakes, connections, watches, unread })
     }
     /// Forgets what need not be remembered. Called now and then.
@@ -182,7 +182,7 @@ impl Caller {
     }
     /// A place for bytes that wait to be read; none is needed for few.
     pub(super) fn unread(&self, bytes: usize) -> Result<Option<Place<IpAddr>>, ApiError> {
-        if bytes <= PIECE_BYTES {
+        if bytes <= UNCOUNTED_BYTES {
             return Ok(None);
         }
         let Some((place, gone)) = self.0.guests.unread.admit(self.0.address, bytes, &self.0.cut) else {

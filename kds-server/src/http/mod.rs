@@ -31,7 +31,7 @@ use encoded::Encoded;
 use guests::{Caller, Guests};
 use http_body_util::BodyExt as _;
 use kds_client::api::{CHANGES_HEADER, ProblemKind};
-use pieces::{PIECE_BYTES, Pieces};
+use pieces::{Pieces, UNCOUNTED_BYTES};
 use problem::ApiError;
 use quorum::limits::MAX_REQUEST_BYTES;
 use quorum::ordering::{Input, Published};
@@ -248,7 +248,7 @@ async fn received(request: Request, most: usize) -> Result<Vec<u8>, ApiError> {
         let frame = frame.map_err(|_| ApiError::new(ProblemKind::Malformed, "the body broke off"))?;
         let Ok(data) = frame.into_data() else { continue };
         received += data.len();
-        if let (true, Ok(None), Some(caller)) = (received > PIECE_BYTES, &place, &caller) {
+        if let (true, Ok(None), Some(caller)) = (received > UNCOUNTED_BYTES, &place, &caller) {
             place = caller.unread(most);
         }
         match received {

@@ -4,46 +4,82 @@
 use crate::places::Place;
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
+use memmap2::MmapMut;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::{io, iter};
 
 /// What an answer with its proof and certificate has, about: its buffer need not grow.
 const TYPICAL_BYTES: usize = 6 * 1024;
-/// What a piece has at most, and what each connection may leave unread without its being counted.
-pub(super) const PIECE_BYTES: usize = 64 * 1024;
+/// What is in one buffer of the heap at most.
+const FIRST_BYTES: usize = 16 * 1024;
+/// Further pieces have pages of their own: those go back to the system when the piece has been read, where buffers of the
+/// heap would stay below whatever was allocated after them.
+const MAPPED_BYTES: usize = 256 * 1024;
+/// What each connection may leave unread without its being counted.
+pub(super) const UNCOUNTED_BYTES: usize = 64 * 1024;
 
 /// What was written, in pieces.
 pub(super) struct Pieces {
-    full: VecDeque<Bytes>,
-    last: Vec<u8>,
+    first: Vec<u8>,
+    full: VecDeque<Mapped>,
+    last: Option<Mapped>,
+}
+
+struct Mapped {
+    pages: MmapMut,
+    length: usize,
+}
+
+impl Mapped {
+    fn new() -> io::Result<Self> {
+        Ok(Self { pages: MmapMut::map_anon(MAPPED_BYTES)?, length: 0 })
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.pages[..self.length]
+    }
 }
 
 impl Pieces {
     pub(super) fn new() -> Self {
-        Self { full: VecDeque::new(), last: Vec::with_capacity(TYPICAL_BYTES) }
+        Self { first: Vec::with_capacity(TYPICAL_BYTES), full: VecDeque::new(), last: None }
     }
-    pub(super) fn into_body(mut self) -> Body {
-        if self.full.is_empty() {
-            return self.last.into();
+    pub(super) fn into_body(self) -> Body {
+        let Self { first, mut full, last } = self;
+        full.extend(last);
+        if full.is_empty() {
+            return first.into();
         }
-        self.full.push_back(self.last.into());
-        let left = self.full.iter().map(|piece| piece.len() as u64).sum();
-        Body::new(Outgoing { pieces: self.full, left })
+        let mapped = full.into_iter().map(Bytes::from_owner);
+        let pieces: VecDeque<_> = iter::once(first.into()).chain(mapped).collect();
+        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Body::new(Outgoing { pieces, left })
     }
 }
 
 impl io::Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.last.len() >= PIECE_BYTES {
-            let full = std::mem::replace(&mut self.last, Vec::with_capacity(PIECE_BYTES));
-            self.full.push_back(full.into());
+        if self.last.is_none() && self.first.len() < FIRST_BYTES {
+            let taken = bytes.len().min(FIRST_BYTES - self.first.len());
+            self.first.extend_from_slice(&bytes[..taken]);
+            return Ok(taken);
         }
-        let taken = bytes.len().min(PIECE_BYTES - self.last.len());
-        self.last.extend_from_slice(&bytes[..taken]);
+        let last = match &mut self.last {
+            Some(last) if last.length < MAPPED_BYTES => last,
+            last => {
+                self.full.extend(last.take());
+                last.insert(Mapped::new()?)
+            }
+        };
+        let taken = bytes.len().min(MAPPED_BYTES - last.length);
+        last.pages[last.length..last.length + taken].copy_from_slice(&bytes[..taken]);
+        last.length += taken;
         Ok(taken)
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -108,7 +144,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_comes_out_in_pieces_of_which_none_is_large() {
-        for length in [0, 5, PIECE_BYTES, PIECE_BYTES + 1, 10 * PIECE_BYTES + 17] {
+        for length in [0, 5, FIRST_BYTES, FIRST_BYTES + 1, FIRST_BYTES + MAPPED_BYTES, 3 * MAPPED_BYTES + 17]
+        {
             let text: Vec<_> = (0..length).map(|i| (i % 251) as u8).collect();
             let mut pieces = Pieces::new();
             for part in text.chunks(1_000) {
@@ -119,7 +156,7 @@ mod tests {
             let mut read = Vec::new();
             while let Some(frame) = body.frame().await {
                 let piece = frame.unwrap().into_data().unwrap();
-                assert!(piece.len() <= PIECE_BYTES);
+                assert!((1..=MAPPED_BYTES).contains(&piece.len()));
                 read.extend_from_slice(&piece);
                 assert_eq!(body.size_hint().exact(), Some((length - read.len()) as u64));
             }
