@@ -15,6 +15,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::at_rest::StorageKeys;
+use crate::http::{Configured, Limits};
 
 /// What `init` writes and `run` reads. Paths are relative to the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +38,86 @@ pub struct Config {
     /// Socket of the signer that has the identity key; without one the server starts a signer by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<PathBuf>,
+    /// Where to tell health and metrics, and nothing else, in plain text: for load balancers and Prometheus. The
+    /// routes are there for clients, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_health: Option<SocketAddr>,
+    /// Connections of clients at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<usize>,
+    /// The same of one address, or IPv6 network of 64 bits: half of them where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_per_address: Option<usize>,
+    /// Watches at a time: a third of the connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watches: Option<usize>,
+    /// The same of one address: half of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watches_per_address: Option<usize>,
+    /// MiB of answers that wait to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread_mib: Option<usize>,
+    /// The same of one address: a quarter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread_mib_per_address: Option<usize>,
+}
+
+impl Config {
+    /// With what is usual for everything else.
+    pub fn new(
+        server: ServerId,
+        manifest: PathBuf,
+        listen_clients: SocketAddr,
+        listen_peers: SocketAddr,
+    ) -> Self {
+        Self {
+            server,
+            manifest,
+            listen_clients,
+            listen_peers,
+            database: "sqlite".into(),
+            requests_per_second: requests_per_second(),
+            signer: None,
+            listen_health: None,
+            connections: None,
+            connections_per_address: None,
+            watches: None,
+            watches_per_address: None,
+            unread_mib: None,
+            unread_mib_per_address: None,
+        }
+    }
+
+    /// What clients may take of a server, of so many servers.
+    ///
+    /// # Errors
+    /// If that makes no sense, or is more than this process may have open.
+    fn limits(&self, servers: usize) -> anyhow::Result<Limits> {
+        let limits = Limits::of(&Configured {
+            requests_per_second: self.requests_per_second,
+            connections: (self.connections, self.connections_per_address),
+            watches: (self.watches, self.watches_per_address),
+            unread_mib: (self.unread_mib, self.unread_mib_per_address),
+        })?;
+        if let (needed, Some(open)) = (limits.files(servers), open_files())
+            && needed > open
+        {
+            let what = format!(
+                "this server may need {needed} open files, and its limit is {open}\n  \
+                 raise that (`ulimit -n`, LimitNOFILE= in a systemd unit), or lower `connections` in config.toml"
+            );
+            ensure!(self.connections.is_none(), what);
+            tracing::warn!("{what}");
+        }
+        Ok(limits)
+    }
+}
+
+/// Files that this process may have open at a time.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// What one address may ask for where nothing else is configured: a busy service asks for tens of
@@ -64,6 +145,8 @@ pub struct Loaded {
     pub tls: TlsIdentity,
     /// It has voted before, and its database is gone.
     pub lost_database: bool,
+    /// What clients may take.
+    pub limits: Limits,
 }
 
 /// Names of the private files.
@@ -105,13 +188,14 @@ pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loade
     let id = config.server;
     manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
 
+    let limits = config.limits(manifest.servers.len())?;
     let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
     let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase.as_ref())?;
     let tls = TlsIdentity::from_pem(&certificate, &key)?;
     let lost_database = lost_database(&folder)?;
     let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase.as_ref())?;
     let storage_keys = Arc::new(StorageKeys::open(&folder, &wrapping)?);
-    Ok(Loaded { manifest, cluster, folder, passphrase, storage_keys, tls, lost_database, config })
+    Ok(Loaded { manifest, cluster, folder, passphrase, storage_keys, tls, lost_database, limits, config })
 }
 
 /// Whether this server has voted before and its database is gone: it has a storage key and no

@@ -19,7 +19,8 @@ use quorum::signing::KeyCertificate;
 use rand::Rng as _;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -167,7 +168,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         known = place::take(&loaded, known) => known?,
         () = &mut stop => return Ok(()),
     };
-    let Loaded { config, manifest, cluster, folder, passphrase, storage_keys, tls, lost_database } = loaded;
+    let Loaded { config, manifest, cluster, folder, passphrase, storage_keys, tls, lost_database, limits } =
+        loaded;
     let id = config.server;
     let signer = match &config.signer {
         Some(socket) => SignerLink::to(folder.join(socket)),
@@ -176,8 +178,12 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     drop(passphrase);
     let remembered = epoch_keys::probe(&signer, id, &known).await?;
     warn_of_expiry(&tls)?;
-    let clients = listener(config.listen_clients, "clients").await?;
-    let servers = listener(config.listen_peers, "servers").await?;
+    let clients = bound(http::listen(config.listen_clients), config.listen_clients, "clients")?;
+    let servers = bound(TcpListener::bind(config.listen_peers).await, config.listen_peers, "servers")?;
+    let health = match config.listen_health {
+        Some(address) => Some(bound(http::listen(address), address, "health and metrics")?),
+        None => None,
+    };
 
     let mut store = ShareStore::open(&folder, Arc::clone(&storage_keys), &cluster, id)?;
     let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, storage_keys).await?;
@@ -269,9 +275,8 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let mut drawing = tokio::spawn(epoch_keys::run(signer, numbers, inputs.clone(), Arc::clone(&shared)));
     let (stop_http, http_stops) = watch::channel(false);
     let https = kds_certs::https_server(&tls)?;
-    let app =
-        http::router(Arc::clone(&shared), inputs.clone(), http_stops.clone(), config.requests_per_second);
-    let mut http = tokio::spawn(http::serve(clients, https, app, http_stops));
+    let app = http::App::new(Arc::clone(&shared), inputs.clone(), http_stops, &limits);
+    let mut http = tokio::spawn(app.serve(clients, https, health));
     tracing::info!(server = %id, clients = %config.listen_clients, peers = %config.listen_peers, "running");
 
     let dead = tokio::select! {
@@ -339,11 +344,9 @@ fn lock(folder: &std::path::Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-async fn listener(address: std::net::SocketAddr, whom: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen for {whom} on {address}\n  is the port taken? `init --base-port` chooses others"
-        )
+fn bound(listener: io::Result<TcpListener>, at: SocketAddr, whom: &str) -> anyhow::Result<TcpListener> {
+    listener.with_context(|| {
+        format!("cannot listen for {whom} on {at}\n  is the port taken? `init --base-port` chooses others")
     })
 }
 

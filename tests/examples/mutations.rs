@@ -342,7 +342,13 @@ const MUTATIONS: &[Mutation] = mutations! {
     "let an IPv6 network have an allowance for each address", "unit", "kds-server/src/places.rs":
         "IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64))" => "IpAddr::V6(v6)";
     "let a flood push out whoever came first", "unit", "kds-server/src/places.rs":
-        "let (_, oldest) = of.into_values().max()?;" => "let oldest = of.into_values().map(|(_, oldest)| oldest).max()?;";
+        "let (_, Reverse(oldest)) = of.max()?;" => "let Reverse(oldest) = of.map(|(_, oldest)| oldest).max()?;";
+    "give one address all places", "unit", "kds-server/src/places.rs":
+        "(held == 0 || amount <= self.most_each.saturating_sub(held))" => "(held == 0 || amount <= self.most_each)";
+    "let a byte now and then hold an answer", "unit", "kds-server/src/http/paced.rs":
+        "let earned = Duration::from_secs(bytes as u64) / BYTES_PER_SECOND;" => "let earned = Duration::from_secs(bytes as u64) * BYTES_PER_SECOND;";
+    "take limits that make no sense", "unit", "kds-server/src/http/limits.rs":
+        "range.contains(&value)," => "range.contains(&value) || range.start() <= range.end(),";
     "let one server's refusal stand for the cluster's", "unit", "answer/shown.rs":
         "(servers.len() >= self.needed)" => "(!servers.is_empty())";
     "let a server refuse twice", "unit", "answer/shown.rs":

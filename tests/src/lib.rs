@@ -9,6 +9,7 @@ pub mod linearizable;
 pub mod load;
 pub mod mutants;
 pub mod thief;
+pub mod visitors;
 
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, SecretKind};
@@ -69,6 +70,7 @@ impl Cluster {
         let mut cluster = Self::new(servers, &[])?;
         for server in 0..servers {
             cluster.limit_requests(server, 0)?;
+            cluster.configure(server, "connections_per_address", "640")?;
             cluster.run(server)?;
         }
         cluster.ready().await?;
@@ -78,14 +80,19 @@ impl Cluster {
     pub fn limit_requests(&self, server: usize, per_second: u32) -> anyhow::Result<()> {
         self.configure(server, "requests_per_second", &per_second.to_string())
     }
-    fn configure(&self, server: usize, key: &str, value: &str) -> anyhow::Result<()> {
+    /// Sets something in the configuration of a server that does not run.
+    pub fn configure(&self, server: usize, key: &str, value: &str) -> anyhow::Result<()> {
         let path = self.server_dir(server).join("config.toml");
         let config = std::fs::read_to_string(&path)?;
-        let changed = config.lines().map(|line| match line.split_once(" = ") {
-            Some((known, _)) if known == key => format!("{key} = {value}\n"),
-            _ => format!("{line}\n"),
-        });
-        Ok(std::fs::write(&path, changed.collect::<String>())?)
+        let is_other = |line: &&str| line.split_once(" = ").is_none_or(|(known, _)| known != key);
+        let others = config.lines().filter(is_other).map(|line| format!("{line}\n"));
+        Ok(std::fs::write(&path, others.chain([format!("{key} = {value}\n")]).collect::<String>())?)
+    }
+    /// A port of this cluster that no server listens on by itself.
+    pub fn spare_port(&self, server: usize) -> anyhow::Result<u16> {
+        let port = self.ports.first + (2 * self.children.len() + server) as u16;
+        ensure!(port < self.ports.first + Ports::EACH, "too many servers");
+        Ok(port)
     }
     /// Makes a cluster and starts nothing; `init` gets these arguments too.
     pub fn new(servers: usize, arguments: &[&str]) -> anyhow::Result<Self> {
@@ -147,8 +154,7 @@ impl Cluster {
     }
     /// The same at a port that the test knows: gives the way to it.
     pub fn hide_behind(&self, server: usize) -> anyhow::Result<kds_client::Link> {
-        let port = self.ports.first + (2 * self.children.len() + server) as u16;
-        ensure!(port < self.ports.first + Ports::EACH, "too many servers to hide one");
+        let port = self.spare_port(server)?;
         self.configure(server, "listen_clients", &format!("\"127.0.0.1:{port}\""))?;
         let mut manifest = Manifest::clone(&self.manifest);
         manifest.servers[server].url = format!("https://127.0.0.1:{port}");

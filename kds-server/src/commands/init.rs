@@ -231,15 +231,7 @@ impl NewServer {
         let key = own.key_pem.as_bytes();
         keystore::write(&folder.join(TLS_KEY), SecretKind::TlsKey, None, key, passphrase)?;
         fs::write(folder.join(TLS_CERTIFICATE), &own.certificate_pem)?;
-        let config = Config {
-            server: self.id,
-            manifest: self.manifest,
-            listen_clients: self.listen_clients,
-            listen_peers: self.listen_peers,
-            database: "sqlite".into(),
-            requests_per_second: crate::config::requests_per_second(),
-            signer: None,
-        };
+        let config = Config::new(self.id, self.manifest, self.listen_clients, self.listen_peers);
         keystore::write_private(&folder.join("config.toml"), toml::to_string(&config)?.as_bytes())?;
         let (server, identity, certificate) = (self.id, identity.public(), Blob(own.certificate));
         Ok(Replacement { server, url: self.url, peer: self.peer, identity, certificate })

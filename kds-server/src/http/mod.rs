@@ -1,6 +1,11 @@
 //! HTTPS for clients: the routes, and a server loop with limits on everything.
 
+mod door;
 mod encoded;
+mod guests;
+mod limits;
+mod paced;
+mod pieces;
 mod problem;
 mod rate;
 mod records;
@@ -9,56 +14,42 @@ mod secrets;
 mod status;
 mod watch;
 
+pub use door::listen;
+pub use limits::{Configured, Limits};
+
 use crate::server::Shared;
 use arc_swap::ArcSwapOption;
 use axum::Router;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use door::Door;
 use encoded::Encoded;
+use guests::{Caller, Guests};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use kds_client::api::{CHANGES_HEADER, ProblemKind};
+use pieces::{Pieces, UNCOUNTED_BYTES};
 use problem::ApiError;
+use quorum::limits::MAX_REQUEST_BYTES;
 use quorum::ordering::{Input, Published};
 use quorum::record::Name;
-use rate::{Caller, RateLimits, WRITE_COST};
+use rate::WRITE_COST;
 use serde::de::DeserializeOwned;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch as watch_channel};
-use tokio::time::{Instant, timeout};
-use tokio_io_timeout::TimeoutStream;
+use tokio::sync::{mpsc, watch as watch_channel};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tower::util::MapRequest;
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// Connections at a time: below the 1,024 file descriptors that a process commonly gets, with room
-/// for peers and the database.
-const MAX_CONNECTIONS: usize = 768;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take for a request's head, and stay idle between requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request may take in all, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How many times the size of the largest body is read before an answer says that it is too large.
 const DRAINED: usize = 16;
-/// How long a client may leave what was sent to it unread.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
-/// What an answer with its proof and certificate has, about: its buffer need not grow.
-const TYPICAL_ANSWER_BYTES: usize = 6 * 1024;
-/// How often allowances that are whole again are forgotten.
-const TIDY_INTERVAL: Duration = Duration::from_secs(5);
-/// Bytes of a request's head.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// What the handlers use. Cloned for every request, so it is one pointer.
 #[derive(Clone)]
@@ -78,8 +69,8 @@ pub struct Inside {
     metrics: Option<metrics_exporter_prometheus::PrometheusHandle>,
     /// Parts of answers about the newest certified state as JSON.
     encoded: ArcSwapOption<Encoded>,
-    /// Places for watches.
-    watches: Arc<Semaphore>,
+    /// Who is at the port for clients.
+    guests: Arc<Guests>,
     /// Says when this server stops.
     stop: watch_channel::Receiver<bool>,
 }
@@ -105,20 +96,55 @@ impl App {
     }
 }
 
+impl App {
+    /// Made once in a process.
+    pub fn new(
+        shared: Arc<Shared>,
+        inputs: mpsc::Sender<Input>,
+        stop: watch_channel::Receiver<bool>,
+        limits: &Limits,
+    ) -> Self {
+        // Fails only if there is a recorder already: another server in this process, in tests.
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().ok();
+        let (encoded, guests) = (ArcSwapOption::empty(), Guests::new(limits));
+        Self(Arc::new(Inside { shared, inputs, metrics, encoded, guests, stop }))
+    }
+    /// Answers clients, and whoever asks at the port for health and metrics if there is one, until told to stop.
+    pub async fn serve(self, clients: TcpListener, tls: rustls::ServerConfig, health: Option<TcpListener>) {
+        let stop = self.stop.clone();
+        let door = Door {
+            router: self.layered(routes()),
+            guests: Arc::clone(&self.guests),
+            tls: Some(TlsAcceptor::from(Arc::new(tls))),
+        };
+        let aside =
+            Door { router: self.layered(health_routes()), guests: Guests::at_the_health_port(), tls: None };
+        let health = async {
+            if let Some(listener) = health {
+                aside.open(listener, stop.clone()).await;
+            }
+        };
+        tokio::join!(door.open(clients, stop.clone()), health);
+    }
+    fn layered(&self, routes: Router<Self>) -> Router {
+        routes
+            .fallback(|| async { ApiError::new(ProblemKind::NoRoute, "see the README for the routes") })
+            .method_not_allowed_fallback(|| async {
+                ApiError::new(ProblemKind::Method, "this route has other methods")
+            })
+            .layer(middleware::from_fn_with_state(Arc::clone(&self.shared), limit))
+            .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+                tracing::error!("a handler panicked: please report this");
+                ApiError::new(ProblemKind::Internal, "a defect of this server: try another one")
+                    .into_response()
+            }))
+            .with_state(self.clone())
+    }
+}
+
 /// All routes.
-pub fn router(
-    shared: Arc<Shared>,
-    inputs: mpsc::Sender<Input>,
-    stop: watch_channel::Receiver<bool>,
-    requests_per_second: u32,
-) -> Site {
-    let watches = Arc::new(Semaphore::new(watch::MAX_WATCHES));
-    // Fails only if there is a recorder already: another server in this process, in tests.
-    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().ok();
-    let limits = Arc::new(RateLimits::new(requests_per_second));
-    let encoded = ArcSwapOption::empty();
-    let inside = Inside { shared, inputs, metrics, encoded, watches, stop };
-    let router = Router::new()
+fn routes() -> Router<App> {
+    Router::new()
         .route("/v1/requests", post(requests::submit))
         .route("/v1/requests/{client}/{sequence}", get(requests::outcome))
         .route("/v1/records", get(records::list))
@@ -138,48 +164,62 @@ pub fn router(
         .route("/v1/membership", get(status::membership))
         .route("/v1/status", get(status::status))
         .route("/v1/openapi.json", get(status::openapi))
+        .merge(health_routes())
+}
+
+/// Those that load balancers and Prometheus ask.
+fn health_routes() -> Router<App> {
+    Router::new()
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .route("/metrics", get(status::metrics))
-        .fallback(|| async { ApiError::new(ProblemKind::NoRoute, "see the README for the routes") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(ProblemKind::Method, "this route has other methods")
-        })
-        .layer(middleware::from_fn_with_state(Arc::clone(&inside.shared), limit_time))
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-            tracing::error!("a handler panicked: please report this");
-            ApiError::new(ProblemKind::Internal, "a defect of this server: try another one").into_response()
-        }))
-        .with_state(App(Arc::new(inside)));
-    Site { router, limits }
 }
 
-/// The routes, and what clients may ask of them.
-pub struct Site {
-    router: Router,
-    limits: Arc<RateLimits>,
+/// Whether an answer on this route may be long.
+fn is_long(route: &str) -> bool {
+    matches!(
+        route,
+        "/v1/records" | "/v1/records/lookup" | "/v1/records/{name}/history" | "/v1/secrets" | "/v1/decisions"
+    )
 }
 
-async fn limit_time(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+/// What a caller may ask for now: an error instead of an answer if it is not this.
+fn permit(caller: &Caller, method: &Method, route: &str) -> Result<(), ApiError> {
+    caller.has_a_place()?;
+    caller.charge(if method == Method::POST && route == "/v1/requests" { WRITE_COST } else { 1 })?;
+    if is_long(route) { caller.reads() } else { Ok(()) }
+}
+
+async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let name = path.as_ref().map_or("none", MatchedPath::as_str);
-    let cost = if request.method() == Method::POST && name == "/v1/requests" { WRITE_COST } else { 1 };
+    let route = path.as_ref().map_or("none", MatchedPath::as_str);
     // How a server is doing is told to whoever asks, most of all when it is busy.
-    let free = matches!(name, "/healthz" | "/readyz" | "/metrics" | "/v1/status");
-    if let Some(caller) = request.extensions().get::<Caller>().filter(|_| !free)
-        && let Err(error) = caller.charge(cost)
+    let free = matches!(route, "/healthz" | "/readyz" | "/metrics" | "/v1/status");
+    let caller = request.extensions().get::<Caller>().cloned().filter(|_| !free);
+    let method = request.method().clone();
+    if let Some(caller) = &caller
+        && let Err(error) = permit(caller, &method, route)
     {
-        count(name, ProblemKind::TooMany.status());
+        count(route, ProblemKind::TooMany.status());
+        // Its client is listening when it has said everything.
+        let _ = timeout(REQUEST_TIMEOUT, received(request, 0)).await;
         return error.into_response();
     }
     let mut response = match timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => ApiError::new(ProblemKind::NotReady, "the request took too long").into_response(),
     };
-    count(path.as_ref().map_or("none", MatchedPath::as_str), response.status().as_u16());
+    if let Some(caller) = &caller {
+        response = caller.answer(response).unwrap_or_else(ApiError::into_response);
+    }
+    count(route, response.status().as_u16());
     let changes = shared.membership.load().proofs().len();
     if changes > 0 {
         response.headers_mut().insert(CHANGES_HEADER, changes.into());
+    }
+    if method == Method::HEAD {
+        // Heads alone are not held back until they are read: one for each connection.
+        response.headers_mut().insert("connection", HeaderValue::from_static("close"));
     }
     response
 }
@@ -198,30 +238,39 @@ fn count(route: &str, status: u16) {
     COUNTERS.write().unwrap_or_else(PoisonError::into_inner).push((route.to_owned(), status, counter));
 }
 
+/// Reads a body to its end, unless it is far too large: an answer to a client that is still sending is lost with the
+/// connection. What is long counts as unread while it is on its way.
+async fn received(request: Request, most: usize) -> Result<Vec<u8>, ApiError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let mut body = request.into_body();
+    let (mut bytes, mut received, mut place) = (Vec::new(), 0usize, Ok(None));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::new(ProblemKind::Malformed, "the body broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        received += data.len();
+        if let (true, Ok(None), Some(caller)) = (received > UNCOUNTED_BYTES, &place, &caller) {
+            place = caller.unread(most);
+        }
+        match received {
+            _ if received <= most && place.is_ok() => bytes.extend_from_slice(&data),
+            _ if received <= MAX_REQUEST_BYTES * DRAINED => bytes = Vec::new(),
+            _ => break,
+        }
+    }
+    place?;
+    match received <= most {
+        true => Ok(bytes),
+        false => Err(ApiError::new(ProblemKind::TooLarge, format!("a body has at most {most} bytes"))),
+    }
+}
+
 /// A JSON body, read with a limit and parsed strictly.
 struct Body<T>(T);
 
 impl<T: DeserializeOwned> axum::extract::FromRequest<App> for Body<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
-        let limit = quorum::limits::MAX_REQUEST_BYTES;
-        let mut body = request.into_body();
-        let (mut bytes, mut received) = (Vec::new(), 0usize);
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| ApiError::new(ProblemKind::Malformed, "the body broke off"))?;
-            let Ok(data) = frame.into_data() else { continue };
-            received += data.len();
-            match received {
-                _ if received <= limit => bytes.extend_from_slice(&data),
-                // An answer to a client that is still sending is lost with the connection: what is
-                // too large is read to its end, unless it is far too large.
-                _ if received <= limit * DRAINED => bytes = Vec::new(),
-                _ => break,
-            }
-        }
-        if received > limit {
-            return Err(ApiError::new(ProblemKind::TooLarge, format!("a body has at most {limit} bytes")));
-        }
+        let bytes = received(request, MAX_REQUEST_BYTES).await?;
         let parsed = serde_json::from_slice(&bytes)
             .map_err(|error| ApiError::new(ProblemKind::Malformed, error.to_string()))?;
         Ok(Self(parsed))
@@ -253,84 +302,15 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for Params<T> {
 
 type AppState = State<App>;
 
-/// Accepts clients until told to stop, then lets requests under way finish.
-pub async fn serve(
-    listener: TcpListener,
-    tls: rustls::ServerConfig,
-    site: Site,
-    mut stop: watch_channel::Receiver<bool>,
-) {
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let graceful = Arc::new(GracefulShutdown::new());
-    let Site { router, limits } = site;
-    let mut tidied = Instant::now();
-    loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
-            _ = stop.wait_for(|stop| *stop) => break,
-        };
-        let Some((tcp, peer, place)) = accepted else { continue };
-        if tidied.elapsed() > TIDY_INTERVAL {
-            tidied = Instant::now();
-            limits.tidy();
-        }
-        let Some(connection) = limits.connect(peer) else { continue };
-        let caller = connection.caller();
-        let app = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(caller.clone());
-            request
-        });
-        let (acceptor, watcher) = (acceptor.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let _places = (place, connection);
-            let _ = tcp.set_nodelay(true);
-            // Whoever does not read what it asked for is let go.
-            let mut tcp = TimeoutStream::new(tcp);
-            tcp.set_write_timeout(Some(WRITE_TIMEOUT));
-            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Box::pin(tcp))).await else {
-                return;
-            };
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES);
-            let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
-            // Whatever ends a connection is its client's affair.
-            let _ = watcher.watch(connection).await;
-        });
-    }
-    drop(listener);
-    if let Ok(graceful) = Arc::try_unwrap(graceful) {
-        graceful.shutdown().await;
-    }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(tokio::net::TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((tcp, peer)) => Some((tcp, peer, place)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a client");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            None
-        }
-    }
-}
-
 /// 200 with JSON.
 fn json<T: serde::Serialize>(value: &T) -> Response {
     json_with(StatusCode::OK, "application/json", value)
 }
 
 fn json_with<T: serde::Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
-    let mut body = Vec::with_capacity(TYPICAL_ANSWER_BYTES);
-    match serde_json::to_writer(&mut body, value) {
-        Ok(()) => (status, [("content-type", content_type)], body).into_response(),
+    let mut pieces = Pieces::new();
+    match serde_json::to_writer(&mut pieces, value) {
+        Ok(()) => (status, [("content-type", content_type)], pieces.into_body()).into_response(),
         Err(error) => {
             tracing::error!(%error, "an answer does not encode");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

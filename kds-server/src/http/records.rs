@@ -1,7 +1,8 @@
 //! Reads of records: straight from the certified snapshot, without the replica.
 
+use super::guests::Caller;
 use super::problem::ApiError;
-use super::rate::{Caller, NAMES_PER_REQUEST};
+use super::rate::NAMES_PER_REQUEST;
 use super::{App, AppState, Body, NamePath, Params, json};
 use axum::Extension;
 use axum::extract::State;

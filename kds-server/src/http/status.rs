@@ -134,6 +134,7 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
     metrics::gauge!("kds_log_entries").set(replica.log_entries as f64);
     metrics::gauge!("kds_log_bytes").set(replica.log_bytes as f64);
     metrics::gauge!("kds_peers_connected").set(app.shared.peers_connected.load(Ordering::Relaxed) as f64);
+    app.guests.measure();
     match &app.metrics {
         Some(handle) => ([("content-type", "text/plain; version=0.0.4")], handle.render()).into_response(),
         None => ApiError::new(ProblemKind::NotReady, "another server of this process has the metrics")
