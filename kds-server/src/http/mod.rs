@@ -6,6 +6,7 @@ mod rate;
 mod records;
 mod requests;
 mod secrets;
+mod space;
 mod status;
 mod watch;
 
@@ -30,6 +31,7 @@ use quorum::ordering::{Input, Published};
 use quorum::record::Name;
 use rate::{Caller, RateLimits, WRITE_COST};
 use serde::de::DeserializeOwned;
+pub use space::warn as warn_of_space;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -130,6 +132,7 @@ pub fn router(
         .route("/v1/servers", get(records::servers))
         .route("/v1/administrators", get(records::administrators))
         .route("/v1/decisions", get(records::decisions))
+        .route("/v1/space/{key}", get(space::space))
         .route("/v1/completion", get(records::completion))
         .route("/v1/secrets", get(secrets::list))
         .route("/v1/secrets/{name}", get(secrets::metadata))
