@@ -18,7 +18,7 @@ impl fmt::Display for ByteCount {
             None => write!(f, "{} B", self.0),
             // Cut off and not rounded: what is used never looks like more than it is.
             Some((bits, unit)) => {
-                let tenths = u128::from(self.0) * 10 >> bits;
+                let tenths = (u128::from(self.0) * 10) >> bits;
                 write!(f, "{}.{} {unit}", tenths / 10, tenths % 10)
             }
         }

@@ -49,7 +49,12 @@ fn refusal(error: &ClientError) -> &Refusal {
 /// every server for ever; and then with what her quota leaves, over and over.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_cannot_fill_the_servers_memory() {
-    let mut cluster = Cluster::start_unlimited(4).await.unwrap();
+    let mut cluster = Cluster::new(4, &["--epoch-seconds=5"]).unwrap();
+    for server in 0..4 {
+        cluster.limit_requests(server, 0).unwrap();
+        cluster.run(server).unwrap();
+    }
+    cluster.ready().await.unwrap();
     let keys = tempfile::tempdir().unwrap();
     let (owner_file, owner) = keygen(keys.path(), "owner");
     let (_, other) = keygen(keys.path(), "other");
@@ -58,8 +63,9 @@ async fn an_owner_cannot_fill_the_servers_memory() {
     client.register(&admin, name("bob"), entry(1, Some(&other))).await.unwrap();
 
     let (mut version, mut refused) = (1, 0);
-    for attempt in 0..300 {
-        let written = client.rotate(&owner, name("mallory"), version, bulky(attempt as u8, &owner)).await;
+    for attempt in 0..300_u32 {
+        let written =
+            client.rotate(&owner, name("mallory"), version, bulky(1 + (attempt % 100) as u8, &owner)).await;
         match written {
             Ok(_) => version += 1,
             Err(error) => {
@@ -88,7 +94,8 @@ async fn an_owner_cannot_fill_the_servers_memory() {
     // The command line says what it is and what to do; the HTTP answer has its type.
     let rotate =
         ["--key", &owner_file, "rotate", "mallory", "--public-key", &format!("{owner_file}.pub"), "--meta"];
-    let args = [&rotate[..], &[&format!("fill={}", "x".repeat(1_000))]].concat();
+    let note = format!("fill={}", "x".repeat(1_000));
+    let args = [&rotate[..], &[&note]].concat();
     let told = cluster.cli(&args);
     assert_eq!(status(&told), 6);
     assert!(

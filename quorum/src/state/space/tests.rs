@@ -54,7 +54,6 @@ fn an_owner_fills_her_quota_and_nobody_elses() {
     let Refusal::OverQuota { used, quota, needed } = refusal else { panic!("{refusal:?}") };
     assert!(version < 300 && used <= quota && used + needed > quota, "{version}: {refusal:?}");
     assert_eq!((quota, used), (OWNER_QUOTA_BYTES, used_by(&world, &owner)));
-    // What is small may still fit, and in the end nothing does.
     // The others do not feel it, and administrators can do whatever they could.
     world.done(&other, rotate("b", 1, with_notes(1, Some(&other), 30_000)));
     world.done(&admin(), register("c", with_notes(1, Some(&owner), 30_000)));
@@ -91,7 +90,6 @@ fn who_hands_a_name_on_hands_on_her_quota() {
     world.done(&admin(), register("a", age(1, Some(&first))));
     world.done(&admin(), register("b", age(1, Some(&known))));
     let (version, _) = fill(&mut world, "a", &first, 1);
-    world.done(&admin(), set(Quota::Each { bytes: 101_000 }));
     world.done(&first, rotate("a", version, age(1, Some(&second))));
     let big = |owner: &SigningKey| Operation::Deposit(deposit_of(20_000, "s", owner));
     assert!(matches!(world.refused(&second, big(&second)), Refusal::OverQuota { .. }));
@@ -99,7 +97,6 @@ fn who_hands_a_name_on_hands_on_her_quota() {
     world.done(&admin(), rotate("a", version + 1, age(2, Some(&second))));
     assert!(matches!(world.refused(&second, big(&second)), Refusal::OverQuota { .. }));
     // An owner has her own, whatever somebody makes her the owner of besides.
-    world.done(&admin(), set(Quota::Each { bytes: 103_000 }));
     world.done(&second, rotate("a", version + 2, age(1, Some(&known))));
     world.done(&known, big(&known));
     assert!(used_by(&world, &known) > 20_000 && used_by(&world, &second) == 0);
@@ -134,10 +131,10 @@ fn what_is_deleted_or_replaced_gives_its_space_back_to_who_paid() {
     world.done(&other, release("s"));
     assert_eq!(space(&world).used - before, secret.space);
     // She replaces it: now it is hers.
-    let smaller = deposit_of(10_000, "s", &other);
+    let smaller = deposit_of(17_000, "s", &other);
     let smaller = crate::request::Deposit { replaces: Some(secret.index), ..smaller };
     world.done(&other, Operation::Deposit(smaller));
-    assert_eq!((used_by(&world, &owner), used_by(&world, &other)), (0, secret.space - 10_000));
+    assert_eq!((used_by(&world, &owner), used_by(&world, &other)), (0, secret.space - 3_000));
     world.done(&other, Operation::Delete { secret: name("s") });
     assert_eq!((used_by(&world, &other), space(&world).used), (0, before));
     assert!(world.state.map().get(&layout::account_key(&other.public())).is_none());
