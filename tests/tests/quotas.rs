@@ -92,10 +92,11 @@ async fn an_owner_cannot_fill_the_servers_memory() {
     assert!(grown < 24 << 20, "100 refused requests took {grown} bytes");
 
     // The command line says what it is and what to do; the HTTP answer has its type.
-    let rotate =
-        ["--key", &owner_file, "rotate", "mallory", "--public-key", &format!("{owner_file}.pub"), "--meta"];
-    let note = format!("fill={}", "x".repeat(1_000));
-    let args = [&rotate[..], &[&note]].concat();
+    let public = format!("{owner_file}.pub");
+    let notes: Vec<_> =
+        bulky(1, &owner).metadata.iter().map(|(key, text)| format!("--meta={key}={text}")).collect();
+    let rotate = ["--key", &owner_file, "rotate", "mallory", "--public-key", &public];
+    let args: Vec<&str> = rotate.into_iter().chain(notes.iter().map(String::as_str)).collect();
     let told = cluster.cli(&args);
     assert_eq!(status(&told), 6);
     assert!(
