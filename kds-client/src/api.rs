@@ -1,12 +1,14 @@
 //! The JSON that servers and clients exchange over HTTPS, beside the self-proving answers of
 //! [`quorum::answer`].
 
+use quorum::ByteCount;
 use quorum::answer::{PageAnswer, Receipt, RecordAnswer};
 use quorum::certificate::Certificate;
 use quorum::ids::{Epoch, Sequence, ServerId, Timestamp, View};
 use quorum::membership::ChangeProof;
 use quorum::ordering::Part;
 use quorum::record::{Name, Record};
+use quorum::state::SpaceAlarm;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -78,6 +80,8 @@ problems! {
     BadSignature = (401, "bad-signature", "bad signature");
     /// A key that may not do this.
     NotAllowed = (403, "not-allowed", "not allowed");
+    /// More than its owner may leave in the state.
+    OverQuota = (403, "over-quota", "over quota");
     /// Nothing there.
     NotFound = (404, "not-found", "not found");
     /// No such route.
@@ -96,6 +100,8 @@ problems! {
     Internal = (500, "internal", "internal error");
     /// Not ready, or no quorum in time.
     NotReady = (503, "not-ready", "not ready");
+    /// More than the state may take in all.
+    NoSpace = (507, "no-space", "no space");
 }
 
 /// Version and certified sequence number alone, for a server of a row that need not repeat the
@@ -222,6 +228,36 @@ pub struct Trouble {
     pub since: Timestamp,
 }
 
+/// What all requests have left in the state, and may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// In bytes.
+    pub used: u64,
+    /// At most.
+    pub quota: u64,
+    /// What each owner may leave, unless she has a quota of her own.
+    pub each: u64,
+    /// Whether somebody should do something about it.
+    pub alarm: Option<SpaceAlarm>,
+}
+
+impl SpaceStatus {
+    /// What to do about an alarm, for people.
+    pub fn warning(&self) -> Option<String> {
+        let so_far = format!("{} of {} are used", ByteCount(self.used), ByteCount(self.quota));
+        Some(match self.alarm? {
+            SpaceAlarm::LowSpace => {
+                format!(
+                    "LOW SPACE: {so_far}: `kds-client admin set-quota --total` when servers have memory for more"
+                )
+            }
+            SpaceAlarm::NoSpace => format!(
+                "NO SPACE: {so_far}: owners can only revoke and delete until `kds-client admin set-quota --total` gives more"
+            ),
+        })
+    }
+}
+
 /// How a server says that it is doing. Nothing of it is proved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -254,6 +290,9 @@ pub struct ServerStatus {
     /// What is wrong with it, worst first; nothing with a server that is well.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+    /// What the state takes and may take; servers of older versions do not tell.
+    #[serde(default)]
+    pub space: Option<SpaceStatus>,
     /// The state that it fetches from others, if it does.
     pub transfer: Option<TransferStatus>,
     /// Peers that it has a link to.

@@ -3,7 +3,7 @@
 //! Sizes of JSON, from the bounds of what it holds, generously: text may be escaped, bytes are in base64.
 
 use crate::api::{BulkAnswer, HistoryAnswer, MembershipAnswer, ServerStatus};
-use quorum::answer::{PageAnswer, Receipt, RecordAnswer, SecretAnswer, ShareAnswer};
+use quorum::answer::{PageAnswer, Receipt, RecordAnswer, SecretAnswer, ShareAnswer, SpaceAnswer};
 use quorum::certificate::Completion;
 use quorum::limits::{
     CHANGES_TOGETHER, MAX_CERTIFICATE_BYTES, MAX_CIPHERTEXT_BYTES, MAX_LOOKUP_NAMES, MAX_MAP_KEY_BYTES,
@@ -50,6 +50,9 @@ impl Answer for Receipt {
 }
 impl Answer for SecretAnswer {
     const MOST_BYTES: usize = RECORD + 2 * PATH + RELEASES_KEPT * 1_024 + CERTIFICATE;
+}
+impl Answer for SpaceAnswer {
+    const MOST_BYTES: usize = 3 * PATH + CERTIFICATE + WORDS;
 }
 impl Answer for ShareAnswer {
     const MOST_BYTES: usize = 2 * (MAX_CIPHERTEXT_BYTES + MAX_SEALED_SHARE_BYTES) + WORDS;

@@ -209,7 +209,11 @@ impl ClientError {
                 | Refusal::TooOften
                 | Refusal::NoPassphrase
                 | Refusal::OnlyByPassphrase
-                | Refusal::NoGuessesLeft => ExitStatus::Refused,
+                | Refusal::NoGuessesLeft
+                | Refusal::OverQuota { .. }
+                | Refusal::NoSpace { .. }
+                | Refusal::OwnsNoName
+                | Refusal::GiftRefused => ExitStatus::Refused,
             },
             // That nothing is there, or that something else is, is shown by a proof or not at all.
             Self::RefusedByServers { .. } => ExitStatus::Refused,

@@ -541,6 +541,8 @@ mod tests {
             commitment: Hash([0; 32]),
             depositor: RequestId { client: PublicKey([1; 32]), sequence: 1 },
             deposited: Change { sequence: Sequence(1), time: quorum::Timestamp(1) },
+            account: None,
+            space: 0,
         };
         assert!(still_there(&name, 7, Shown::There(secret(7))).is_ok());
         let replaced = still_there(&name, 7, Shown::There(secret(9))).unwrap_err();

@@ -107,6 +107,8 @@ fn refusal(problem: &Problem) -> Option<ProblemKind> {
         | ProblemKind::Conflict
         | ProblemKind::EpochPassed
         | ProblemKind::TooMany
+        | ProblemKind::OverQuota
+        | ProblemKind::NoSpace
         | ProblemKind::Internal
         | ProblemKind::NotReady => None,
     }

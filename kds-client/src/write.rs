@@ -3,12 +3,12 @@
 use crate::client::Client;
 use crate::error::ClientError;
 use quorum::PublicKey;
-use quorum::answer::{PageAnswer, Receipt, Verifier};
+use quorum::answer::{PageAnswer, Receipt, SpaceAnswer, Verifier};
 use quorum::ids::Sequence;
 use quorum::record::{Entry, Name};
 use quorum::request::{Decision, Done, Operation};
 use quorum::signing::SigningKey;
-use quorum::state::Pending;
+use quorum::state::{Account, Owner, Pending, Space};
 
 /// An executed write: made of a proof that it was.
 #[derive(Clone, Debug)]
@@ -47,6 +47,18 @@ impl Client {
             Ok((verifier.decisions(answer)?, answer.certificate.statement))
         })
         .await
+    }
+    /// What the state takes and may take, and what of it is the key's and its quota, if it owns names.
+    pub async fn space(&self, key: &PublicKey) -> Result<(Space, Option<(Owner, Account)>), ClientError> {
+        let hex: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.current_good(&format!("/v1/space/{hex}"), |verifier: &mut Verifier, answer: &SpaceAnswer| {
+            Ok((verifier.space(answer, key)?, answer.certificate.statement))
+        })
+        .await
+    }
+    /// Says whether others may make this key, which owns a name, the owner of secrets and names.
+    pub async fn refuse_gifts(&self, key: &SigningKey, refuse: bool) -> Result<Written, ClientError> {
+        self.submit(key, Operation::RefuseGifts { refuse }).await
     }
     /// Replaces version `from_version` of a name.
     pub async fn rotate(

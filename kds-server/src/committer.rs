@@ -229,6 +229,7 @@ fn release(
         }
         // The state first: whoever is woken finds its reply in it.
         if let Some(published) = published {
+            crate::http::warn_of_space(&published);
             shared.published.send_replace(Some(Arc::new(published)));
         }
         shared.waiters.wake(replied, refused);

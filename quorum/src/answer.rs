@@ -15,7 +15,7 @@ use crate::membership::{ChangeProof, Membership, MembershipError};
 use crate::record::{Name, Record};
 use crate::request::{Reply, RequestId};
 use crate::signing::Keyring;
-use crate::state::{Pending, Release, Releases, Secret, ServerKeys, layout};
+use crate::state::{Account, Owner, Pending, Release, Releases, Secret, ServerKeys, Space, layout};
 use crate::{Blob, Hash, PublicKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,20 @@ pub struct SecretAnswer {
     pub secret: Proved<Secret>,
     /// Who was given it; there only if the secret is.
     pub releases: Option<Proved<Releases>>,
+    /// q signatures on the root.
+    pub certificate: Arc<Certificate>,
+}
+
+/// What the state takes and may take, and what of it is one owner's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceAnswer {
+    /// All of it.
+    pub space: Proved<Space>,
+    /// What is known of the key that was asked for, if it owns names.
+    pub owner: Proved<Owner>,
+    /// What its owner's requests have left; there only if the key owns names.
+    pub account: Option<Proved<Account>>,
     /// q signatures on the root.
     pub certificate: Arc<Certificate>,
 }
@@ -462,6 +476,25 @@ impl Verifier {
         let releases = releases.verify(&self.hasher, &at.root, &layout::releases_key(secret.index))?;
         Ok(Shown::There((secret.clone(), releases.cloned().unwrap_or_default())))
     }
+    /// What the state takes, and what of it is a key's, if that owns names.
+    pub fn space(
+        &mut self,
+        answer: &SpaceAnswer,
+        key: &PublicKey,
+    ) -> Result<(Space, Option<(Owner, Account)>), AnswerError> {
+        self.certificate(&answer.certificate)?;
+        let (hasher, root) = (&self.hasher, &answer.certificate.statement.root);
+        let space = answer.space.verify(hasher, root, layout::SPACE)?.copied().unwrap_or_default();
+        let owner = answer.owner.verify(hasher, root, &layout::owner_key(key))?;
+        let account = match (owner, &answer.account) {
+            (None, None) => return Ok((space, None)),
+            (Some(owner), Some(account)) => {
+                account.verify(hasher, root, &layout::account_key(&owner.account))?
+            }
+            _ => return Err(AnswerError::OtherQuestion),
+        };
+        Ok((space, owner.map(|owner| (*owner, account.copied().unwrap_or_default()))))
+    }
     /// Checks a proof file offline: the record as of the certificate's time.
     pub fn proof_file(&mut self, file: &ProofFile) -> Result<Shown<Record>, AnswerError> {
         if file.format != PROOF_FORMAT {
@@ -472,6 +505,17 @@ impl Verifier {
         }
         self.follow(&file.membership)?;
         self.record(&file.answer, &file.name, file.version)
+    }
+}
+
+impl SpaceAnswer {
+    /// Answers from a certified snapshot.
+    pub fn look_up(snapshot: &Snapshot, certificate: &Arc<Certificate>, key: &PublicKey) -> Self {
+        let owner = Proved::<Owner>::look_up(snapshot, &layout::owner_key(key));
+        let account =
+            owner.value.map(|owner| Proved::look_up(snapshot, &layout::account_key(&owner.account)));
+        let space = Proved::look_up(snapshot, layout::SPACE);
+        Self { space, owner, account, certificate: Arc::clone(certificate) }
     }
 }
 

@@ -43,7 +43,7 @@ pub mod signing;
 pub mod state;
 pub mod thresholds;
 
-pub use bytes::{Blob, Element, Hash, PublicKey, SecretBytes, SignatureBytes};
+pub use bytes::{Blob, ByteCount, Element, Hash, PublicKey, SecretBytes, SignatureBytes};
 pub use ids::{ClusterId, Epoch, Sequence, ServerId, ServerSet, Timestamp, View};
 pub use manifest::Manifest;
 pub use membership::Membership;

@@ -50,6 +50,17 @@ pub const MAX_STRETCH_PASSES: u32 = 64;
 /// Releases of one secret by one key in one minute of agreed time.
 pub const RELEASES_PER_MINUTE: usize = 30;
 
+/// What one owner's requests may leave in the state, in bytes, unless administrators decide otherwise.
+pub const OWNER_QUOTA_BYTES: u64 = 8 << 20;
+/// What all requests may leave in the state, in bytes, unless administrators decide otherwise: as much as etcd's.
+pub const TOTAL_QUOTA_BYTES: u64 = 2 << 30;
+/// From here on owners make the state grow no more, in percent of the quota of all. The rest is for administrators.
+pub const OWNERS_PERCENT: u64 = 95;
+/// From here on there is an alarm, in percent of the quota of all.
+pub const LOW_SPACE_PERCENT: u64 = 80;
+/// What an entry of the state costs beside its key and value, about: nodes of the map, and a row on the disk.
+pub const ENTRY_BYTES: u64 = 384;
+
 /// Bytes of an HTTP request body, and of one encoded request.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Requests in one batch.
@@ -65,6 +76,8 @@ pub const MAX_REQUEST_LIFETIME_MS: u64 = 60_000;
 pub const REPLY_KEPT_MS: u64 = 10_000;
 /// Requests of one client that the client table remembers at once.
 pub const MAX_CLIENT_ENTRIES: usize = 3 << 16;
+/// Requests of all clients that the client table remembers at once: 15,000 a second, for longer than any is kept.
+pub const MAX_REPLIES: usize = 1 << 20;
 /// Requests of one client that wait to be ordered.
 pub const MAX_PENDING_PER_CLIENT: usize = 1024;
 /// Requests of all clients that wait to be ordered.

@@ -53,7 +53,7 @@ impl Tagged for Manifest {
 
 /// Format that this version reads and writes. It also stands for that of the state and of what servers say
 /// to each other: a cluster of another one is made anew.
-pub const MANIFEST_FORMAT: u32 = 4;
+pub const MANIFEST_FORMAT: u32 = 5;
 
 /// Why a manifest cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -177,6 +177,9 @@ pub enum Invalid {
         "a replacement is of a server that there is, with addresses, a certificate and an identity that no server has or had"
     )]
     Replacement,
+    /// Not of a key that owns a name.
+    #[error("a quota of its own has who owns a name")]
+    Quota,
     /// No element of the group, or the identity.
     #[error("what is to be evaluated is no ristretto255 element")]
     Element,

@@ -1,6 +1,6 @@
 //! What clients ask for: signed requests, and what came of them (design §3, §4, §6).
 
-use crate::bytes::{Blob, Element, Hash, PublicKey, SignatureBytes};
+use crate::bytes::{Blob, ByteCount, Element, Hash, PublicKey, SignatureBytes};
 use crate::codec::{Tagged, digest, sha256};
 use crate::ids::{AttemptId, ClusterId, Epoch, Sequence, ServerId, Timestamp};
 use crate::membership::{ChangeProof, Replacement};
@@ -149,6 +149,11 @@ pub enum Operation {
         /// What shows it.
         proof: Box<ChangeProof>,
     },
+    /// Whether others may make this key the owner of what they deposit or hand over, by a key that owns a name.
+    RefuseGifts {
+        /// Whether they may not.
+        refuse: bool,
+    },
 }
 
 /// What administrators decide together.
@@ -169,6 +174,34 @@ pub enum Decision {
     ReplaceIdentity {
         /// What takes its place.
         replacement: Replacement,
+    },
+    /// How much the state may take.
+    SetQuota {
+        /// Of what, and how much.
+        quota: Quota,
+    },
+}
+
+/// How much of the state something may take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Quota {
+    /// All of it.
+    Total {
+        /// So much.
+        bytes: u64,
+    },
+    /// What each owner's requests leave there.
+    Each {
+        /// So much.
+        bytes: u64,
+    },
+    /// What one owner's do.
+    Owner {
+        /// A key that owns a name.
+        key: PublicKey,
+        /// So much; none: as everyone's.
+        bytes: Option<u64>,
     },
 }
 
@@ -244,6 +277,7 @@ impl Operation {
             | Self::Unlocked { .. }
             | Self::Decide(_)
             | Self::Attest { .. }
+            | Self::RefuseGifts { .. }
             | Self::AnnounceKeys { .. } => None,
         }
     }
@@ -400,6 +434,8 @@ pub enum Done {
     },
     /// Enough administrators asked for it, and so it is.
     Decided,
+    /// What the key wants is on record.
+    Noted,
 }
 
 /// Why a request did nothing.
@@ -460,6 +496,42 @@ pub enum Refusal {
     /// Nothing to decide.
     #[error("that is so already")]
     AlreadySo,
+    /// More than its owner may leave in the state.
+    #[error(
+        "over quota: this takes {}, and this owner uses {} of {}\n  delete secrets that are not needed, or have an \
+         administrator set another quota (`kds-client admin set-quota`); versions of names stay for ever, and revoking \
+         is always possible", ByteCount(*.needed), ByteCount(*.used), ByteCount(*.quota)
+    )]
+    OverQuota {
+        /// What is used.
+        used: u64,
+        /// What may be.
+        quota: u64,
+        /// How much this would take.
+        needed: u64,
+    },
+    /// More than the state may take in all.
+    #[error(
+        "no space: this takes {}, and the cluster uses {} of the {} that are there for this key's requests\n  delete secrets \
+         that are not needed, or have the administrators set another quota (`kds-client admin set-quota`); revoking is \
+         always possible", ByteCount(*.needed), ByteCount(*.used), ByteCount(*.quota)
+    )]
+    NoSpace {
+        /// What is used.
+        used: u64,
+        /// What may be, by such a key.
+        quota: u64,
+        /// How much this would take.
+        needed: u64,
+    },
+    /// It owns no name.
+    #[error("this key owns no name: who owns one, and administrators, have space for secrets")]
+    OwnsNoName,
+    /// The new owner does not want it.
+    #[error(
+        "the key that is to own this takes nothing from others: its owner has to deposit or ask for it herself"
+    )]
+    GiftRefused,
 }
 
 /// The outcome of an executed request.

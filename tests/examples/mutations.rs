@@ -422,6 +422,28 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Self::RefusedByServers { .. } => ExitStatus::Refused," => "Self::RefusedByServers { .. } => ExitStatus::NotFound,";
     "take refusals without a receipt for what executing tells", "tests:lying_server", "kds-client/src/submit.rs":
         "        | ProblemKind::TooLarge) => Some(reason)," => "        | ProblemKind::TooLarge | ProblemKind::Conflict) => Some(reason),";
+    "let an owner's requests take what they like", "unit", "state/space.rs":
+        "if grows_beyond(used, needed, if by == payer { freed } else { 0 }, quota) {" => "if grows_beyond(used, needed, if by == payer { freed } else { 0 }, u64::MAX.max(quota)) {";
+    "let all requests together take what they like", "unit", "state/space.rs":
+        "match grows_beyond(space.used, needed, freed, quota) {" => "match grows_beyond(space.used, needed, freed, u64::MAX.max(quota)) {";
+    "leave no space to administrators", "unit", "state/space.rs":
+        "let quota = if payer.is_none() { space.total } else { space.for_owners() };" => "let quota = if payer.is_none() { space.total } else { space.total };";
+    "give a quota to every key that a name is handed on to", "unit", "state/space.rs":
+        "giver.map_or((to, false), |giver| (giver.account, giver.refuses_gifts));" => "giver.map_or((to, false), |giver| (to, giver.refuses_gifts));";
+    "forget at the next key that gifts are refused", "unit", "state/space.rs":
+        "giver.map_or((to, false), |giver| (giver.account, giver.refuses_gifts));" => "giver.map_or((to, false), |giver| (giver.account, false));";
+    "give space to readers", "unit", "state/space.rs":
+        ".ok_or(Refusal::OwnsNoName)\n    }\n\n    /// Whether something can take" => ".map_or(Ok(None), Ok)\n    }\n\n    /// Whether something can take";
+    "give nothing back for a secret that is gone", "unit", "state/secrets.rs":
+        "self.give_back_space(secret.account, secret.space);" => "";
+    "refuse to revoke where there is no space", "unit", "state/names.rs":
+        "Status::Revoked { .. } => self.payer(&client).unwrap_or_default()," => "Status::Revoked { .. } => { let payer = self.payer(&client)?; self.may_take(payer, needed, None)?; payer }";
+    "do not count versions", "unit", "state/names.rs":
+        "self.take_space(payer, needed);" => "let _ = (payer, needed);";
+    "make somebody an owner against her will", "unit", "state/secrets.rs":
+        "if deposit.owner != client {\n            self.takes_gifts(&deposit.owner)?;" => "if deposit.owner != client && deposit.owner == client {\n            self.takes_gifts(&deposit.owner)?;";
+    "hand a name to somebody against her will", "unit", "state/names.rs":
+        "new_owner.filter(|owner| payer.is_some() && *owner != client)" => "new_owner.filter(|owner| payer.is_none() && *owner != client)";
 };
 
 fn main() -> anyhow::Result<()> {

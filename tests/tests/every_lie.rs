@@ -13,6 +13,7 @@ use kds_tests::lies::{Lie, ROUTES, Route, Told, mouth};
 use kds_tests::{Cluster, entry};
 use quorum::answer::Missing;
 use quorum::ids::ServerId;
+use quorum::limits::{OWNER_QUOTA_BYTES, TOTAL_QUOTA_BYTES};
 use quorum::record::{Name, Record};
 use quorum::request::{Done, Operation, Reader, Refusal, SignedRequest};
 use quorum::signing::SigningKey;
@@ -34,6 +35,9 @@ fn name(text: &str) -> Name {
 }
 fn reader(number: usize) -> SigningKey {
     SigningKey::from_seed(&[100 + (number % usize::from(READERS)) as u8; 32])
+}
+fn hex(key: &SigningKey) -> String {
+    key.public().0.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 fn passphrase() -> Passphrase {
     Passphrase::new("seven words that nobody else ever says")
@@ -59,6 +63,7 @@ enum Asked {
     Secrets,
     Recovery,
     Deposit,
+    Space,
     Guess,
     Follow,
 }
@@ -81,6 +86,7 @@ const ASKED: &[(Asked, &[Route])] = &[
     (Asked::Secrets, &[Route::Secrets]),
     (Asked::Recovery, &[Route::Shares]),
     (Asked::Deposit, &[Route::Servers]),
+    (Asked::Space, &[Route::Space]),
     (Asked::Guess, &[]),
     (Asked::Follow, &[Route::Membership]),
 ];
@@ -109,6 +115,11 @@ async fn fill(cluster: &Cluster) -> u64 {
     for text in ["f-a", "f-b", "f-c", "f-m"] {
         cluster.register(text, 1).await.unwrap();
     }
+    // Who deposits has space: that comes with a name.
+    for number in 0..usize::from(READERS) {
+        let owned = entry(1, Some(&reader(number)));
+        client.register(key, name(&format!("r-{number}")), owned).await.unwrap();
+    }
     for version in 1..3 {
         client.rotate(key, name("f-a"), version, entry(version as u8 + 1, None)).await.unwrap();
     }
@@ -131,6 +142,7 @@ async fn answers(cluster: &Cluster) -> BTreeMap<Route, Value> {
         (Route::Servers, "/v1/servers"),
         (Route::Administrators, "/v1/administrators"),
         (Route::Decisions, "/v1/decisions"),
+        (Route::Space, &format!("/v1/space/{}", hex(&reader(0)))),
         (Route::Completion, "/v1/completion"),
         (Route::Secrets, "/v1/secrets?prefix=s-&from=s-&limit=500"),
         (Route::Secret, "/v1/secrets/s-a"),
@@ -306,6 +318,20 @@ impl World {
                 let (key, text) = (reader(number), format!("t-{number}"));
                 let put = client.put_secret(&key, &name(&text), MATERIAL, &[], false, false).await;
                 right(put.map_err(failed)?.proved, &text)
+            }
+            Asked::Space => {
+                let key = reader(0).public();
+                let (space, owner) = client.space(&key).await.map_err(failed)?;
+                let quotas = (space.total, space.each) == (TOTAL_QUOTA_BYTES, OWNER_QUOTA_BYTES);
+                let hers = owner.is_some_and(|(owner, account)| {
+                    (owner.names, owner.account) == (1, key)
+                        && !owner.refuses_gifts
+                        && account.quota.is_none()
+                });
+                right(quotas && hers && space.used > 1_000, &(space, owner))?;
+                let (_, nobody) =
+                    client.space(&SigningKey::from_seed(&[99; 32]).public()).await.map_err(failed)?;
+                right(nobody.is_none(), &nobody)
             }
             Asked::Guess => {
                 let back =

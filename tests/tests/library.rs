@@ -290,6 +290,11 @@ async fn one_greedy_address_does_not_starve_another() {
 async fn answers_are_as_described() {
     let cluster = Cluster::start(4).await.unwrap();
     cluster.register("alice", 1).await.unwrap();
+    let carol = quorum::signing::SigningKey::from_seed(&[3; 32]);
+    let owned = kds_tests::entry(1, Some(&carol));
+    cluster.client.register(&cluster.administrator, name("carol"), owned.clone()).await.unwrap();
+    cluster.client.rotate(&carol, name("carol"), 1, owned).await.unwrap();
+    let owner: String = carol.public().0.iter().map(|byte| format!("{byte:02x}")).collect();
     let revoked = cluster.register("bob", 1).await.unwrap();
     cluster.client.revoke(&cluster.administrator, name("bob"), 1, "lost".into()).await.unwrap();
     cluster.client.put_secret(&cluster.administrator, &name("s"), b"x", &[], false, false).await.unwrap();
@@ -320,6 +325,9 @@ async fn answers_are_as_described() {
         ("/v1/servers", 200, "PageAnswer"),
         ("/v1/administrators", 200, "PageAnswer"),
         ("/v1/decisions", 200, "PageAnswer"),
+        (&format!("/v1/space/{}", "0a".repeat(32)), 200, "SpaceAnswer"),
+        (&format!("/v1/space/{owner}"), 200, "SpaceAnswer"),
+        ("/v1/space/0A", 400, "Problem"),
         ("/v1/completion", 200, "Completion"),
         ("/v1/secrets", 200, "PageAnswer"),
         ("/v1/secrets/s", 200, "SecretAnswer"),

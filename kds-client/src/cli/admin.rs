@@ -3,8 +3,8 @@
 use super::output::print_json;
 use super::write::signing_key_file;
 use super::{Failure, Session};
-use clap::Subcommand;
-use quorum::request::{Decision, Done};
+use clap::{Args, Subcommand};
+use quorum::request::{Decision, Done, Quota};
 use quorum::{PublicKey, ServerId};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -32,10 +32,56 @@ pub(super) enum AdminCommand {
         #[arg(value_name = "FILE")]
         replacement: PathBuf,
     },
+    /// Ask that the state may take more or less; it is done when enough administrators ask for the same
+    SetQuota(QuotaOf),
+}
+
+/// Of what a quota is.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct QuotaOf {
+    /// The whole state may take so much, such as 4GiB; the last 5 % are for administrators
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    total: Option<u64>,
+    /// What each owner's requests leave may take so much
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    each: Option<u64>,
+    /// What one owner's requests leave may take so much, or as much as everyone's
+    #[arg(long, num_args = 2, value_names = ["KEY|FILE", "SIZE|default"])]
+    of: Option<Vec<String>>,
+}
+
+impl QuotaOf {
+    fn quota(&self) -> Result<Quota, Failure> {
+        match (self.total, self.each, self.of.as_deref()) {
+            (Some(bytes), ..) => Ok(Quota::Total { bytes }),
+            (_, Some(bytes), _) => Ok(Quota::Each { bytes }),
+            (.., Some([whom, size])) => {
+                let size = (size != "default").then(|| bytes(size)).transpose().map_err(Failure::usage)?;
+                Ok(Quota::Owner { key: public_key(whom)?, bytes: size })
+            }
+            _ => Err(Failure::usage("of what is the quota to be?")),
+        }
+    }
+}
+
+/// `30000`, `512KiB`, `16MiB`, `4GiB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 =
+        digits.parse().map_err(|_| "not a size such as 30000, 512KiB, 16MiB or 4GiB".to_owned())?;
+    let factor: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        unit => return Err(format!("unknown unit {unit:?}; use B, KiB, MiB or GiB")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "that is too much".to_owned())
 }
 
 /// A key in base64, or a file that holds one.
-fn public_key(text: &str) -> Result<PublicKey, Failure> {
+pub(super) fn public_key(text: &str) -> Result<PublicKey, Failure> {
     PublicKey::from_base64(text).map_or_else(|| signing_key_file(Path::new(text)), Ok)
 }
 
@@ -57,6 +103,7 @@ pub(super) async fn run(session: &Session, command: &AdminCommand) -> Result<(),
                 .map_err(|e| Failure::usage(format!("{} is no replacement: {e}", replacement.display())))?;
             decide(session, Decision::ReplaceIdentity { replacement }).await
         }
+        AdminCommand::SetQuota(of) => decide(session, Decision::SetQuota { quota: of.quota()? }).await,
     }
 }
 
@@ -82,14 +129,21 @@ async fn decide(session: &Session, decision: Decision) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is asked for, the key, and the server if it is a server's.
-fn described(decision: &Decision) -> (&'static str, PublicKey, Option<ServerId>) {
+/// What is asked for: in a word, whose key it is about, which server, how many bytes.
+type Described = (&'static str, Option<PublicKey>, Option<ServerId>, Option<u64>);
+
+fn described(decision: &Decision) -> Described {
     match decision {
-        Decision::AddAdministrator { key } => ("add", *key, None),
-        Decision::RemoveAdministrator { key } => ("remove", *key, None),
+        Decision::AddAdministrator { key } => ("add", Some(*key), None, None),
+        Decision::RemoveAdministrator { key } => ("remove", Some(*key), None, None),
         Decision::ReplaceIdentity { replacement } => {
-            ("replace-identity", replacement.identity, Some(replacement.server))
+            ("replace-identity", Some(replacement.identity), Some(replacement.server), None)
         }
+        Decision::SetQuota { quota } => match *quota {
+            Quota::Total { bytes } => ("set-quota --total", None, None, Some(bytes)),
+            Quota::Each { bytes } => ("set-quota --each", None, None, Some(bytes)),
+            Quota::Owner { key, bytes } => ("set-quota --of", Some(key), None, bytes),
+        },
     }
 }
 
@@ -101,8 +155,11 @@ async fn list(session: &Session) -> Result<(), Failure> {
         let pending: Vec<_> = pending
             .iter()
             .map(|pending| {
-                let (what, key, server) = described(&pending.decision);
-                json!({ "decision": what, "key": key, "server": server, "approvals": pending.approvals, "since": pending.since })
+                let (what, key, server, bytes) = described(&pending.decision);
+                json!({
+                    "decision": what, "key": key, "server": server, "bytes": bytes, "approvals": pending.approvals,
+                    "since": pending.since,
+                })
             })
             .collect();
         print_json(&json!({ "administrators": administrators, "needed": needed, "pending": pending }));
@@ -111,9 +168,11 @@ async fn list(session: &Session) -> Result<(), Failure> {
     println!("{needed} of {} administrators decide:", administrators.len());
     administrators.iter().for_each(|key| println!("  {key}"));
     for pending in pending {
-        let (what, key, server) = described(&pending.decision);
+        let (what, key, server, bytes) = described(&pending.decision);
         let of = server.map_or(String::new(), |server| format!(" of server {server}:"));
-        println!("asked for by {} since {}: {what}{of} {key}", pending.approvals.len(), pending.since);
+        let key = key.map_or(String::new(), |key| format!(" {key}"));
+        let bytes = bytes.map_or(String::new(), |bytes| format!(" {bytes}"));
+        println!("asked for by {} since {}: {what}{of}{key}{bytes}", pending.approvals.len(), pending.since);
     }
     Ok(())
 }

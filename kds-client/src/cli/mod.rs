@@ -8,6 +8,7 @@ mod membership;
 mod outcome;
 mod output;
 mod secret;
+mod space;
 mod status;
 mod write;
 
@@ -93,6 +94,10 @@ enum Command {
     /// Who the administrators are, and what they decide together
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// How much the state takes and may take, and how much of it an owner
+    Space(space::SpaceArgs),
+    /// Whether others may make you the owner of secrets that they deposit, and of names that they hand over
+    Gifts(space::GiftsArgs),
     /// Who the servers are: the manifest, and the identities that were replaced since
     Membership,
     /// How every server is doing
@@ -199,6 +204,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Outcome(args) => outcome::outcome(&session, &args).await,
         Command::Secret(command) => secret::run(&session, &command).await,
         Command::Admin(command) => admin::run(&session, &command).await,
+        Command::Space(args) => space::space(&session, &args).await,
+        Command::Gifts(args) => space::gifts(&session, &args).await,
         Command::Membership => membership::membership(&session).await,
         Command::Status => status::status(&session).await,
         Command::Bench(args) => bench::bench(&session, &args).await,

@@ -206,7 +206,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
                 json!({
                     "name": s.name, "owner": s.owner, "readers": s.readers, "bytes": s.ciphertext_bytes,
                     "deposited": { "sequence": s.deposited.sequence, "time": s.deposited.time },
-                    "depositor": s.depositor.client,
+                    "depositor": s.depositor.client, "space": s.space, "account": s.account,
                 })
             })
             .collect();

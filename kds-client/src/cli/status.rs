@@ -2,7 +2,7 @@
 
 use super::output::print_json;
 use super::{Failure, Session};
-use kds_client::api::{ServerStatus, TransferStatus};
+use kds_client::api::{ServerStatus, SpaceStatus, TransferStatus};
 use kds_client::error::words;
 use kds_client::{ExitStatus, now};
 use quorum::ServerId;
@@ -43,6 +43,10 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
     let mut refreshed: Vec<f64> = reachable.iter().filter_map(|status| status.last_refresh_seconds).collect();
     refreshed.sort_by(f64::total_cmp);
     let last_refresh = refreshed.get(refreshed.len() / 2).copied();
+    // The median again.
+    let mut told: Vec<_> = reachable.iter().filter_map(|status| status.space).collect();
+    told.sort_by_key(|space| (space.alarm, space.used));
+    let space = told.get(told.len() / 2).copied();
     if session.json {
         let documents: Vec<_> =
             servers.iter().map(|(server, status)| document(session, *server, status)).collect();
@@ -53,6 +57,7 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
             "last_refresh_seconds": last_refresh,
             "view": view,
             "primary": quorum::View(view).primary(t.n()),
+            "space": space,
             "servers": documents,
             "time": now(),
         }));
@@ -67,6 +72,9 @@ pub(super) async fn status(session: &Session) -> Result<(), Failure> {
                 println!("epoch {epoch}, secrets last renewed {:.0} s ago", seconds.clamp(0.0, 1e9))
             }
             None => println!("epoch {epoch}"),
+        }
+        if let Some(warning) = space.as_ref().and_then(SpaceStatus::warning) {
+            println!("ALARM {warning}");
         }
         println!("server  row col  view  executed  certified  complete  secrets  shares  peers  up for");
         for (server, status) in &servers {

@@ -11,6 +11,7 @@ mod rate;
 mod records;
 mod requests;
 mod secrets;
+mod space;
 mod status;
 mod watch;
 
@@ -38,6 +39,7 @@ use quorum::ordering::{Input, Published};
 use quorum::record::Name;
 use rate::WRITE_COST;
 use serde::de::DeserializeOwned;
+pub use space::warn as warn_of_space;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -156,6 +158,7 @@ fn routes() -> Router<App> {
         .route("/v1/servers", get(records::servers))
         .route("/v1/administrators", get(records::administrators))
         .route("/v1/decisions", get(records::decisions))
+        .route("/v1/space/{key}", get(space::space))
         .route("/v1/completion", get(records::completion))
         .route("/v1/secrets", get(secrets::list))
         .route("/v1/secrets/{name}", get(secrets::metadata))

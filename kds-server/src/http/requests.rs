@@ -131,17 +131,18 @@ impl FromRequestParts<App> for NumberPath {
         let path = Path::<(String, u64)>::from_request_parts(parts, state).await;
         let (client, sequence) =
             path.map_err(|error| ApiError::new(ProblemKind::Malformed, error.body_text()))?.0;
-        let client = key_of_hex(&client).ok_or_else(|| {
-            ApiError::new(
-                ProblemKind::Malformed,
-                "a client's key is 64 hexadecimal digits in lower case here",
-            )
-        })?;
-        Ok(Self(RequestId { client, sequence }))
+        Ok(Self(RequestId { client: key_of_hex(&client)?, sequence }))
     }
 }
 
-fn key_of_hex(text: &str) -> Option<PublicKey> {
+/// A key in a path.
+pub(super) fn key_of_hex(text: &str) -> Result<PublicKey, ApiError> {
+    parse_hex(text).ok_or_else(|| {
+        ApiError::new(ProblemKind::Malformed, "a key is 64 hexadecimal digits in lower case here")
+    })
+}
+
+fn parse_hex(text: &str) -> Option<PublicKey> {
     let digit = |byte: &u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -175,7 +176,9 @@ fn respond((receipt, reply): (Receipt, Reply)) -> Result<Response, ApiError> {
         Refusal::NoPassphrase | Refusal::OnlyByPassphrase | Refusal::NoGuessesLeft => ProblemKind::NotAllowed,
         Refusal::EpochPassed { .. } => ProblemKind::EpochPassed,
         Refusal::NoSuchName | Refusal::NoSuchSecret => ProblemKind::NotFound,
-        Refusal::NotAllowed => ProblemKind::NotAllowed,
+        Refusal::NotAllowed | Refusal::OwnsNoName | Refusal::GiftRefused => ProblemKind::NotAllowed,
+        Refusal::OverQuota { .. } => ProblemKind::OverQuota,
+        Refusal::NoSpace { .. } => ProblemKind::NoSpace,
         Refusal::Invalid(_) => ProblemKind::Invalid,
         Refusal::TooOften => ProblemKind::TooMany,
     };

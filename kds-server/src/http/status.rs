@@ -1,7 +1,7 @@
 //! For operators: how this server is doing. Nothing here is proved.
 
 use super::problem::ApiError;
-use super::{AppState, Params, json};
+use super::{AppState, Params, json, space};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use kds_client::api::{MembershipAnswer, ProblemKind, ServerStatus, TransferStatus, TroubleKind};
@@ -41,6 +41,7 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
     let published = shared.published.borrow().clone();
     let epochs = published.as_ref().and_then(|published| layout::epochs(&published.snapshot));
     let grid = shared.manifest.grid();
+    let space = published.as_deref().map(space::status);
     let complete = published.and_then(|published| published.completion.clone());
     Ok(json(&ServerStatus {
         id: shared.id,
@@ -61,6 +62,7 @@ pub(super) async fn status(State(app): AppState) -> Result<Response, ApiError> {
             || shares < counts.secrets,
         part: shared.part(),
         troubles: shared.health.troubles(),
+        space,
         transfer: replica.transfer.map(|transfer| TransferStatus {
             target: transfer.target,
             entries: transfer.entries as u64,
@@ -126,6 +128,12 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
         let since = troubles.iter().find(|trouble| trouble.kind == kind).map(|trouble| trouble.since);
         let seconds = since.map_or(0.0, |since| crate::driver::now().since_ms(since) as f64 / 1_000.0);
         metrics::gauge!("kds_trouble_seconds", "kind" => format!("{kind:?}")).set(seconds);
+    }
+    if let Some(space) = app.shared.published.borrow().as_deref().map(space::status) {
+        metrics::gauge!("kds_space_used_bytes").set(space.used as f64);
+        metrics::gauge!("kds_space_quota_bytes").set(space.quota as f64);
+        let level = space.alarm.map_or(0, |alarm| alarm as u8 + 1);
+        metrics::gauge!("kds_space_alarm").set(f64::from(level));
     }
     let missing = replica.transfer.map_or(0, |transfer| transfer.missing);
     metrics::gauge!("kds_transfer_missing_parts").set(missing as f64);

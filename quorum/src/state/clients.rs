@@ -8,7 +8,7 @@
 use super::{Lookup as _, State, layout};
 use crate::bytes::PublicKey;
 use crate::ids::Timestamp;
-use crate::limits::{MAX_CLIENT_ENTRIES, REPLY_KEPT_MS};
+use crate::limits::{MAX_CLIENT_ENTRIES, MAX_REPLIES, REPLY_KEPT_MS};
 use crate::request::{Outcome, Reply, RequestId, VerifiedRequest};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,8 @@ impl ClientIndex {
         }
     }
     pub(super) fn has_room(&self, client: &PublicKey) -> bool {
-        self.entries.get(client).is_none_or(|entries| *entries < MAX_CLIENT_ENTRIES)
+        self.expiries.len() < MAX_REPLIES
+            && self.entries.get(client).is_none_or(|entries| *entries < MAX_CLIENT_ENTRIES)
     }
     fn pop_expired(&mut self, now: Timestamp) -> Option<RequestId> {
         let (expiry, id) = *self.expiries.first()?;

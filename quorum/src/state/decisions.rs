@@ -1,4 +1,5 @@
-//! What M of the N administrators decide together: who they are, and who takes a server's place (design §4).
+//! What M of the N administrators decide together: who they are, who takes a server's place (design §4), and how much
+//! the state may take.
 //!
 //! Each of them asks for the same decision; it is made when M who are administrators at that moment have.
 //! What is asked for stays on record until then, or for [`DECISION_MS`] after the first.
@@ -62,6 +63,7 @@ impl State {
             Decision::AddAdministrator { key } => self.put(layout::administrator(key), &()),
             Decision::RemoveAdministrator { key } => self.delete_key(layout::administrator(key)),
             Decision::ReplaceIdentity { replacement } => self.replace(replacement),
+            Decision::SetQuota { quota } => self.set_quota(quota),
         }
         Ok(Done::Decided)
     }
@@ -81,6 +83,7 @@ impl State {
                 Err(Refusal::Invalid(Invalid::Administrator))
             }
             Decision::ReplaceIdentity { replacement } => self.may_be_replaced(replacement),
+            Decision::SetQuota { quota } => self.may_be_set(quota),
             _ => Ok(()),
         }
     }

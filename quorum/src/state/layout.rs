@@ -7,6 +7,9 @@
 //! | `a/` key | `()` | an administrator |
 //! | `d/` digest | [`Pending`](super::Pending) | what some administrators ask for, and not yet enough of them |
 //! | `k/` key | `u32` | reasons why a key may ask for things: records and secrets it owns or reads |
+//! | `q` | [`Space`] | how much all of it takes, and may take |
+//! | `o/` key | [`Owner`] | a key that owns names: how many, and whose quota its requests count against |
+//! | `u/` key | [`Account`] | what an owner's requests have left here |
 //! | `s/` server | [`ServerKeys`] | what a server announced |
 //! | `c/` client number | [`Reply`] | the client table |
 //! | `x/` name | [`Secret`] | a secret's metadata |
@@ -17,7 +20,7 @@
 //! | `j` | `u64` | how many secrets were ever deposited |
 //! | `i` | `u64` | how many secrets behind a passphrase were ever deposited |
 
-use super::{Epochs, Releases, SealedShares, Secret, ServerKeys};
+use super::{Account, Epochs, Owner, Releases, SealedShares, Secret, ServerKeys, Space};
 use crate::bytes::{Blob, Hash, PublicKey};
 use crate::codec::{decode, decode_start};
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
@@ -125,6 +128,16 @@ pub fn decision_key(decision: &Hash) -> Vec<u8> {
 pub fn known_key(key: &PublicKey) -> Vec<u8> {
     joined(b"k/", &key.0)
 }
+/// Key of what the whole state takes and may take.
+pub const SPACE: &[u8] = b"q";
+/// Key of what is known of a key that owns names.
+pub fn owner_key(owner: &PublicKey) -> Vec<u8> {
+    joined(b"o/", &owner.0)
+}
+/// Key of what an owner's requests have left in the state.
+pub fn account_key(account: &PublicKey) -> Vec<u8> {
+    joined(b"u/", &account.0)
+}
 /// Key of what a server announced.
 pub fn server_key(server: ServerId) -> Vec<u8> {
     joined(SERVERS, &[server.0])
@@ -185,6 +198,18 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
 /// A name's current record.
 pub fn record(state: &impl Lookup, name: &Name) -> Option<Record> {
     read(state, &name_key(name))
+}
+/// What the whole state takes and may take.
+pub fn space(state: &impl Lookup) -> Space {
+    read(state, SPACE).unwrap_or_default()
+}
+/// What is known of a key that owns names.
+pub fn owner(state: &impl Lookup, key: &PublicKey) -> Option<Owner> {
+    read(state, &owner_key(key))
+}
+/// What an owner's requests have left in the state.
+pub fn account(state: &impl Lookup, account: &PublicKey) -> Account {
+    read(state, &account_key(account)).unwrap_or_default()
 }
 /// What a server announced.
 pub fn server_keys(state: &impl Lookup, server: ServerId) -> Option<ServerKeys> {

@@ -14,12 +14,14 @@ mod names;
 mod replacements;
 mod secrets;
 mod server_keys;
+mod space;
 
 pub use decisions::Pending;
 pub use epochs::{Attempt, Deal, Epochs};
 pub use layout::Lookup;
 pub use secrets::{Release, Releases, SealedShares, Secret, data_key_commitment};
 pub use server_keys::ServerKeys;
+pub use space::{Account, Owner, Space, SpaceAlarm};
 
 use crate::bytes::PublicKey;
 use crate::certificate::Checkpoint;
@@ -118,6 +120,8 @@ impl State {
         for administrator in state.manifest.administrators.clone() {
             state.put(layout::administrator(&administrator), &());
         }
+        // On record from the start: servers of different versions must not differ about it.
+        state.put(layout::SPACE.to_vec(), &Space::default());
         state
     }
 
@@ -291,6 +295,7 @@ impl State {
             Operation::Unlocked { secret, release } => self.unlocked(client, secret, *release),
             Operation::Decide(decision) => self.decide(client, decision),
             Operation::Attest { proof, .. } => Ok(self.attest(proof)),
+            Operation::RefuseGifts { refuse } => self.refuse_gifts(client, *refuse),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Names: register, rotate, revoke (design §4).
 
-use super::{State, layout};
+use super::{State, layout, space};
 use crate::bytes::PublicKey;
 use crate::record::{Change, Entry, Invalid, Name, Record, Status};
 use crate::request::{Done, Refusal};
@@ -19,7 +19,7 @@ impl State {
         if let Some(record) = layout::record(&self.map, name) {
             return Err(Refusal::NameTaken { version: record.version });
         }
-        self.store(name, 1, Status::Active, entry.clone())
+        self.store(client, name, None, Status::Active, entry.clone())
     }
 
     pub(super) fn rotate(
@@ -46,8 +46,7 @@ impl State {
             return Err(Refusal::VersionConflict { current: record.version });
         }
         entry.validate().map_err(Refusal::Invalid)?;
-        self.archive(&record);
-        self.store(name, record.version + 1, Status::Active, entry.clone())
+        self.store(client, name, Some(record), Status::Active, entry.clone())
     }
 
     pub(super) fn revoke(
@@ -70,25 +69,43 @@ impl State {
         if reason.len() > crate::limits::MAX_REASON_BYTES {
             return Err(Refusal::Invalid(Invalid::Reason));
         }
-        self.archive(&record);
         let status = Status::Revoked { reason: reason.to_owned(), by: client };
-        self.store(name, record.version + 1, status, record.entry)
+        let entry = record.entry.clone();
+        self.store(client, name, Some(record), status, entry)
     }
 
-    /// Moves a version into the name's history.
-    fn archive(&mut self, record: &Record) {
-        if let Some(owner) = record.entry.owner {
-            self.count_key(&owner, false);
-        }
-        self.put(layout::history_key(&record.name, record.version), record);
-    }
-
-    fn store(&mut self, name: &Name, version: u64, status: Status, entry: Entry) -> Result<Done, Refusal> {
-        if let Some(owner) = entry.owner {
-            self.count_key(&owner, true);
-        }
+    /// Makes the next version of a name, and moves the one before into its history.
+    fn store(
+        &mut self,
+        client: PublicKey,
+        name: &Name,
+        before: Option<Record>,
+        status: Status,
+        entry: Entry,
+    ) -> Result<Done, Refusal> {
         let updated = Change { sequence: self.sequence, time: self.time };
+        let version = before.as_ref().map_or(1, |record| record.version + 1);
         let record = Record { name: name.clone(), version, status, entry, updated };
+        let from = before.as_ref().and_then(|record| record.entry.owner);
+        let new_owner = record.entry.owner.filter(|owner| from != Some(*owner));
+        let needed = space::of_version(&record) + new_owner.map_or(0, |_| space::OWNER_BYTES);
+        let payer = match record.status {
+            // A key that leaked can be revoked however little space there is: once a version, so that is bounded.
+            Status::Revoked { .. } => self.payer(&client).unwrap_or_default(),
+            Status::Active => {
+                let payer = self.payer(&client)?;
+                if let Some(owner) = new_owner.filter(|owner| payer.is_some() && *owner != client) {
+                    self.takes_gifts(&owner)?;
+                }
+                self.may_take(payer, needed, None)?;
+                payer
+            }
+        };
+        self.take_space(payer, needed);
+        self.hand_over(&client, from, record.entry.owner);
+        if let Some(before) = before {
+            self.put(layout::history_key(name, before.version), &before);
+        }
         self.put(layout::name_key(name), &record);
         Ok(Done::Record { version })
     }

@@ -3,7 +3,7 @@
 //! The state holds metadata, ciphertext and the record of releases. Shares are no part of it:
 //! each server opens its own when a deposit executes.
 
-use super::{Event, Lookup, State, layout};
+use super::{Event, Lookup, State, layout, space};
 use crate::bytes::{Blob, Element, Hash, PublicKey};
 use crate::codec::{Tagged, digest, sha256, signing_bytes};
 use crate::ids::{ClusterId, Epoch, Timestamp};
@@ -41,6 +41,10 @@ pub struct Secret {
     pub commitment: Hash,
     /// When it was deposited.
     pub deposited: Change,
+    /// Against whose quota it counts: its depositor's, as an owner; none if she was an administrator.
+    pub account: Option<PublicKey>,
+    /// For how many bytes.
+    pub space: u64,
 }
 
 /// A deposit's sealed shares, which stay while the keys do that open them: so a server that was shown the
@@ -149,16 +153,17 @@ impl State {
                 return Err(Refusal::EpochPassed { current: self.epoch() });
             }
         }
-        if let Some(existing) = layout::secret(&self.map, &deposit.name) {
-            if existing.owner != client {
-                return Err(Refusal::NotAllowed);
-            }
-            if deposit.replaces != Some(existing.index) {
+        let existing = layout::secret(&self.map, &deposit.name);
+        match (&existing, deposit.replaces) {
+            (Some(existing), _) if existing.owner != client => return Err(Refusal::NotAllowed),
+            (Some(existing), replaces) if replaces != Some(existing.index) => {
                 return Err(Refusal::SecretTaken { index: existing.index });
             }
-            self.remove_secret(&existing, events);
-        } else if deposit.replaces.is_some() {
-            return Err(Refusal::NoSuchSecret);
+            (None, Some(_)) => return Err(Refusal::NoSuchSecret),
+            _ => {}
+        }
+        if deposit.owner != client {
+            self.takes_gifts(&deposit.owner)?;
         }
         // Numbered without gaps, so that pseudo-random bytes for many secrets come from one stretch of a
         // key stream (docs/decisions/0018-refresh.md), and never again.
@@ -167,10 +172,9 @@ impl State {
             Some(_) => (layout::PASSPHRASES_EVER, SCALARS_FROM),
         };
         let before: u64 = self.load(counter).unwrap_or(0);
-        self.put(counter.to_vec(), &(before + 1));
         let index = first + before;
         let depositor = RequestId { client, sequence: client_sequence };
-        let secret = Secret {
+        let mut secret = Secret {
             name: deposit.name.clone(),
             index,
             owner: deposit.owner,
@@ -181,7 +185,17 @@ impl State {
             ciphertext_bytes: deposit.ciphertext.len() as u64,
             commitment: deposit.commitment,
             deposited: Change { sequence: self.sequence, time: self.time },
+            account: self.payer(&client)?,
+            space: 0,
         };
+        secret.space = space::of_secret(&secret, &deposit.shares);
+        let freed = existing.as_ref().map(|existing| (existing.account, existing.space));
+        self.may_take(secret.account, secret.space, freed)?;
+        if let Some(existing) = existing {
+            self.remove_secret(&existing, events);
+        }
+        self.take_space(secret.account, secret.space);
+        self.put(counter.to_vec(), &(before + 1));
         self.count_keys_of(&secret, true);
         self.put(layout::secret_key(&secret.name), &secret);
         self.put(layout::ciphertext_key(index), &deposit.ciphertext);
@@ -277,6 +291,7 @@ impl State {
     }
 
     fn remove_secret(&mut self, secret: &Secret, events: &mut Vec<Event>) {
+        self.give_back_space(secret.account, secret.space);
         self.count_keys_of(secret, false);
         self.delete_key(layout::secret_key(&secret.name));
         self.delete_key(layout::ciphertext_key(secret.index));

@@ -12,55 +12,55 @@ use rand::{SeedableRng, rngs::StdRng};
 use std::collections::BTreeMap;
 
 /// A state with its clock and a counter for request numbers.
-struct World {
-    state: State,
-    cluster: ClusterId,
-    now: Timestamp,
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) cluster: ClusterId,
+    pub(super) now: Timestamp,
     next: u64,
     events: Vec<Event>,
 }
 
-fn admin() -> SigningKey {
+pub(super) fn admin() -> SigningKey {
     SigningKey::from_seed(&[200; 32])
 }
-fn key(seed: u8) -> SigningKey {
+pub(super) fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed(&[seed; 32])
 }
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (manifest, _) = sample(4);
         let cluster = manifest.cluster_id();
         let state = State::genesis(Arc::new(manifest));
         Self { state, cluster, now: Timestamp(1_000_000), next: 0, events: vec![] }
     }
-    fn sign(&mut self, by: &SigningKey, operation: Operation) -> SignedRequest {
+    pub(super) fn sign(&mut self, by: &SigningKey, operation: Operation) -> SignedRequest {
         self.next += 1;
         SignedRequest::sign(&self.cluster, by, self.next, self.now.plus_ms(10_000), operation)
     }
-    fn run(&mut self, requests: Vec<SignedRequest>) -> Executed {
+    pub(super) fn run(&mut self, requests: Vec<SignedRequest>) -> Executed {
         let requests = requests.into_iter().map(|request| request.verify(&self.cluster).unwrap()).collect();
         let executed = self.state.execute(&CheckedBatch::new(&self.cluster, self.now, requests));
         self.events.extend(executed.events.iter().map(|(_, event)| event.clone()));
         executed
     }
     /// Executes one operation; none if it left no reply.
-    fn ask(&mut self, by: &SigningKey, operation: Operation) -> Option<Outcome> {
+    pub(super) fn ask(&mut self, by: &SigningKey, operation: Operation) -> Option<Outcome> {
         let request = self.sign(by, operation);
         let id = RequestId { client: request.request.client, sequence: request.request.sequence };
         self.run(vec![request]);
         self.state.reply(id).map(|reply| reply.outcome)
     }
-    fn refused(&mut self, by: &SigningKey, operation: Operation) -> Refusal {
+    pub(super) fn refused(&mut self, by: &SigningKey, operation: Operation) -> Refusal {
         match self.ask(by, operation) {
             Some(Outcome::Refused(refusal)) => refusal,
             other => panic!("not refused: {other:?}"),
         }
     }
-    fn done(&mut self, by: &SigningKey, operation: Operation) -> Done {
+    pub(super) fn done(&mut self, by: &SigningKey, operation: Operation) -> Done {
         match self.ask(by, operation) {
             Some(Outcome::Done(done)) => done,
             other => panic!("not done: {other:?}"),
@@ -68,7 +68,7 @@ impl World {
     }
 }
 
-fn entry(byte: u8, owner: Option<&SigningKey>) -> Entry {
+pub(super) fn entry(byte: u8, owner: Option<&SigningKey>) -> Entry {
     Entry {
         keys: vec![KeyMaterial { algorithm: "age-x25519".into(), key: Blob(vec![byte; 32]) }],
         owner: owner.map(SigningKey::public),
@@ -78,13 +78,13 @@ fn entry(byte: u8, owner: Option<&SigningKey>) -> Entry {
         metadata: BTreeMap::new(),
     }
 }
-fn register(text: &str, entry: Entry) -> Operation {
+pub(super) fn register(text: &str, entry: Entry) -> Operation {
     Operation::Register { name: name(text), entry }
 }
-fn rotate(text: &str, from_version: u64, entry: Entry) -> Operation {
+pub(super) fn rotate(text: &str, from_version: u64, entry: Entry) -> Operation {
     Operation::Rotate { name: name(text), from_version, entry }
 }
-fn revoke(text: &str, from_version: u64) -> Operation {
+pub(super) fn revoke(text: &str, from_version: u64) -> Operation {
     Operation::Revoke { name: name(text), from_version, reason: "lost".into() }
 }
 
@@ -189,7 +189,7 @@ fn time_never_goes_backwards() {
     assert_eq!(world.state.time(), before);
 }
 
-fn deposit(secret: &str, owner: &SigningKey, readers: Vec<Reader>) -> Deposit {
+pub(super) fn deposit(secret: &str, owner: &SigningKey, readers: Vec<Reader>) -> Deposit {
     Deposit {
         name: name(secret),
         owner: owner.public(),
@@ -202,7 +202,7 @@ fn deposit(secret: &str, owner: &SigningKey, readers: Vec<Reader>) -> Deposit {
         shares: vec![Blob(vec![3; 80]); 4],
     }
 }
-fn release(secret: &str) -> Operation {
+pub(super) fn release(secret: &str) -> Operation {
     Operation::Release { secret: name(secret), ephemeral: PublicKey([9; 32]) }
 }
 
@@ -339,13 +339,18 @@ fn m_of_n_administrators_decide_who_they_are() {
     assert_eq!(world.done(&key(5), add(100)), Done::Decided);
 }
 
-fn behind_passphrase(secret: &str, opener: &SigningKey, readers: Vec<Reader>, guesses: u32) -> Deposit {
+pub(super) fn behind_passphrase(
+    secret: &str,
+    opener: &SigningKey,
+    readers: Vec<Reader>,
+    guesses: u32,
+) -> Deposit {
     let key = oprf::public_half(&crate::scalars::whole(5));
     let hardness = Hardness { memory_kib: 64, passes: 1, lanes: 1 };
     let passphrase = Passphrase { salt: [1; 16], hardness, key, opener: opener.public(), guesses };
     Deposit { passphrase: Some(passphrase), ..deposit(secret, &admin(), readers) }
 }
-fn guess(secret: &str) -> Operation {
+pub(super) fn guess(secret: &str) -> Operation {
     let blinded = oprf::public_half(&crate::scalars::whole(7));
     Operation::Guess { secret: name(secret), ephemeral: PublicKey([9; 32]), blinded }
 }

@@ -23,6 +23,7 @@ pub enum Route {
     Servers,
     Administrators,
     Decisions,
+    Space,
     Completion,
     Secrets,
     Secret,
@@ -45,6 +46,7 @@ pub const ROUTES: &[(&str, &str, Route)] = &[
     ("get", "/v1/servers", Route::Servers),
     ("get", "/v1/administrators", Route::Administrators),
     ("get", "/v1/decisions", Route::Decisions),
+    ("get", "/v1/space/{key}", Route::Space),
     ("get", "/v1/completion", Route::Completion),
     ("get", "/v1/secrets", Route::Secrets),
     ("get", "/v1/secrets/{name}", Route::Secret),
@@ -76,8 +78,8 @@ impl Route {
         !matches!(self, Self::Completion | Self::Shares | Self::Membership | Self::Status | Self::Unasked)
     }
     fn has_path(self) -> bool {
-        use Route::{Bulk, History, Outcome, Record, Requests, Secret, Watch};
-        matches!(self, Requests | Outcome | Bulk | Record | History | Watch | Secret)
+        use Route::{Bulk, History, Outcome, Record, Requests, Secret, Space, Watch};
+        matches!(self, Requests | Outcome | Bulk | Record | History | Watch | Secret | Space)
     }
     fn has_page(self) -> bool {
         use Route::{Administrators, Decisions, History, List, Secrets, Servers};
@@ -123,7 +125,7 @@ lies! {
     /// The same question's answer of another cluster.
     OtherCluster: matches!(route, Route::List | Route::Bulk | Route::Record | Route::History
         | Route::Servers | Route::Administrators | Route::Decisions | Route::Secrets | Route::Secret
-        | Route::Completion | Route::Watch);
+        | Route::Space | Route::Completion | Route::Watch);
     /// What was true a while ago.
     Stale: !matches!(route, Route::Membership | Route::Status | Route::Requests | Route::Shares);
 
@@ -142,7 +144,7 @@ lies! {
     ChangedValue: route.has_path();
     /// The true answer to the same question about something else.
     OtherName: matches!(route, Route::Bulk | Route::Record | Route::History | Route::Secret
-        | Route::Outcome | Route::Watch);
+        | Route::Space | Route::Outcome | Route::Watch);
 
     // About what lies beside one another.
     /// An entry less.

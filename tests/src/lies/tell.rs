@@ -97,9 +97,10 @@ pub(super) fn change(lie: Lie, document: &mut Value, servers: usize) -> bool {
         Lie::WrongLeaf => proofs(document, |of| of["terminal"]["leaf"]["value_hash"] = hash(1)),
         Lie::AbsentForPresent => values(document, |value| set(value, Value::Null)),
         Lie::ChangedValue => values(document, |value| {
-            set(&mut value["version"], json!(99)) || set(&mut value["owner"], hash(9)) || {
-                set(&mut value["sequence"], json!(1))
-            }
+            set(&mut value["version"], json!(99))
+                || set(&mut value["owner"], hash(9))
+                || set(&mut value["sequence"], json!(1))
+                || set(&mut value["used"], json!(77))
         }),
         Lie::OtherOutcome => values(document, |value| {
             let refused = value["outcome"].get("refused").is_some();
@@ -232,6 +233,7 @@ pub(super) fn other_question(lie: Lie, route: Route, path: &str, body: &[u8]) ->
             let (place, _) = path.rsplit_once('/')?;
             Some((format!("{place}/12345"), vec![]))
         }
+        (Lie::OtherName, Route::Space) => Some((format!("/v1/space/{}", "07".repeat(32)), vec![])),
         (Lie::OtherName, Route::Secret) => Some(("/v1/secrets/s-b".into(), vec![])),
         (Lie::OtherName, Route::Watch) => Some(("/v1/records/f-b".into(), vec![])),
         (Lie::OtherName, _) => {

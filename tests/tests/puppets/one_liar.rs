@@ -194,6 +194,8 @@ fn secret(text: &str) -> (Vec<u8>, Vec<u8>) {
         ciphertext_bytes: 1,
         commitment: Hash([0; 32]),
         deposited: updated,
+        account: None,
+        space: 0,
     };
     (layout::secret_key(&secret.name), encode(&secret))
 }
