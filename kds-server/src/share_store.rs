@@ -17,7 +17,7 @@ use kds_client::api::TroubleKind;
 use quorum::codec::{decode, encode, encode_secret};
 use quorum::ids::{Epoch, ServerId};
 use quorum::ordering::{Holding, Input, Target};
-use quorum::recovery::{AskMasked, Keeper, Kept, Masked};
+use quorum::recovery::{AskMasked, Keeper, Kept, Left, Masked};
 use quorum::shares::{ShareCounts, ShareOp, ShareSet};
 use quorum::{ClusterId, SecretBytes};
 use std::fs::OpenOptions;
@@ -272,6 +272,10 @@ pub async fn run(
                 }
                 Some(ToKeeper::Masked(from, masked)) => keeper.on_masked(from, masked),
             },
+            // Decoding goes on by turns, so that whatever else there is to do waits for one of them at most.
+            () = std::future::ready(()), if keeper.is_busy() => {
+                store.shares.read(|shares| keeper.tick(crate::driver::now(), shares))
+            }
             _ = tick.tick() => {
                 if !rotated && last_try.elapsed() >= ERASE_AGAIN {
                     last_try = Instant::now();
@@ -283,7 +287,7 @@ pub async fn run(
                 }
                 let kept = store.shares.read(|shares| keeper.tick(crate::driver::now(), shares));
                 let (whole, lacks_shares) =
-                    store.shares.read(|shares| (keeper.is_whole(shares), keeper.lacks_shares(shares)));
+                    store.shares.read(|shares| (shares.is_whole(), keeper.lacks_shares(shares)));
                 let holding = Holding { applied, whole, lacks_shares };
                 if said.replace(holding) != Some(holding) {
                     let _ = inputs.send(Input::Holding(holding)).await;
@@ -304,11 +308,16 @@ pub async fn run(
                 return;
             }
         }
-        match kept.gave_up {
-            Some(0) => tracing::info!("all missing shares are recovered"),
-            Some(slots) => {
-                tracing::error!(slots, "shares that could not be recovered: asked for again in a later epoch")
+        match kept.ended {
+            Some(Left { open: 0, excused: 0 }) => tracing::info!("all missing shares are recovered"),
+            Some(Left { open: 0, excused }) => {
+                tracing::warn!(excused, "all missing shares are recovered, but of secrets that were dealt wrongly")
             }
+            Some(Left { open, excused }) => tracing::error!(
+                open,
+                excused,
+                "shares that could not be recovered: asked for again in a later epoch"
+            ),
             None => {}
         }
     }

@@ -18,6 +18,7 @@ pub mod answer;
 pub mod bytes;
 pub mod certificate;
 pub mod codec;
+pub mod decoding;
 pub mod evidence;
 pub mod gf256;
 pub mod grid;

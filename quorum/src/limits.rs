@@ -176,10 +176,17 @@ pub const HEARTBEAT_MS: u64 = 1_000;
 pub const RETRANSMIT_MS: u64 = 250;
 /// How long a server waits before it sends a client's request to all servers, in milliseconds.
 pub const FORWARD_TO_ALL_MS: u64 = 1_000;
-/// Shortest agreed time between two key announcements of one server, in milliseconds; a quarter of an epoch if
-/// that is less.
-pub const ANNOUNCE_INTERVAL_MS: u64 = 10_000;
+/// Shortest agreed time between two key announcements of one server in one epoch, in milliseconds; a quarter of an epoch
+/// if that is less. A server that starts again has to be heard before it can ask for anything.
+pub const ANNOUNCE_INTERVAL_MS: u64 = 2_500;
 
+/// How long an epoch lasts at least that ends early because a server waits for the next one, in milliseconds of agreed
+/// time: nobody has contributions to it any more when the next attempt begins, whatever the primary's clock does.
+pub const EARLY_EPOCH_MS: u64 = 5_000;
+const _: () = assert!(EARLY_EPOCH_MS >= LEAP_MS + DEALINGS_KEPT_MS);
+/// How often an epoch ends early for one and the same server, in milliseconds of agreed time: so f liars make at most
+/// f more epochs in that time.
+pub const EARLY_INTERVAL_MS: u64 = 10 * 60 * 1_000;
 /// How long an attempt at a new epoch may take before it is begun anew, in milliseconds of agreed time;
 /// each further attempt gets so much more, up to six times.
 pub const ATTEMPT_MS: u64 = 10_000;
@@ -203,6 +210,8 @@ pub const ACK_DELAY_MS: u64 = 300;
 pub const STEP_PATIENCE_MS: u64 = 2_000;
 /// Chunks of shares that are recovered at a time.
 pub const RECOVERY_CHUNKS: usize = 64;
+/// Decodings of one slot, or of all slots of a chunk at once, before whoever recovers does something else in between.
+pub const RECOVERY_TURN: usize = 64;
 /// How long a server that recovers waits for the last answers when it has enough, in milliseconds.
 pub const RECOVERY_WAIT_MS: u64 = 500;
 /// Slots that could not be filled are asked for again after 1, 2, 4, … epochs, up to 2 to this power.

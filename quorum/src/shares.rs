@@ -42,12 +42,14 @@ pub enum ShareOp {
         /// The epoch of the state: shares of earlier ones are worth nothing any more.
         epoch: Epoch,
     },
-    /// Shares that were recovered from the other servers.
+    /// What was recovered from the other servers.
     Recovered {
-        /// The epoch that they belong to.
+        /// The epoch that the shares belong to.
         epoch: Epoch,
         /// Index and share.
         shares: Vec<(u64, SecretBytes)>,
+        /// Secrets of which nobody can expect this server to have a share.
+        excused: Vec<u64>,
     },
 }
 
@@ -81,8 +83,8 @@ struct Chunk {
     slots: u128,
     /// Of which of them this server has its share.
     filled: u128,
-    /// Of which of the others nobody expects it to.
-    hopeless: u128,
+    /// Of which of the others nobody expects it to: their depositors dealt something that is no secret.
+    excused: u128,
     /// The shares, at CHUNK places; zero where there is none.
     #[serde(with = "packed")]
     values: Box<[u8; CHUNK_BYTES]>,
@@ -92,7 +94,7 @@ const _: () = assert!(CHUNK == u128::BITS as usize);
 
 impl Chunk {
     fn new() -> Self {
-        Self { slots: 0, filled: 0, hopeless: 0, values: Box::new([0; CHUNK_BYTES]) }
+        Self { slots: 0, filled: 0, excused: 0, values: Box::new([0; CHUNK_BYTES]) }
     }
     fn value(&self, place: usize) -> &[u8; 32] {
         (&self.values[32 * place..32 * place + 32]).try_into().expect("32 bytes")
@@ -102,12 +104,16 @@ impl Chunk {
         // A share that is there stays: an operation that comes again may not know it any more.
         if let Some(share) = share {
             self.filled |= 1 << place;
+            self.excused &= !(1 << place);
             self.values[32 * place..32 * place + 32].copy_from_slice(share);
         }
     }
+    fn excuse(&mut self, places: u128) {
+        self.excused |= places & self.slots & !self.filled;
+    }
     fn erase(&mut self, places: u128) {
         self.slots &= !places;
-        self.hopeless &= !places;
+        self.excused &= !places;
         self.empty(places);
     }
     fn empty(&mut self, places: u128) {
@@ -172,7 +178,7 @@ pub struct ShareCounts {
     /// Slots that hold a share of the current epoch.
     pub shares: u64,
     /// Slots that hold none since their deposits were wrong.
-    pub hopeless: u64,
+    pub excused: u64,
 }
 
 /// A helper's shares of one chunk under the mask that only their receiver can take off.
@@ -182,6 +188,8 @@ pub struct MaskedChunk {
     pub chunk: u64,
     /// For which of its places there is a value.
     pub filled: u128,
+    /// In which of the others nobody can expect one.
+    pub excused: u128,
     /// Their values, in order.
     pub values: Vec<SecretBytes>,
 }
@@ -222,9 +230,21 @@ impl ShareSet {
         for chunk in self.chunks.values().chain(self.ahead.values()) {
             counts.secrets += u64::from(chunk.slots.count_ones());
             counts.shares += u64::from(chunk.filled.count_ones());
-            counts.hopeless += u64::from((chunk.slots & !chunk.filled & chunk.hopeless).count_ones());
+            counts.excused += u64::from(chunk.excused.count_ones());
         }
         counts
+    }
+    /// Whether this server has all shares that anyone can expect it to have. Only then may an epoch be sealed on its
+    /// word.
+    pub fn is_whole(&self) -> bool {
+        let counts = self.counts();
+        counts.shares + counts.excused == counts.secrets
+    }
+    /// Whether a slot lacks its share without excuse.
+    pub fn lacks(&self, index: u64) -> bool {
+        let (number, place) = place_of(index);
+        let chunk = self.chunks.get(&number);
+        chunk.is_some_and(|chunk| chunk.slots & !chunk.filled & !chunk.excused & (1 << place) != 0)
     }
     /// How many chunks they fill.
     pub fn chunks(&self) -> usize {
@@ -249,7 +269,7 @@ impl ShareSet {
                 let share = share.as_ref().map(SecretBytes::expose);
                 let chunk = chunks.entry(number).or_insert_with(Chunk::new);
                 chunk.put(place, share);
-                chunk.hopeless |= u128::from(*dealt && share.is_none()) << place;
+                chunk.excuse(u128::from(*dealt && share.is_none()) << place);
             }
             ShareOp::Erase { index } => {
                 let (number, place) = place_of(*index);
@@ -267,13 +287,19 @@ impl ShareSet {
             ShareOp::Help(epoch, helping) if *epoch == self.epoch => self.recovering = Some(helping.clone()),
             ShareOp::Help(..) => {}
             ShareOp::Present { indices, epoch } => self.set_present(indices, *epoch),
-            ShareOp::Recovered { epoch, shares } if *epoch == self.epoch => {
+            ShareOp::Recovered { epoch, shares, excused } if *epoch == self.epoch => {
                 for (index, share) in shares {
                     let (number, place) = place_of(*index);
                     if let Some(chunk) = self.chunks.get_mut(&number)
                         && chunk.slots & !chunk.filled & (1 << place) != 0
                     {
                         chunk.put(place, Some(share.expose()));
+                    }
+                }
+                for index in excused {
+                    let (number, place) = place_of(*index);
+                    if let Some(chunk) = self.chunks.get_mut(&number) {
+                        chunk.excuse(1 << place);
                     }
                 }
             }
@@ -297,7 +323,7 @@ impl ShareSet {
                 let filled = early.filled & (1 << place) != 0 && renewal.to == self.epoch.next();
                 chunk.put(place, filled.then(|| early.value(place)));
             }
-            chunk.hopeless |= early.hopeless;
+            chunk.excuse(early.excused);
         }
         self.epoch = renewal.to;
         self.recovering = renewal.recovering.clone();
@@ -337,7 +363,7 @@ impl ShareSet {
         let mut values = Zeroizing::new([0; CHUNK_BYTES]);
         let masked = chunks.iter().map(|number| {
             let Some(chunk) = self.chunks.get(number) else {
-                return MaskedChunk { chunk: *number, filled: 0, values: vec![] };
+                return MaskedChunk { chunk: *number, filled: 0, excused: 0, values: vec![] };
             };
             values.copy_from_slice(&*chunk.values);
             masks.add_to(*number, &mut values, &mut scratch);
@@ -345,7 +371,7 @@ impl ShareSet {
             let filled = places.iter().enumerate().filter(|(place, _)| chunk.filled & (1 << place) != 0);
             let mut values = Vec::with_capacity(CHUNK);
             values.extend(filled.map(|(_, value)| SecretBytes::new(value)));
-            MaskedChunk { chunk: *number, filled: chunk.filled, values }
+            MaskedChunk { chunk: *number, filled: chunk.filled, excused: chunk.excused, values }
         });
         Some(masked.collect())
     }

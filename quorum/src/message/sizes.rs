@@ -186,7 +186,7 @@ fn largest(kind: usize) -> PeerMessage {
         },
         &|| {
             let values = vec![SecretBytes::new(&[1; 32]); crate::refresh::CHUNK];
-            let chunk = MaskedChunk { chunk: u64::MAX, filled: u128::MAX, values };
+            let chunk = MaskedChunk { chunk: u64::MAX, filled: u128::MAX, excused: 0, values };
             PeerMessage::Masked(Masked { attempt: ATTEMPT, chunks: vec![chunk; RECOVERY_CHUNKS] })
         },
     ];

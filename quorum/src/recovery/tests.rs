@@ -1,8 +1,8 @@
 use super::*;
-use crate::bytes::Hash;
+use crate::bytes::{Hash, SecretBytes};
 use crate::ids::AttemptId;
 use crate::ids::ClusterId;
-use crate::refresh::{SCALARS_FROM, Seeds};
+use crate::refresh::{Field, SCALARS_FROM, Seeds};
 use crate::scalars;
 use crate::shares::{Helping, Renewal, ShareOp};
 use rand::rngs::StdRng;
@@ -56,11 +56,12 @@ fn recover(
 ) -> (u64, BTreeMap<ServerId, usize>) {
     let mut recovering = Recovering::new(r, thresholds, ATTEMPT, &sets[r.index()]);
     let (mut now, mut wrong) = (Timestamp(1_000_000), BTreeMap::new());
-    while !recovering.is_done() {
+    while !recovering.is_done(&sets[r.index()]) {
         let mut recovery = recovering.tick(now, &sets[r.index()]);
-        let asks = std::mem::take(&mut recovery.asks);
+        let asks = std::mem::take(&mut recovery.messages);
         let mut recoveries = vec![recovery];
         for (helper, ask) in asks.into_iter().filter(|(helper, _)| !silent.contains(helper)) {
+            let PeerMessage::AskMasked(ask) = ask else { panic!("it asks for masked shares") };
             let Some(chunks) = sets[helper.index()].masked(r, ask.attempt, &ask.chunks) else { continue };
             let mut masked = Masked { attempt: ask.attempt, chunks };
             change(helper, &mut masked);
@@ -68,12 +69,11 @@ fn recover(
         }
         for recovery in recoveries {
             recovery.wrong.into_iter().for_each(|(liar, count)| *wrong.entry(liar).or_default() += count);
-            let epoch = recovering.epoch;
-            sets[r.index()].apply(&ShareOp::Recovered { epoch, shares: recovery.shares });
+            recovery.recovered.iter().for_each(|operation| sets[r.index()].apply(operation));
         }
         now = now.plus_ms(RETRANSMIT_MS);
     }
-    (recovering.failed, wrong)
+    (recovering.left.open, wrong)
 }
 
 fn assert_right(thresholds: Thresholds, keys: &Keys, sets: &[ShareSet], r: ServerId) {
@@ -123,42 +123,98 @@ fn liars_change_nothing_and_are_named() {
     }
 }
 
-/// The acceptance rule (design §7): two liars whose errors vanish at two honest points put k+1 answers on
-/// a wrong polynomial. With one answer less than k+f−1 asked for, they would be believed.
+/// Answers without a share are none: servers that wait for their own recovery show nobody that a secret has no shares.
 #[test]
-fn a_wrong_share_is_never_accepted() {
-    let (k, f, r) = (3, 3, 200);
-    let (truth, mut rng) = ([[5; 32], [6; 32], [7; 32]], StdRng::seed_from_u64(3));
-    let f_of = |x: u8| -> [u8; 32] {
-        let square = gf256::multiply(x, x);
-        std::array::from_fn(|i| {
-            truth[0][i] ^ gf256::multiply(truth[1][i], x) ^ gf256::multiply(truth[2][i], square)
-        })
-    };
-    for round in 0..200 {
-        // Two liars among six that answered: a multiple of (x−1)(x−2) vanishes at honest points 1 and 2.
-        let factor: u8 = rng.random_range(1..=255);
-        let values: Vec<[u8; 32]> = (1..=6u8)
-            .map(|x| {
-                let error = gf256::multiply(factor, gf256::multiply(x ^ 1, x ^ 2));
-                if x >= 5 { f_of(x).map(|byte| byte ^ error) } else { f_of(x) }
-            })
-            .collect();
-        let points: Vec<_> = values.iter().enumerate().map(|(i, v)| (ServerId(i as u8), v)).collect();
-        let bytes = Field::Bytes;
-        let strict = accept(&points, k, k + f - 1, r, bytes);
-        assert!(strict.is_none(), "round {round}: neither polynomial has five answers");
-        let lax = accept(&points, k, k + f - 2, r, bytes);
-        assert!(lax.is_none(), "round {round}: two polynomials with four answers each");
-        let only_four =
-            accept(&points[..2].iter().chain(&points[4..]).copied().collect::<Vec<_>>(), k, 4, r, bytes);
-        assert_ne!(only_four.unwrap().0, SecretBytes::new(&f_of(r)), "this is how they would be believed");
-        // With one more honest answer the truth is sure.
-        let seventh = f_of(7);
-        let all: Vec<_> = points.iter().copied().chain([(ServerId(6), &seventh)]).collect();
-        let (share, liars) = accept(&all, k, k + f - 1, r, bytes).unwrap();
-        assert_eq!(share, SecretBytes::new(&f_of(r)));
-        assert_eq!(liars.iter().collect::<Vec<_>>(), [ServerId(4), ServerId(5)]);
+fn servers_without_shares_make_no_server_whole() {
+    for n in [4, 9, 16] {
+        let r = ServerId(2);
+        let (thresholds, _, sets) = renewed(n, 20, r);
+        // All but k−1 others have lost theirs as well, and say so.
+        let (mut keeper, mut shares) = (Keeper::new(r, thresholds), sets[2].clone());
+        let mut now = Timestamp(1_000_000);
+        let ended = loop {
+            let kept = keeper.tick(now, &shares);
+            if kept.ended.is_some() {
+                break kept.ended;
+            }
+            for (helper, ask) in kept.messages {
+                let PeerMessage::AskMasked(ask) = ask else { panic!("it asks for masked shares") };
+                let mut chunks = sets[helper.index()].masked(r, ask.attempt, &ask.chunks).unwrap();
+                let keeps = helper.index() > n - thresholds.k();
+                for chunk in chunks.iter_mut().filter(|_| !keeps) {
+                    (chunk.filled, chunk.values) = (0, vec![]);
+                }
+                let kept = keeper.on_masked(helper, Masked { attempt: ask.attempt, chunks });
+                kept.recovered.iter().for_each(|operation| shares.apply(operation));
+            }
+            now = now.plus_ms(RETRANSMIT_MS);
+        };
+        assert_eq!(ended, Some(Left { open: 20, excused: 0 }), "n = {n}");
+        assert!(!shares.is_whole() && keeper.lacks_shares(&shares), "n = {n}");
+    }
+}
+
+/// A depositor who dealt something that is no secret makes nobody less than whole; and whoever has that excuse says so
+/// to others.
+#[test]
+fn what_was_dealt_wrongly_is_excused_by_index() {
+    for n in [4, 9, 16] {
+        let r = ServerId(0);
+        let (thresholds, keys, mut sets) = renewed(n, 10, r);
+        let bad = keys[3].0;
+        let mut rng = StdRng::seed_from_u64(5);
+        let (open, _) = recover(thresholds, &mut sets, r, &[], |_, masked| {
+            for chunk in masked.chunks.iter_mut().filter(|chunk| chunk.chunk == bad / CHUNK as u64) {
+                chunk.values[bad as usize] = SecretBytes::new(&rng.random());
+            }
+        });
+        assert_eq!((open, sets[0].counts().excused, sets[0].counts().shares), (0, 1, 9), "n = {n}");
+        assert!(sets[0].is_whole() && !sets[0].lacks(bad));
+        // The next one recovers from servers of which f+1 have no share of it, and an excuse.
+        let (mut lost, f) = (ShareSet::new(), thresholds.f());
+        lost.apply(&ShareOp::Present { indices: keys.iter().map(|(index, _)| *index).collect(), epoch: Epoch(1) });
+        sets[0] = lost;
+        let (open, _) = recover(thresholds, &mut sets, r, &[], |helper, masked| {
+            for chunk in masked.chunks.iter_mut().filter(|chunk| chunk.chunk == bad / CHUNK as u64) {
+                if helper.index() <= f + 1 {
+                    chunk.filled &= !(1 << bad);
+                    chunk.excused |= 1 << bad;
+                    chunk.values.remove(bad as usize);
+                } else {
+                    chunk.filled &= !(1 << bad);
+                    chunk.values.remove(bad as usize);
+                }
+            }
+        });
+        assert_eq!((open, sets[0].counts().excused, sets[0].counts().shares), (0, 1, 9), "n = {n}");
+        // If it comes back after all, its loss counts again.
+        let back = vec![(bad, SecretBytes::new(&[1; 32]))];
+        sets[0].apply(&ShareOp::Recovered { epoch: Epoch(1), shares: back, excused: vec![] });
+        assert_eq!((sets[0].counts().excused, sets[0].counts().shares), (0, 10));
+    }
+}
+
+/// What liars cost: no turn does more than it may, and none is named for another one's lies.
+#[test]
+fn liars_by_turns_are_named_and_cost_a_slot_each() {
+    for n in [9, 16, 25] {
+        let r = ServerId(n as u8 - 1);
+        let (thresholds, keys, mut sets) = renewed(n, 300, r);
+        let f = thresholds.f();
+        let liars: Vec<_> = (0..f as u8 - 1).map(ServerId).collect();
+        let (open, wrong) = recover(thresholds, &mut sets, r, &[], |helper, masked| {
+            for chunk in masked.chunks.iter_mut().filter(|_| liars.contains(&helper)) {
+                for (place, value) in chunk.values.iter_mut().enumerate() {
+                    if place % liars.len() == helper.index() || place % 7 == 0 {
+                        let mut bytes = *value.expose();
+                        bytes[place % 31] ^= 1 + helper.0;
+                        *value = SecretBytes::new(&bytes);
+                    }
+                }
+            }
+        });
+        assert_eq!((open, wrong.keys().copied().collect::<Vec<_>>()), (0, liars), "n = {n}");
+        assert_right(thresholds, &keys, &sets, r);
     }
 }
 

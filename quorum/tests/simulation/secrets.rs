@@ -268,7 +268,7 @@ impl Simulation {
         let server = &mut self.servers[id.index()];
         let kept = server.keeper.tick(self.now, &server.disk.shares);
         let lacks_shares = server.keeper.lacks_shares(&server.disk.shares);
-        let whole = server.keeper.is_whole(&server.disk.shares);
+        let whole = server.disk.shares.is_whole();
         let holding = Holding { applied: server.operations, whole, lacks_shares };
         self.kept(id, kept);
         self.step(id, Input::Holding(holding));
