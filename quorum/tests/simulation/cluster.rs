@@ -948,7 +948,8 @@ impl Simulation {
             }
             Event::Decide(id) => self.decide(id),
             Event::Restart(id) => {
-                if self.forgetful.contains(&id) && self.faults.epoch_seconds >= LONG_EPOCH_SECONDS {
+                let quiet = self.faults.secrets > 0 && self.faults.epoch_seconds >= LONG_EPOCH_SECONDS;
+                if quiet && self.forgetful.contains(&id) {
                     let turns = self.forgetful.len() as u64;
                     self.secrets.back_by.insert(id, self.now.plus_ms(BACK_MS + turns * BACK_IN_TURN_MS));
                 }

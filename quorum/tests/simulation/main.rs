@@ -185,7 +185,10 @@ fn a_restored_replica_of_a_quiet_cluster_is_back_in_seconds() {
         let happened = run(servers, RESTORED, seeds);
         // A copy that is not older than the voting key is no loss.
         let (back, shares) = (happened.recoveries, happened.recovered);
-        assert!(back > seeds as usize / 2 && shares > seeds as usize, "{back} came back, {shares} shares did");
+        assert!(
+            back > seeds as usize / 2 && shares > seeds as usize,
+            "{back} came back, {shares} shares did"
+        );
     }
 }
 /// Liars who ask for epochs get what they may and no more: see `check_epoch`.

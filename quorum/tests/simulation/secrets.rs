@@ -76,7 +76,10 @@ impl Simulation {
             // A scalar, so that it can be shared in either way.
             let data_key = scalars::draw(&mut self.rng).to_bytes();
             self.secrets.deposits.push(Deposited { data_key, index: None });
-            let at = self.rng.random_range(500..9_000);
+            // Whoever does not deal has no key for a moment when an epoch begins, and lacks what is deposited then until
+            // the next one: in long epochs all is there before the first ends early.
+            let until = if self.faults.epoch_seconds >= LONG_EPOCH_SECONDS { 3_000 } else { 9_000 };
+            let at = self.rng.random_range(500..until);
             self.schedule(at, Event::Deposit(i));
         }
     }
