@@ -311,7 +311,10 @@ pub async fn run(
         match kept.ended {
             Some(Left { open: 0, excused: 0 }) => tracing::info!("all missing shares are recovered"),
             Some(Left { open: 0, excused }) => {
-                tracing::warn!(excused, "all missing shares are recovered, but of secrets that were dealt wrongly")
+                tracing::warn!(
+                    excused,
+                    "all missing shares are recovered, but of secrets that were dealt wrongly"
+                )
             }
             Some(Left { open, excused }) => tracing::error!(
                 open,

@@ -125,7 +125,8 @@ fn main() {
     for n in [4, 9, 16] {
         let thresholds = Thresholds::plan(n, None, None).expect("these are in the table");
         for secrets in [10_000, 100_000].into_iter().filter(|secrets| *secrets <= most) {
-            let Recovered { decoding, helping, received, .. } = recover(thresholds, 0..secrets, &Lies::none());
+            let Recovered { decoding, helping, received, .. } =
+                recover(thresholds, 0..secrets, &Lies::none());
             println!(
                 "{n:>3} {:>2} {secrets:>9}  {:>12.3}  {:>14.3}  {received:>14}",
                 thresholds.k(),
@@ -134,7 +135,9 @@ fn main() {
             );
         }
     }
-    println!("\nthe same while helpers lie: in every answer, or in turn, so that no two secrets have the same liars");
+    println!(
+        "\nthe same while helpers lie: in every answer, or in turn, so that no two secrets have the same liars"
+    );
     println!(
         "{:>3} {:>2} {:>5} {:>6} {:>8} {:>8}  {:>9}  {:>12}  {:>14}",
         "n", "k", "liars", "lying", "of", "secrets", "recovered", "us/secret", "longest turn ms"

@@ -10,6 +10,9 @@ use quorum::record::Name;
 use sqlx::{Connection as _, SqliteConnection};
 use std::time::{Duration, Instant};
 
+/// Less than an epoch, of which it would take one to vote and another one to have its shares.
+const BACK_IN: Duration = Duration::from_secs(20);
+
 /// Waits until a server that was just started votes again; says whether it had to recover first.
 async fn votes_again(cluster: &Cluster, server: usize) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -93,6 +96,56 @@ async fn a_restored_backup_is_noticed_and_brought_up_to_date_before_it_votes() {
     assert!(cluster.log(1).contains("the database is an older copy"), "{}", cluster.log(1));
     holds_all(&cluster, 1, &names).await;
     is_needed_and_works(&mut cluster, 1).await;
+}
+
+/// On a quiet cluster whose epochs have the usual length: it asks for the next epoch, in which nothing that it forgot matters,
+/// and gets its shares with it. So writes go on when another server stops a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_of_a_quiet_cluster_votes_and_has_its_shares_within_seconds() {
+    let mut cluster = Cluster::start(4).await.unwrap();
+    cluster.terminate(2).unwrap();
+    let folder = cluster.server_dir(2);
+    let backup = cluster.dir().join("backup.db");
+    std::fs::copy(folder.join("kds.db"), &backup).unwrap();
+    cluster.run(2).unwrap();
+    cluster.ready().await.unwrap();
+    for i in 0..4 {
+        let name = Name::new(format!("secret-{i}")).unwrap();
+        cluster.client.put_secret(&cluster.administrator, &name, b"x", &[], false, false).await.unwrap();
+    }
+    cluster.kill(2);
+    for file in database_files(&cluster, 2) {
+        let _ = std::fs::remove_file(file);
+    }
+    for file in std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()) {
+        if file.file_name().unwrap().to_str().unwrap().starts_with("shares-") {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    std::fs::copy(&backup, folder.join("kds.db")).unwrap();
+    cluster.run(2).unwrap();
+    let (started, mut voted) = (Instant::now(), None);
+    loop {
+        let status = cluster.client.server_status(ServerId(2)).await;
+        let votes = status.as_ref().is_ok_and(|status| status.part == Part::Voting);
+        if votes {
+            voted.get_or_insert(started.elapsed());
+        }
+        if votes && status.as_ref().is_ok_and(|status| status.secrets == 4 && status.shares == 4) {
+            break;
+        }
+        let log = || cluster.log_since_start(2);
+        assert!(started.elapsed() < BACK_IN, "it voted after {voted:?}; {status:?}\n{}", log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("it votes after {voted:?}, and has its shares after {:?}", started.elapsed());
+    assert!(cluster.log_since_start(2).contains("recovering: votes were forgotten"));
+    is_needed_and_works(&mut cluster, 2).await;
+    for i in 0..4 {
+        let name = Name::new(format!("secret-{i}")).unwrap();
+        let back = cluster.client.get_secret(&cluster.administrator, &name).await.unwrap();
+        assert_eq!(&back.material[..], b"x");
+    }
 }
 
 /// A plain kill is no amnesia: the server votes again at once.

@@ -262,8 +262,8 @@ impl Replica {
             self.renew(now);
             self.note_progress(now);
             self.transferring.advanced = now;
-            self.recovered(now);
         }
+        self.recovered(now);
     }
 
     /// Messages since the last call that promise nothing: they may leave at once.

@@ -36,7 +36,7 @@ impl Replica {
         (waiting.own, waiting.sent) = (true, Some(now));
         if primary != self.id {
             waiting.told.get_or_insert(now);
-            let alone = !active && signed.request.operation.is_a_servers();
+            let alone = !(active && self.may_vote()) && signed.request.operation.is_a_servers();
             let target = if alone { Target::All } else { Target::One(primary) };
             self.pending.send(target, PeerMessage::Forward(Box::new(signed)));
         }

@@ -266,16 +266,24 @@ impl Replica {
             None => self.renewing.seeds = None,
         }
         self.forget_attempts(&epochs);
-        let underway = epochs.attempt.as_ref().and_then(|attempt| attempt.recovering);
-        if self.renewing.holding.lacks_shares
-            && underway != Some(self.id)
-            && !epochs.waiting.contains(&self.id)
-        {
-            self.step(now, "recover", 0, Step::Recover { server: self.id });
-        }
+        self.ask_for_recovery(now, &epochs);
         self.put_in_place();
         self.fetch_missing(now, &epochs);
         self.erase_dealings();
+    }
+
+    /// Asks for its shares; or, where it has forgotten votes, for the next epoch, in which they do not matter. One attempt
+    /// gives both.
+    fn ask_for_recovery(&mut self, now: Timestamp, epochs: &Epochs) {
+        let underway = epochs.attempt.as_ref().and_then(|attempt| attempt.recovering);
+        let asked = underway == Some(self.id) || epochs.waiting.contains(&self.id);
+        let waits_for_epoch = self.waits_for_epoch() && epochs.attempt.is_none();
+        // Nobody takes the step before the key that signs it is on record.
+        let known = layout::server_keys(self.state.map(), self.id);
+        let on_record = known.is_some_and(|keys| keys.voting == *self.voter.certificate());
+        if (self.renewing.holding.lacks_shares || waits_for_epoch) && on_record && !asked {
+            self.step(now, "recover", 0, Step::Recover { server: self.id });
+        }
     }
 
     fn take_part_in(&mut self, now: Timestamp, attempt: &Attempt) {
@@ -367,7 +375,10 @@ impl Replica {
     }
 
     fn own_request(&mut self, now: Timestamp, kind: &'static str, size: usize, operation: Operation) {
-        if !self.may_vote() {
+        // To ask for help is no vote: whoever has forgotten votes may.
+        let asks_for_help =
+            matches!(operation, Operation::AnnounceKeys { .. } | Operation::Step(Step::Recover { .. }));
+        if !self.may_vote() && !(asks_for_help && self.may_ask_for_help()) {
             return;
         }
         if let Some((asked, said)) = self.renewing.asked_for.get(kind)

@@ -20,7 +20,8 @@
 //! What it is shown may be an adversary's, who had one of its keys once: she makes it wait until the epoch is over
 //! in which that key counts, and no longer.
 //!
-//! Until then it promises nothing, proposes nothing, and shows readers nothing.
+//! Until then it promises nothing, proposes nothing, and shows readers nothing. But it asks for that epoch, by an ordered
+//! request, which has it begin early (see [`crate::state`]'s epochs): so it is back within seconds.
 //!
 //! A vote of an epoch that is over binds nobody. But the server may also have said to hold what it executed then
 //! ([`Held`](crate::certificate::Held)), and readers count on that: it votes, and shows them nothing before it has a
@@ -213,6 +214,19 @@ impl Replica {
         // Under a key of another epoch nobody would count it.
         let has_key = self.voter.attempt() == self.state.attempt();
         matches!(self.standing, Standing::Voting) && !self.diverged && has_key
+    }
+
+    /// Whether it may ask for the epoch in which it votes again, and for its shares: it has a key of this epoch, and
+    /// knows that it has forgotten votes under another one.
+    pub(super) fn may_ask_for_help(&self) -> bool {
+        let has_key = self.voter.attempt() == self.state.attempt();
+        matches!(self.standing, Standing::Recovering(_)) && !self.diverged && has_key
+    }
+
+    /// Whether it votes for nothing before the next epoch begins.
+    pub(super) fn waits_for_epoch(&self) -> bool {
+        let Standing::Recovering(Forgotten::Votes(through)) = self.standing else { return false };
+        through >= self.state.epoch()
     }
 
     /// For operators.

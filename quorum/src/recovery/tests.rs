@@ -172,7 +172,10 @@ fn what_was_dealt_wrongly_is_excused_by_index() {
         assert!(sets[0].is_whole() && !sets[0].lacks(bad));
         // The next one recovers from servers of which f+1 have no share of it, and an excuse.
         let (mut lost, f) = (ShareSet::new(), thresholds.f());
-        lost.apply(&ShareOp::Present { indices: keys.iter().map(|(index, _)| *index).collect(), epoch: Epoch(1) });
+        lost.apply(&ShareOp::Present {
+            indices: keys.iter().map(|(index, _)| *index).collect(),
+            epoch: Epoch(1),
+        });
         sets[0] = lost;
         let (open, _) = recover(thresholds, &mut sets, r, &[], |helper, masked| {
             for chunk in masked.chunks.iter_mut().filter(|chunk| chunk.chunk == bad / CHUNK as u64) {

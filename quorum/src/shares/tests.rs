@@ -63,7 +63,11 @@ fn operations_that_come_again_change_nothing() {
         renewal(1, true),
         store(2, 1, Some(3)),
         ShareOp::Erase { index: 1 },
-        ShareOp::Recovered { epoch: Epoch(1), shares: vec![(2, SecretBytes::new(&[8; 32]))], excused: vec![] },
+        ShareOp::Recovered {
+            epoch: Epoch(1),
+            shares: vec![(2, SecretBytes::new(&[8; 32]))],
+            excused: vec![],
+        },
     ];
     let once = set(&operations);
     for from in 0..operations.len() {

@@ -18,13 +18,17 @@
 //! other attempt agrees only on masks for a server that recovers: it renews nothing and leaves the epoch as
 //! it is, and when that server is whole the next attempt can succeed.
 //!
+//! A server that waits for an epoch, since it lacks shares or has forgotten votes, is not left waiting until the current
+//! one has had its length: when it asks, the next one begins *early*, with masks for it. That is bounded, since a liar may
+//! ask: no epoch is shorter than [`EARLY_EPOCH_MS`], and none ends early twice within [`EARLY_INTERVAL_MS`] for the same server.
+//!
 //! Nothing secret is in here: only commitments, public keys and who has done what.
 
 use super::{Event, Lookup, State, layout};
 use crate::Thresholds;
 use crate::bytes::{Hash, PublicKey};
 use crate::ids::{AttemptId, Epoch, Sequence, ServerId, Timestamp};
-use crate::limits::{ATTEMPT_LACKING_MS, ATTEMPT_MS};
+use crate::limits::{ATTEMPT_LACKING_MS, ATTEMPT_MS, EARLY_EPOCH_MS, EARLY_INTERVAL_MS};
 use crate::membership::Membership;
 use crate::record::Invalid;
 use crate::request::{Done, Refusal, Request, Step};
@@ -50,6 +54,10 @@ pub struct Epochs {
     pub last_attempt: u32,
     /// Servers that asked for their shares, in order.
     pub waiting: Vec<ServerId>,
+    /// The current epoch ends before it has had its length.
+    pub early: bool,
+    /// For whom an epoch ended early lately, and when.
+    pub early_for: BTreeMap<ServerId, Timestamp>,
 }
 
 /// An attempt at the next epoch.
@@ -111,6 +119,15 @@ impl Epochs {
         attempt.ok_or(Refusal::EpochPassed { current: self.current })
     }
 
+    /// The first of those who wait for whom the current epoch may end early.
+    fn may_end_early_for(&self, now: Timestamp) -> Option<ServerId> {
+        let not_lately = |server: &ServerId| {
+            self.early_for.get(server).is_none_or(|last| now.since_ms(*last) >= EARLY_INTERVAL_MS)
+        };
+        let long_enough = now.since_ms(self.since) >= EARLY_EPOCH_MS;
+        self.waiting.iter().copied().find(not_lately).filter(|_| long_enough)
+    }
+
     /// Ends the attempt that is under way; there will be another one.
     pub(super) fn give_up(&mut self) {
         if let Some(attempt) = self.attempt.take() {
@@ -170,12 +187,14 @@ impl Epochs {
 }
 
 impl State {
-    /// Begins an attempt when it is time for the next epoch, or when the last attempt took too long: the
-    /// old shares stay valid, and nothing is lost by trying again.
+    /// Begins an attempt when it is time for the next epoch, when a server waits for it, or when the last attempt took
+    /// too long: the old shares stay valid, and nothing is lost by trying again.
     pub(super) fn advance_epochs(&mut self) {
         let mut epochs = layout::epochs(&self.map).unwrap_or_default();
         let thresholds = self.manifest.thresholds;
         let length_ms = u64::from(self.manifest.epoch_seconds) * 1_000;
+        let due = epochs.early || self.time.since_ms(epochs.since) >= length_ms;
+        let early_for = epochs.may_end_early_for(self.time).filter(|_| !due && epochs.attempt.is_none());
         let number = match &epochs.attempt {
             _ if epochs.since == Timestamp(0) => {
                 // The first batch: the cluster's time begins.
@@ -185,11 +204,19 @@ impl State {
             }
             // Whoever sleeps through the epoch must be able to follow.
             _ if self.membership.unproved().is_some() => return,
-            None if self.time.since_ms(epochs.since) >= length_ms => epochs.last_attempt + 1,
+            None if due || early_for.is_some() => epochs.last_attempt + 1,
             Some(attempt) if attempt.is_over(self.time, thresholds) => attempt.id.attempt + 1,
             _ => return,
         };
         epochs.give_up();
+        if let Some(server) = early_for {
+            epochs.early = true;
+            epochs.early_for.retain(|_, last| self.time.since_ms(*last) < EARLY_INTERVAL_MS);
+            epochs.early_for.insert(server, self.time);
+            // Others may have asked before it and had their turn.
+            epochs.waiting.retain(|waiting| *waiting != server);
+            epochs.waiting.insert(0, server);
+        }
         let recovering = (!epochs.waiting.is_empty()).then(|| epochs.waiting.remove(0));
         epochs.attempt = Some(Attempt {
             id: AttemptId { epoch: epochs.current.next(), attempt: number },
@@ -246,6 +273,7 @@ impl State {
                         (epochs.current, epochs.since) = (attempt.id.epoch, self.time);
                         epochs.began = self.sequence;
                         (epochs.sealed, epochs.last_attempt) = (Some(attempt.clone()), 0);
+                        epochs.early = false;
                         self.renew_epoch(&attempt);
                     } else {
                         epochs.last_attempt = attempt.id.attempt;
@@ -255,7 +283,12 @@ impl State {
                     return Ok(Done::Stepped);
                 }
             }
-            (Step::Recover { server }, _) => epochs.waiting.push(*server),
+            (Step::Recover { server }, _) => {
+                epochs.waiting.push(*server);
+                self.put(layout::EPOCHS.to_vec(), &epochs);
+                self.advance_epochs();
+                return Ok(Done::Stepped);
+            }
             (_, None) => return Err(Refusal::EpochPassed { current: epochs.current }),
         }
         self.put(layout::EPOCHS.to_vec(), &epochs);

@@ -24,7 +24,8 @@ pub struct ServerKeys {
 
 /// Whether this is a server's announcement of the key that signed it, with certificates of the
 /// server's identity key: then it may be ordered although the key is not known yet. A server gets
-/// one through in an interval, since it can certify as many keys as it likes.
+/// one through in an interval, since it can certify as many keys as it likes; and its first of an epoch, which may end
+/// early.
 pub(super) fn announces_itself(
     state: &impl Lookup,
     membership: &Membership,
@@ -35,10 +36,11 @@ pub(super) fn announces_itself(
     // Whoever missed its beginning has to be heard in an epoch, however short it is.
     let epoch_ms = u64::from(membership.manifest().epoch_seconds) * 1_000;
     let interval_ms = ANNOUNCE_INTERVAL_MS.min(epoch_ms / 4);
-    let due = layout::server_keys(state, voting.statement.server)
-        .is_none_or(|known| now.since_ms(known.announced) >= interval_ms);
     // Those of another epoch would be refused, and are ordered for nobody: not for a thief, and not for a liar.
     let current = layout::epochs(state).unwrap_or_default().attempt_id();
+    let due = layout::server_keys(state, voting.statement.server).is_none_or(|known| {
+        known.voting.statement.attempt_id() != current || now.since_ms(known.announced) >= interval_ms
+    });
     due && voting.statement.attempt_id() == current
         && certified(membership, &request.client, voting, sealing).is_some()
 }

@@ -4,7 +4,7 @@ use crate::disk::Disk;
 use crate::liar::{Conspiracy, Liar};
 use crate::patient::{Patience, Patient};
 use crate::readers::{Liars, Readers};
-use crate::secrets::Secrets;
+use crate::secrets::{BACK_IN_TURN_MS, BACK_MS, LONG_EPOCH_SECONDS, Secrets};
 use crate::thief::Thief;
 use quorum::answer::{Proved, Receipt, Verifier};
 use quorum::bytes::{Blob, Hash};
@@ -431,11 +431,8 @@ impl Simulation {
         }
         if let Some(patience) = self.faults.patient {
             let id = patience.who(n);
-            let hoarders = match patience {
-                Patience::HoardsBatches | Patience::ShowsEachAnother => self.manifest.thresholds.f(),
-                _ => 1,
-            };
-            for id in (id.index()..id.index() + hoarders).map(|i| ServerId(i as u8)) {
+            let count = patience.count(self.manifest.thresholds.f());
+            for id in (id.index()..id.index() + count).map(|i| ServerId(i as u8)) {
                 let (rng, voter) =
                     (StdRng::seed_from_u64(self.rng.random()), self.voters[id.index()].clone());
                 let mut liar = Liar::new(rng, self.cluster, voter, n, self.manifest.thresholds.q(), START);
@@ -793,6 +790,7 @@ impl Simulation {
         assert!(statement.time <= latest, "seed {}: agreed time runs ahead", self.seed);
         let root = *self.roots.entry(statement.sequence).or_insert(statement.root);
         assert_eq!(root, statement.root, "seed {}: two certificates at {}", self.seed, statement.sequence);
+        self.check_epoch(&published);
         self.remember_for_liars(&published);
         self.servers[id.index()].published = Some(published);
     }
@@ -894,6 +892,7 @@ impl Simulation {
                 if self.servers[id.index()].replica.is_some() {
                     self.step(id, Input::Tick);
                     self.keeper_ticks(id);
+                    self.check_back(id);
                     self.tell_backups(id);
                     self.thief_acts(id);
                     if self.liars.contains_key(&id) {
@@ -949,6 +948,11 @@ impl Simulation {
             }
             Event::Decide(id) => self.decide(id),
             Event::Restart(id) => {
+                let quiet = self.faults.secrets > 0 && self.faults.epoch_seconds >= LONG_EPOCH_SECONDS;
+                if quiet && self.forgetful.contains(&id) {
+                    let turns = self.forgetful.len() as u64;
+                    self.secrets.back_by.insert(id, self.now.plus_ms(BACK_MS + turns * BACK_IN_TURN_MS));
+                }
                 let gone = self.dead.contains(&id) && self.healed;
                 let may_start = !gone && !self.replacing.contains_key(&id);
                 if self.servers[id.index()].replica.is_none() && may_start {
@@ -1234,7 +1238,7 @@ impl Simulation {
         };
         let mut alive = self.honest().filter(|server| server.replica.is_some() && !forgot(server));
         let written = self.clients.iter().all(|client| client.acknowledged) && alive.all(up_to_date);
-        written && self.replacing.is_empty() && self.secrets_are_kept()
+        written && self.replacing.is_empty() && self.secrets.back_by.is_empty() && self.secrets_are_kept()
     }
 
     pub fn trace_digest(&self) -> Hash {

@@ -37,6 +37,9 @@ struct Happened {
     repairs: usize,
     replacements: usize,
     wrong_dealings: usize,
+    /// Epochs that ended early, and shares that were recovered.
+    early: usize,
+    recovered: usize,
     /// Lies under keys that were stolen in epochs that are over.
     old_lies: usize,
     views: Vec<View>,
@@ -57,6 +60,8 @@ fn run(servers: usize, faults: Faults, default_seeds: u64) -> Happened {
         happened.repairs += simulation.repairs;
         happened.replacements += simulation.replacements;
         happened.wrong_dealings += simulation.wrong_dealings;
+        happened.early += simulation.secrets.early;
+        happened.recovered += simulation.secrets.recovered;
         happened.old_lies += simulation.thief.old;
         happened.views.push(simulation.view());
         if let Some(readers) = &simulation.readers {
@@ -172,6 +177,28 @@ fn four_replicas_of_which_one_forgets() {
 fn four_replicas_that_forget_one_after_the_other() {
     let recoveries = run(4, FORGETTING_IN_TURN, 60).recoveries;
     assert!(recoveries > 120, "{recoveries} servers recovered: this tests little");
+}
+/// Within seconds it votes and has its shares, although an epoch is long and nothing else happens: see `check_back`.
+#[test]
+fn a_restored_replica_of_a_quiet_cluster_is_back_in_seconds() {
+    for (servers, seeds) in [(4, 40), (9, 8)] {
+        let happened = run(servers, RESTORED, seeds);
+        // A copy that is not older than the voting key is no loss.
+        let (back, shares) = (happened.recoveries, happened.recovered);
+        assert!(
+            back > seeds as usize / 2 && shares > seeds as usize,
+            "{back} came back, {shares} shares did"
+        );
+    }
+}
+/// Liars who ask for epochs get what they may and no more: see `check_epoch`.
+#[test]
+fn replicas_that_ask_for_epochs_make_few_more_of_them() {
+    for (servers, seeds) in [(4, 10), (9, 3)] {
+        let early = run(servers, ASKING, seeds).early;
+        let f = (servers - 1) / 3;
+        assert!(early > 0 && early <= seeds as usize * f, "{early} epochs ended early");
+    }
 }
 #[test]
 fn four_replicas_of_which_one_has_a_wrong_state() {

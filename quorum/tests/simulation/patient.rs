@@ -31,6 +31,8 @@ pub enum Patience {
     /// f of them, of whom the first primary proposes nothing any more, say to each another view change: all of them
     /// hold, and they are there first, so that a new view names some of them.
     ShowsEachAnother,
+    /// f of them, the last ones, ask for their shares whenever they may, so that epochs end early.
+    AsksForEpochs,
 }
 
 /// How long requests are kept: less than what would be taken for censorship.
@@ -73,7 +75,15 @@ impl Patience {
     pub fn who(self, n: usize) -> ServerId {
         match self {
             Self::TellsBackups => ServerId(n as u8 - 1),
+            Self::AsksForEpochs => ServerId((n - (n - 1) / 3) as u8),
             _ => ServerId(0),
+        }
+    }
+    /// How many do it.
+    pub fn count(self, f: usize) -> usize {
+        match self {
+            Self::HoardsBatches | Self::ShowsEachAnother | Self::AsksForEpochs => f,
+            _ => 1,
         }
     }
 }
@@ -118,6 +128,7 @@ impl Simulation {
             | Patience::TellsBackups
             | Patience::HoardsBatches
             | Patience::LeavesAHole
+            | Patience::AsksForEpochs
             | Patience::ShowsEachAnother => true,
         }
     }
@@ -286,6 +297,12 @@ impl Simulation {
                 assert!(after >= Some(2), "seed {seed}: too few batches after the hole: {after:?}");
                 assert_eq!(self.view(), View(1), "seed {seed}: one view change is enough");
                 return;
+            }
+            Patience::AsksForEpochs => {
+                while self.now < START.plus_ms(LONG_MS) {
+                    self.next_event();
+                }
+                assert_eq!(self.view(), View(0), "seed {seed}: to ask for epochs changes the view");
             }
             Patience::TellsBackups => {
                 while self.now < START.plus_ms(LONG_MS) {

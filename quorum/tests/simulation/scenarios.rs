@@ -114,6 +114,13 @@ pub const KEEPING_THROUGH_EVERYTHING: Faults =
 pub const KEEPING_ROBBED: Faults =
     Faults { mobile: true, crashes: true, max_delay_ms: 40, secrets: 4, epoch_seconds: 2, ..GOOD };
 
+/// A server is restored from an old copy, or has lost its disk, while nothing else happens: it asks for the next epoch, which
+/// would not begin otherwise.
+pub const RESTORED: Faults = Faults { forgetful: true, secrets: 6, epoch_seconds: 30, ..GOOD };
+/// f servers ask for epochs as often as they may.
+pub const ASKING: Faults =
+    Faults { patient: Some(Patience::AsksForEpochs), secrets: 6, epoch_seconds: 30, ..GOOD };
+
 /// Servers' places are given to other identities.
 pub const KEEPING_REPLACED: Faults = Faults { replaced: true, max_delay_ms: 40, ..KEEPING };
 /// While others sleep so long that they learn of it later.
@@ -149,6 +156,8 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("keeping-forgetting", &[4, 4, 9], KEEPING_FORGETTING),
     ("keeping-through-everything", &[4, 9], KEEPING_THROUGH_EVERYTHING),
     ("keeping-robbed", &[4, 4, 9], KEEPING_ROBBED),
+    ("restored", &[4, 9, 16], RESTORED),
+    ("asking", &[4, 9], ASKING),
     ("keeping-replaced", &[4, 9], KEEPING_REPLACED),
     ("keeping-replaced-apart", &[4, 4, 9], KEEPING_REPLACED_APART),
     ("everything", &[4, 4, 4, 7, 7, 9, 16], EVERYTHING),

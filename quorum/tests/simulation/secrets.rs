@@ -2,14 +2,15 @@
 //! put together again.
 
 use crate::cluster::{Event, Simulation};
+use crate::patient::Patience;
 use quorum::answer::Proved;
 use quorum::bytes::{Blob, Hash, PublicKey, SecretBytes};
 use quorum::certificate::Certificate;
-use quorum::ids::{AttemptId, Epoch, ServerId};
-use quorum::limits::DEALINGS_KEPT_AT_MOST_MS;
+use quorum::ids::{AttemptId, Epoch, ServerId, Timestamp};
+use quorum::limits::{DEALINGS_KEPT_AT_MOST_MS, EARLY_EPOCH_MS};
 use quorum::membership::Membership;
 use quorum::message::{CheckedMessage, PeerMessage};
-use quorum::ordering::{EpochKeys, Holding, Input, Part, Target, VaultKey, Write};
+use quorum::ordering::{EpochKeys, Holding, Input, Part, Published, Target, VaultKey, Write};
 use quorum::record::Name;
 use quorum::refresh::Field;
 use quorum::request::{
@@ -29,6 +30,13 @@ use std::sync::Arc;
 /// Epochs that must follow each other once everything is healed.
 const EPOCHS_AFTER_HEALING: u64 = 4;
 
+/// Epochs of this length do not end in time: only early.
+pub(crate) const LONG_EPOCH_SECONDS: u32 = 30;
+/// How soon after its start a server that forgot everything votes and has its shares, on a good network; and so much for
+/// itself and each other one that forgot, since one at a time gets its shares.
+pub(crate) const BACK_MS: u64 = 4_000;
+pub(crate) const BACK_IN_TURN_MS: u64 = 7_000;
+
 /// Every third secret.
 fn behind_passphrase(which: usize) -> bool {
     which % 3 == 2
@@ -47,6 +55,12 @@ pub struct Secrets {
     pub healed_in: Epoch,
     /// Shares that were recovered.
     pub recovered: usize,
+    /// Until when servers that were restored have to vote and to have their shares.
+    pub(crate) back_by: BTreeMap<ServerId, Timestamp>,
+    /// When each epoch began, in agreed time, as far as somebody published it.
+    began: BTreeMap<Epoch, Timestamp>,
+    /// Epochs that ended before they had had their length.
+    pub early: usize,
 }
 
 struct Deposited {
@@ -61,7 +75,10 @@ impl Simulation {
             // A scalar, so that it can be shared in either way.
             let data_key = scalars::draw(&mut self.rng).to_bytes();
             self.secrets.deposits.push(Deposited { data_key, index: None });
-            let at = self.rng.random_range(500..9_000);
+            // Whoever does not deal has no key for a moment when an epoch begins, and lacks what is deposited then until
+            // the next one: in long epochs all is there before the first ends early.
+            let until = if self.faults.epoch_seconds >= LONG_EPOCH_SECONDS { 3_000 } else { 9_000 };
+            let at = self.rng.random_range(500..until);
             self.schedule(at, Event::Deposit(i));
         }
     }
@@ -274,6 +291,40 @@ impl Simulation {
         self.step(id, Input::Holding(holding));
     }
 
+    /// A server that was restored is back within seconds, also where nothing else happens (design §7).
+    pub(crate) fn check_back(&mut self, id: ServerId) {
+        let Some(by) = self.secrets.back_by.get(&id).copied() else { return };
+        let server = &self.servers[id.index()];
+        let Some(replica) = &server.replica else { return };
+        let (status, shares) = (replica.status(), &server.disk.shares);
+        let has_shares = shares.is_whole() && shares.epoch() == status.epoch;
+        if status.part == Part::Voting && has_shares && status.executed >= status.target {
+            self.secrets.back_by.remove(&id);
+        }
+        let (seed, part) = (self.seed, status.part);
+        assert!(self.now <= by, "seed {seed}: {id} is not back in time: {part:?}, {shares:?}");
+    }
+
+    /// No epoch is shorter than it may be, whoever asks for the next one.
+    pub(crate) fn check_epoch(&mut self, published: &Published) {
+        let epoch = published.certificate.statement.epoch;
+        if self.secrets.began.contains_key(&epoch) {
+            return;
+        }
+        let epochs = layout::epochs(&published.snapshot).expect("there are epochs");
+        self.secrets.began.insert(epoch, epochs.since);
+        let before = epoch.0.checked_sub(1).and_then(|before| self.secrets.began.get(&Epoch(before)));
+        // The cluster's time begins with its first batch.
+        let Some(before) = before.filter(|before| before.0 > 0) else { return };
+        let (lasted_ms, length_ms) =
+            (epochs.since.since_ms(*before), u64::from(self.faults.epoch_seconds) * 1_000);
+        self.secrets.early += usize::from(lasted_ms < length_ms);
+        let least_ms = EARLY_EPOCH_MS.min(length_ms);
+        assert!(lasted_ms >= least_ms, "seed {}: epoch {epoch} came after {lasted_ms} ms", self.seed);
+        let most = self.voters.len();
+        assert!(self.secrets.early <= most, "seed {}: {} epochs ended early", self.seed, self.secrets.early);
+    }
+
     /// Whether a server's signer can certify keys for an attempt: not before somebody has shown it. The server
     /// waits for a certificate then.
     fn may_be_certified(
@@ -292,13 +343,16 @@ impl Simulation {
     /// commits to what it never deals, wants shares that it has.
     pub(crate) fn lie_about_epochs(&mut self, id: ServerId) {
         let Some(replica) = &self.servers[id.index()].replica else { return };
+        if self.faults.patient == Some(Patience::AsksForEpochs) {
+            return self.take_step(id, Step::Recover { server: self.identity(id) });
+        }
         let Some(attempt) = layout::epochs(replica.state().map()).and_then(|epochs| epochs.attempt) else {
             return;
         };
         if self.faults.secrets == 0 || !self.rng.random_bool(0.3) {
             return;
         }
-        let (server, voter) = (self.identity(id), self.voter(id));
+        let server = self.identity(id);
         let step = match self.rng.random_range(0..4) {
             0 => Step::Ack { server, attempt: attempt.id, dealers: attempt.deals.keys().copied().collect() },
             1 => Step::Ready { server, attempt: attempt.id, whole: true },
@@ -323,7 +377,11 @@ impl Simulation {
                 }
             }
         };
-        let (number, expiry) = (self.rng.random(), self.now.plus_ms(5_000));
+        self.take_step(id, step);
+    }
+
+    fn take_step(&mut self, id: ServerId, step: Step) {
+        let (number, expiry, voter) = (self.rng.random(), self.now.plus_ms(5_000), self.voter(id));
         let request = SignedRequest::sign(&self.cluster, voter.key(), number, expiry, Operation::Step(step));
         let forward = Arc::new(PeerMessage::Forward(Box::new(request)));
         self.send_out(id, vec![(Target::All, forward)]);
@@ -387,7 +445,9 @@ impl Simulation {
             return true;
         }
         let deposited = self.secrets.deposits.iter().all(|deposited| deposited.index.is_some());
-        if !deposited || self.epoch().0 < self.secrets.healed_in.0 + EPOCHS_AFTER_HEALING {
+        let long = self.faults.epoch_seconds >= LONG_EPOCH_SECONDS;
+        let epochs = if long { 0 } else { EPOCHS_AFTER_HEALING };
+        if !deposited || self.epoch().0 < self.secrets.healed_in.0 + epochs {
             return false;
         }
         let epoch = self.epoch();

@@ -257,6 +257,81 @@ fn an_epoch_is_sealed_on_servers_that_have_their_shares() {
     assert_eq!((world.epochs().current, world.epochs().last_attempt), (Epoch(1), 0));
 }
 
+/// A server that waits for an epoch does not wait until the current one has had its length; and nobody makes epochs
+/// shorter, or ends more of them, than is said.
+#[test]
+fn an_epoch_ends_early_for_who_waits_and_neither_too_early_nor_too_often() {
+    let mut world = World::new();
+    let waits = |world: &mut World, i: u8| world.step(i, Step::Recover { server: ServerId(i) });
+    let recovering = |world: &World| world.epochs().attempt.and_then(|attempt| attempt.recovering);
+    let seal = |world: &mut World| {
+        assert!((0..3).all(|i| world.deal(i)));
+        assert!((0..3).all(|i| world.ack(i, &[0, 1, 2])));
+        assert!((0..3).all(|i| world.ready(i)));
+        let current = world.state.attempt();
+        (0..4).for_each(|i| world.voters[usize::from(i)] = world.voter_of(i, current));
+        let (voting, sealing) = (*world.voters[3].certificate(), world.sealing_of(3, current));
+        assert!(world.ask(3, Operation::AnnounceKeys { voting, sealing }).is_ok(), "the first of an epoch");
+        current.epoch.0
+    };
+    assert!(waits(&mut world, 3));
+    world.pass(EARLY_EPOCH_MS - 1);
+    assert_eq!(world.epochs().attempt, None, "an epoch has to last so long");
+    world.pass(1);
+    assert_eq!(recovering(&world), Some(ServerId(3)));
+    assert!(world.attempt().renews);
+    assert_eq!(seal(&mut world), 1);
+    // Not again for the same server, whether it has something to wait for or not; for another one, who comes first then.
+    assert!(waits(&mut world, 3));
+    world.pass(EARLY_EPOCH_MS);
+    assert_eq!(world.epochs().attempt, None);
+    assert!(waits(&mut world, 2));
+    assert_eq!(recovering(&world), Some(ServerId(2)), "it begins with the request");
+    assert_eq!(world.epochs().waiting, [ServerId(3)]);
+    // An attempt that comes to nothing is repeated at once, as any.
+    world.pass(ATTEMPT_MS);
+    assert_eq!((recovering(&world), world.attempt().id.attempt), (Some(ServerId(2)), 2));
+    world.pass(2 * ATTEMPT_MS);
+    assert_eq!(seal(&mut world), 2);
+    world.pass(29 * SECOND);
+    assert_eq!(world.epochs().attempt, None);
+    world.pass(SECOND);
+    assert_eq!(recovering(&world), Some(ServerId(3)), "it is served when the epoch has had its length");
+    assert_eq!(seal(&mut world), 3);
+    // After a while anyone may have another one.
+    world.pass(EARLY_EPOCH_MS);
+    world.now = world.now.plus_ms(EARLY_INTERVAL_MS);
+    let mut epochs = world.epochs();
+    epochs.since = world.now;
+    world.state.put(layout::EPOCHS.to_vec(), &epochs);
+    world.pass(EARLY_EPOCH_MS);
+    assert!(waits(&mut world, 3));
+    assert_eq!(recovering(&world), Some(ServerId(3)));
+    assert_eq!(world.epochs().early_for.len(), 1, "what is long ago is forgotten");
+}
+
+/// An early attempt that only lets a server recover is followed by one that renews.
+#[test]
+fn an_epoch_that_ends_early_ends() {
+    let mut world = World::new();
+    world.pass(EARLY_EPOCH_MS);
+    assert!(world.step(2, Step::Recover { server: ServerId(2) }));
+    let agree = |world: &mut World, whole| {
+        assert!((0..3).all(|i| world.deal(i)));
+        assert!((0..3).all(|i| world.ack(i, &[0, 1, 2])));
+        assert!(world.ready(0) && world.ready(1) && world.ready_with(2, whole));
+    };
+    agree(&mut world, false);
+    world.pass(ATTEMPT_MS);
+    assert!(!world.attempt().renews);
+    agree(&mut world, false);
+    assert_eq!((world.epochs().current, world.sealed.len()), (Epoch(0), 1));
+    world.pass(1);
+    assert!(world.attempt().renews, "at once, and not when the epoch has had its length");
+    agree(&mut world, true);
+    assert_eq!((world.epochs().current, world.epochs().early), (Epoch(1), false));
+}
+
 #[test]
 fn servers_take_their_own_steps_and_none_that_make_no_sense() {
     let mut world = World::new();
