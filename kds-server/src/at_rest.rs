@@ -6,13 +6,12 @@
 //! overwritten and removed: from then on nothing that was written before opens any more, wherever
 //! on the disk it still stands. (What an SSD may keep of that small file is in docs/security.md.)
 
+use crate::files::{erase, sync_folder};
 use anyhow::Context as _;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
 use rand::Rng as _;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
@@ -44,30 +43,6 @@ fn decrypt(cipher: &ChaCha20Poly1305, context: &[u8], sealed: &[u8]) -> Option<Z
     cipher.decrypt(&(*nonce).into(), payload).ok().map(Zeroizing::new)
 }
 
-/// Overwrites a file with zeros and removes it.
-pub fn erase_file(path: &Path) -> std::io::Result<()> {
-    let mut file = match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut left = file.metadata()?.len();
-    file.seek(SeekFrom::Start(0))?;
-    let zeros = [0; 64 * 1024];
-    while left > 0 {
-        let part = left.min(zeros.len() as u64);
-        file.write_all(&zeros[..part as usize])?;
-        left -= part;
-    }
-    file.sync_all()?;
-    std::fs::remove_file(path)
-}
-
-/// Makes a new or renamed name in a folder durable.
-pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 impl StorageKeys {
     /// Reads the keys of a server's folder; draws the first one.
     pub fn open(folder: &Path, wrapping: &[u8; 32]) -> anyhow::Result<Self> {
@@ -84,12 +59,12 @@ impl StorageKeys {
             match key.as_ref().and_then(|key| <&[u8; 32]>::try_from(key.as_slice()).ok()) {
                 Some(key) => drop(keys.insert(number, ChaCha20Poly1305::new(key.into()))),
                 // Its writing or its erasure was cut short: nothing needs it.
-                None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase_file(&path)?,
+                None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase(&path)?,
                 // Erased by mistake it could not be had back.
                 None => anyhow::bail!(
                     "{} does not open with this server's storage.key\n  \
-                     is storage.key another server's, or an old one? If the file is damaged, remove it: \
-                     this server then recovers its shares from the others",
+                     is storage.key another server's, or an old one? Then bring the right one back, from a backup if \
+                     need be. If this file is damaged, remove it: the server recovers its shares from the others",
                     path.display()
                 ),
             }
@@ -116,7 +91,7 @@ impl StorageKeys {
         let wrapped = encrypt(&self.wrapping, &key_context(number), &*key);
         let path = self.path(number);
         // One whose writing failed half-way is nobody's, and must not stand in the way for ever.
-        erase_file(&path)?;
+        erase(&path)?;
         let written = kds_client::keystore::write_private(&path, &wrapped);
         written.map_err(anyhow::Error::from).and_then(|()| Ok(sync_folder(&self.folder)?))?;
         self.lock().insert(number, ChaCha20Poly1305::new((&*key).into()));
@@ -129,7 +104,7 @@ impl StorageKeys {
         while let Some(first) = keys.first_entry().filter(|first| *first.key() < number) {
             let path = self.path(*first.key());
             // It is remembered until it is erased: what failed is tried again.
-            erase_file(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+            erase(&path).with_context(|| format!("cannot erase {}", path.display()))?;
             first.remove();
         }
         Ok(())
