@@ -197,7 +197,7 @@ pub struct TransferStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TroubleKind {
-    /// Writes to its database fail: it has stopped voting until it is started again.
+    /// Writes to its database fail: it does not vote, and tries again for a while before it ends.
     Storage,
     /// Its disk is full: nothing is ordered there until there is room.
     DiskFull,
@@ -205,16 +205,24 @@ pub enum TroubleKind {
     Signer,
     /// Secrets of an epoch that is over are not erased yet. It is tried again.
     NotErased,
+    /// Its database was lost, damaged or an older copy. It recovers from the others.
+    LostDatabase,
 }
 
 impl TroubleKind {
     /// In words.
     pub fn what(self) -> &'static str {
         match self {
-            Self::Storage => "the database cannot be written: this server has stopped voting",
+            Self::Storage => {
+                "the database cannot be written: this server has stopped voting, and tries again"
+            }
             Self::DiskFull => "the disk is full",
             Self::Signer => "the signer does not answer: this server gets no keys for the next epoch",
             Self::NotErased => "secrets of an epoch that is over are not erased yet",
+            Self::LostDatabase => {
+                "the database was lost, damaged or an older copy: this server recovers from the others; look at its log \
+                 and its disk"
+            }
         }
     }
 }

@@ -221,6 +221,15 @@ pub fn read(
     kind: SecretKind,
     passphrase: Option<&Passphrase>,
 ) -> Result<Zeroizing<Vec<u8>>, KeystoreError> {
+    read_both(path, kind, passphrase).map(|(_, secret)| secret)
+}
+
+/// With the public half, where there is one.
+fn read_both(
+    path: &Path,
+    kind: SecretKind,
+    passphrase: Option<&Passphrase>,
+) -> Result<(Option<PublicKey>, Zeroizing<Vec<u8>>), KeystoreError> {
     use std::os::unix::fs::PermissionsExt as _;
     let name = path.display().to_string();
     let failed = |why| KeystoreError::Io { doing: "read", path: name.clone(), why };
@@ -234,8 +243,8 @@ pub fn read(
     if file.kind != kind {
         return Err(wrong(&format!("it holds a {:?}", file.kind)));
     }
-    match (file.secret, file.sealed) {
-        (Some(secret), None) => Ok(Zeroizing::new(secret.0)),
+    let secret = match (file.secret, file.sealed) {
+        (Some(secret), None) => Zeroizing::new(secret.0),
         (None, Some(sealed)) => {
             let passphrase =
                 passphrase.ok_or_else(|| KeystoreError::NeedsPassphrase { path: name.clone() })?;
@@ -245,10 +254,11 @@ pub fn read(
             let aad = context(kind, file.public.as_ref());
             let payload = Payload { msg: &sealed.ciphertext, aad: &aad };
             let opened = ChaCha20Poly1305::new((&*key).into()).decrypt(&nonce.into(), payload);
-            opened.map(Zeroizing::new).map_err(|_| closed())
+            opened.map(Zeroizing::new).map_err(|_| closed())?
         }
-        _ => Err(wrong("it holds no secret, or two")),
-    }
+        _ => return Err(wrong("it holds no secret, or two")),
+    };
+    Ok((file.public, secret))
 }
 
 /// Writes a signing key.
@@ -267,14 +277,15 @@ pub fn read_signing_key(
     kind: SecretKind,
     passphrase: Option<&Passphrase>,
 ) -> Result<SigningKey, KeystoreError> {
-    let secret = read(path, kind, passphrase)?;
-    let seed =
-        <[u8; 32]>::try_from(secret.as_slice()).map(Zeroizing::new).map_err(|_| KeystoreError::Contents {
-            path: path.display().to_string(),
-            kind,
-            why: "its key has the wrong size".into(),
-        })?;
-    Ok(SigningKey::from_seed(&seed))
+    let (public, secret) = read_both(path, kind, passphrase)?;
+    let wrong =
+        |why: &str| KeystoreError::Contents { path: path.display().to_string(), kind, why: why.to_owned() };
+    let seed = <[u8; 32]>::try_from(secret.as_slice()).map(Zeroizing::new);
+    let key = SigningKey::from_seed(&*seed.map_err(|_| wrong("its key has the wrong size"))?);
+    match public {
+        Some(public) if public != key.public() => Err(wrong("it is damaged: its two halves are no pair")),
+        _ => Ok(key),
+    }
 }
 
 /// A new signing key from the operating system's randomness.
@@ -311,6 +322,9 @@ mod tests {
         assert!(matches!(wrong, KeystoreError::WrongPassphrase { .. }));
         assert!(matches!(refused(&plain, SecretKind::IdentityKey, None), KeystoreError::Contents { .. }));
         assert!(write_signing_key(&plain, SecretKind::SigningKey, &key, None).is_err(), "never overwritten");
+        let (mixed, other) = (dir.path().join("mixed"), Some(generate().public()));
+        write(&mixed, SecretKind::SigningKey, other, &*key.seed(), None).unwrap();
+        assert!(refused(&mixed, SecretKind::SigningKey, None).to_string().contains("no pair"));
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(refused(&plain, SecretKind::SigningKey, None), KeystoreError::LooseMode { .. }));

@@ -9,6 +9,7 @@
 //! Contributions to an attempt at an epoch must be gone soon after that has begun, and rows that are deleted stay on
 //! the disk for a while: they are encrypted under a key of that attempt, which is destroyed when they are deleted.
 
+use crate::files::{erase, sync_folder};
 use anyhow::Context as _;
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit as _};
@@ -17,8 +18,6 @@ use quorum::ids::{AttemptId, Epoch};
 use rand::Rng as _;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
@@ -63,30 +62,6 @@ fn decrypt(cipher: &ChaCha20Poly1305, context: &[u8], sealed: &[u8]) -> Option<Z
     cipher.decrypt(&(*nonce).into(), payload).ok().map(Zeroizing::new)
 }
 
-/// Overwrites a file with zeros and removes it.
-pub fn erase_file(path: &Path) -> std::io::Result<()> {
-    let mut file = match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut left = file.metadata()?.len();
-    file.seek(SeekFrom::Start(0))?;
-    let zeros = [0; 64 * 1024];
-    while left > 0 {
-        let part = left.min(zeros.len() as u64);
-        file.write_all(&zeros[..part as usize])?;
-        left -= part;
-    }
-    file.sync_all()?;
-    std::fs::remove_file(path)
-}
-
-/// Makes a new or renamed name in a folder durable.
-pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 impl StorageKeys {
     /// Reads the keys of a server's folder; draws the first one.
     pub fn open(folder: &Path, wrapping: &[u8; 32]) -> anyhow::Result<Self> {
@@ -113,12 +88,12 @@ impl StorageKeys {
                     }
                 }
                 // Its writing or its erasure was cut short: nothing needs it.
-                None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase_file(&path)?,
+                None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase(&path)?,
                 // Erased by mistake it could not be had back.
                 None => anyhow::bail!(
                     "{} does not open with this server's storage.key\n  \
-                     is storage.key another server's, or an old one? If the file is damaged, remove it: \
-                     this server then recovers its shares from the others",
+                     is storage.key another server's, or an old one? Then bring the right one back, from a backup if \
+                     need be. If this file is damaged, remove it: the server recovers its shares from the others",
                     path.display()
                 ),
             }
@@ -143,7 +118,7 @@ impl StorageKeys {
         let key = kds_client::random::secret();
         let wrapped = encrypt(&self.wrapping, context, key.expose());
         // One whose writing failed half-way is nobody's, and must not stand in the way for ever.
-        erase_file(path)?;
+        erase(path)?;
         write_private(path, &wrapped).map_err(|error| match error {
             KeystoreError::Io { ref why, .. } => std::io::Error::new(why.kind(), error),
             other => std::io::Error::other(other),
@@ -194,7 +169,7 @@ impl StorageKeys {
             let _attempts = lock(&self.attempts);
             let Some(attempt) = lock(&self.condemned).first().copied() else { return Ok(()) };
             let path = self.attempt_path(attempt);
-            erase_file(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+            erase(&path).with_context(|| format!("cannot erase {}", path.display()))?;
             lock(&self.condemned).remove(&attempt);
         }
     }
@@ -205,7 +180,7 @@ impl StorageKeys {
         while let Some(first) = keys.first_entry().filter(|first| *first.key() < number) {
             let path = self.path(*first.key());
             // It is remembered until it is erased: what failed is tried again.
-            erase_file(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+            erase(&path).with_context(|| format!("cannot erase {}", path.display()))?;
             first.remove();
         }
         Ok(())

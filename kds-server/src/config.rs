@@ -167,6 +167,10 @@ pub const LOST_DATABASE: &str = "lost-database";
 /// The database.
 pub const DATABASE: &str = "kds.db";
 
+/// What to do about a file that only this server had.
+pub const FROM_BACKUP: &str =
+    "bring it back from a backup (docs/operations.md says what to back up, and what to do without)";
+
 /// The folder that a file is in. A name alone is in the current one, which is not the same as none: programs that are
 /// started there have to find it too.
 pub fn folder_of(file: &Path) -> PathBuf {
@@ -179,8 +183,8 @@ pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loade
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read {}\n  `kds-server init` writes one for every server", path.display())
     })?;
-    let config: Config =
-        toml::from_str(&text).with_context(|| format!("{} is not a server's config", path.display()))?;
+    let config: Config = toml::from_str(&text)
+        .with_context(|| format!("{} is not a server's config\n  {FROM_BACKUP}", path.display()))?;
     ensure!(config.database == "sqlite", "database {:?} is not supported; use \"sqlite\"", config.database);
     let folder = folder_of(path);
     let manifest = manifest_file::read(&folder.join(&config.manifest))?;
@@ -190,8 +194,11 @@ pub fn load(path: &Path, passphrase: Option<Passphrase>) -> anyhow::Result<Loade
 
     let limits = config.limits(manifest.servers.len())?;
     let certificate = std::fs::read(folder.join(TLS_CERTIFICATE)).context("cannot read tls.pem")?;
-    let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase.as_ref())?;
-    let tls = TlsIdentity::from_pem(&certificate, &key)?;
+    let key = keystore::read(&folder.join(TLS_KEY), SecretKind::TlsKey, passphrase.as_ref());
+    let key = key.with_context(|| format!("no key for HTTPS\n  {FROM_BACKUP}"))?;
+    let tls =
+        TlsIdentity::from_pem(&certificate, &key).and_then(|tls| kds_certs::https_server(&tls).map(|_| tls));
+    let tls = tls.with_context(|| format!("tls.key and tls.pem are of no use\n  {FROM_BACKUP}"))?;
     let lost_database = lost_database(&folder)?;
     let wrapping = own_seed(&folder.join(STORAGE_KEY), SecretKind::StorageKey, passphrase.as_ref())?;
     let storage_keys = Arc::new(StorageKeys::open(&folder, &wrapping)?);
@@ -220,8 +227,10 @@ fn own_seed(
 ) -> anyhow::Result<Zeroizing<[u8; 32]>> {
     let mut seed = Zeroizing::new([0; 32]);
     if path.exists() {
-        let stored = keystore::read(path, kind, passphrase)?;
-        ensure!(stored.len() == 32, "{} has the wrong size", path.display());
+        let stored = keystore::read(path, kind, passphrase);
+        let stored =
+            stored.with_context(|| format!("what is on the disk cannot be opened\n  {FROM_BACKUP}"))?;
+        ensure!(stored.len() == 32, "{} has the wrong size\n  {FROM_BACKUP}", path.display());
         seed.copy_from_slice(&stored);
     } else {
         kds_client::random::system().fill_bytes(&mut *seed);

@@ -2,6 +2,7 @@
 
 use crate::peers::{FromPeers, Peers};
 use crate::server::Shared;
+use kds_client::api::TroubleKind;
 use quorum::ids::Timestamp;
 use quorum::ordering::{Input, Part, Replica, ReplicaStatus, Unsent, WriteBatch};
 use std::sync::Arc;
@@ -88,6 +89,9 @@ pub async fn run(
         }
         let status = replica.status();
         report(&shared.replica_status.load(), &status);
+        if status.part == Part::Voting {
+            shared.health.set(TroubleKind::LostDatabase, false);
+        }
         shared.epoch.send_if_modified(|known| std::mem::replace(known, status.attempt) != status.attempt);
         if !Arc::ptr_eq(&shared.membership.load(), replica.membership()) {
             shared.membership.store(Arc::clone(replica.membership()));

@@ -208,7 +208,8 @@ pub async fn run(
     loop {
         if probed.elapsed() >= PROBE {
             // Else nobody would know before the next epoch.
-            shared.health.set(TroubleKind::Signer, !signer.answers().await?);
+            let answers = signer.answers().await.context("this server has no signer")?;
+            shared.health.set(TroubleKind::Signer, !answers);
             probed = Instant::now();
         }
         let epoch = *shared.epoch.borrow();

@@ -6,6 +6,7 @@ mod committer;
 mod config;
 mod driver;
 mod epoch_keys;
+mod files;
 mod health;
 mod http;
 mod logs;

@@ -1,7 +1,8 @@
 //! Whether this server has its place in the cluster: as the manifest has it, or because administrators gave
 //! it the place of another one since.
 
-use crate::config::{Loaded, MEMBERSHIP, REPLACEMENT};
+use crate::config::{FROM_BACKUP, Loaded, MEMBERSHIP, REPLACEMENT};
+use crate::files;
 use anyhow::{Context as _, bail, ensure};
 use kds_client::api::MembershipAnswer;
 use kds_client::{Client, Options};
@@ -17,14 +18,18 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The membership as far as this server was shown it before its first state.
 pub fn remembered(folder: &Path, manifest: &Arc<Manifest>) -> anyhow::Result<Arc<Membership>> {
     let (path, genesis) = (folder.join(MEMBERSHIP), Membership::genesis(Arc::clone(manifest)));
-    let known: MembershipAnswer = match std::fs::read(&path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?
-        }
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(genesis),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    genesis.follow(known.changes).with_context(|| format!("{} does not hold", path.display()))
+    let known = serde_json::from_slice::<MembershipAnswer>(&bytes).map_err(anyhow::Error::from);
+    let known = known.and_then(|known| Ok(genesis.follow(known.changes)?));
+    // The others show it again.
+    Ok(known.unwrap_or_else(|error| {
+        tracing::warn!(file = %path.display(), error = %format!("{error:#}"), "damaged: the other servers are asked");
+        genesis
+    }))
 }
 
 /// The membership in which this server has its place; waits for the administrators if it is to take the place
@@ -45,7 +50,7 @@ pub async fn take(loaded: &Loaded, known: Arc<Membership>) -> anyhow::Result<Arc
     }
     ensure!(
         loaded.folder.join(REPLACEMENT).exists(),
-        "tls.pem is not the certificate that the manifest pins for server {id}"
+        "tls.pem is not the certificate that the manifest pins for server {id}\n  {FROM_BACKUP}"
     );
     let client = Client::new(Arc::clone(&loaded.manifest), Options::default())?;
     let mut told = false;
@@ -55,7 +60,8 @@ pub async fn take(loaded: &Loaded, known: Arc<Membership>) -> anyhow::Result<Arc
                 let answer = MembershipAnswer { changes: membership.proofs().to_vec() };
                 let path = loaded.folder.join(MEMBERSHIP);
                 let written = serde_json::to_vec(&answer).map_err(std::io::Error::from);
-                let written = written.and_then(|bytes| std::fs::write(&path, bytes));
+                let temporary = path.with_extension("new");
+                let written = written.and_then(|bytes| files::replace(&path, &temporary, &bytes));
                 written.with_context(|| format!("cannot write {}", path.display()))?;
                 tracing::info!(server = %id, from = %membership.since(id), "this server takes its place");
                 return Ok(membership);

@@ -1,19 +1,20 @@
 //! One server: storage, replica, peers and HTTPS put together, and taken apart again.
 
-use crate::config::{DATABASE, LOST_DATABASE, Loaded};
+use crate::config::{LOST_DATABASE, Loaded};
 use crate::epoch_keys::{LinkEra, LinkTls};
 use crate::health::Health;
 use crate::share_store::{self, ShareStore, Shares};
 use crate::signer::SignerLink;
-use crate::storage::Storage;
+use crate::storage;
 use crate::{committer, driver, epoch_keys, http, memory, peers, place};
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use kds_client::api::TroubleKind;
 use quorum::certificate::Certificate;
 use quorum::ids::{AttemptId, ClusterId, ServerId, Timestamp};
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
-use quorum::ordering::{Amnesia, Identity, Part, PoolError, Published, Replica, ReplicaStatus, Wants};
+use quorum::ordering::{Identity, Part, PoolError, Published, Replica, ReplicaStatus, Wants};
 use quorum::request::RequestId;
 use quorum::signing::KeyCertificate;
 use rand::Rng as _;
@@ -186,25 +187,29 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     };
 
     let mut store = ShareStore::open(&folder, Arc::clone(&storage_keys), &cluster, id)?;
-    let mut storage = Storage::open(&folder.join(DATABASE), &cluster, id, storage_keys).await?;
-    let (log, shares_damaged) = storage.share_log(store.in_file()).await?;
-    store.replay(log);
-    let mut stored = storage.load().await?;
-    if shares_damaged {
-        tracing::warn!(server = %id, "some of this server's shares cannot be read: they are recovered from the other servers");
-        stored.shares_damaged = true;
-    }
-    if lost_database {
+    let in_file = store.in_file();
+    let database = storage::Place { folder: &folder, cluster: &cluster, id, keys: &storage_keys, in_file };
+    // It may wait for a while.
+    let storage::Opened { mut storage, mut stored, share_log, aside } = tokio::select! {
+        opened = database.open() => opened?,
+        () = &mut stop => return Ok(()),
+    };
+    store.replay(share_log);
+    let lost = lost_database || aside.is_some();
+    if lost {
         tracing::warn!(server = %id, "the database is gone: fetching the state from the other servers; this server votes again in the next epoch, when nothing that it forgot matters");
-        stored.amnesia = Some(Amnesia::of(None));
     }
+    stored.forgot |= lost;
     let membership = known.or_newer(&stored.membership(&manifest).unwrap_or_else(|| Arc::clone(&known)));
     if stored.voting_key > 0 && remembered.voting > stored.voting_key {
+        stored.forgot = true;
         tracing::warn!(server = %id, "the database is an older copy than the one that this server used last: it votes again in the next epoch, when nothing that it forgot matters");
     }
+    let damaged = stored.forgot || stored.damaged;
     let writes = stored.begin(&remembered, membership.since(id));
     storage.commit(&writes.iter().collect::<Vec<_>>()).await?;
-    if lost_database {
+    if lost {
+        // The new database says so itself now.
         std::fs::remove_file(folder.join(LOST_DATABASE))?;
     }
     let number = stored.voting_key;
@@ -214,7 +219,17 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     let log_tail = quorum::limits::LOG_TAIL_BATCHES;
     let identity = Identity { membership, voter, boot, log_tail };
     let starting = move || memory::scrubbed(|| Replica::start(identity, stored));
-    let replica = tokio::task::spawn_blocking(starting).await?;
+    let mut replica = tokio::task::spawn_blocking(starting).await?;
+    let (first, operations) = match replica.drain() {
+        None => (None, vec![]),
+        Some((batch, unsent)) => {
+            let operations = storage.commit(&batch.writes().iter().collect::<Vec<_>>()).await?;
+            (Some((unsent, batch.committed())), operations)
+        }
+    };
+    store.start(&mut storage, operations).await.context(
+        "what belongs to an epoch that is over could not be erased: nothing is said to anybody before it is",
+    )?;
     let status = replica.status();
     tracing::info!(server = %id, executed = %status.executed, certified = %status.certified, "starting");
 
@@ -239,6 +254,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         health: Health::default(),
         manifest: Arc::clone(&manifest),
     });
+    shared.health.set(TroubleKind::LostDatabase, damaged);
     let (inputs, inputs_received) = mpsc::channel(INPUTS);
     let (heard, from_peers) = mpsc::channel(INPUTS);
     let (effects, effects_received) = mpsc::channel(EFFECTS);
@@ -257,6 +273,7 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     ));
     let mut committer = tokio::spawn(committer::run(
         storage,
+        first,
         effects_received,
         (asked, operations),
         inputs.clone(),
@@ -284,25 +301,28 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
         dead = died(&mut keeping, "keeper of the shares") => Some(dead),
         dead = died(&mut driver, "replica") => Some(dead),
         dead = died(&mut listening, "listener for servers") => Some(dead),
-        dead = signer_gone(&mut drawing) => Some(dead),
-        dead = died(&mut committer, "writer of the database") => Some(dead),
+        dead = failed(&mut drawing, "drawer of keys") => Some(dead),
+        dead = failed(&mut committer, "writer of the database") => Some(dead),
         dead = died(&mut http, "listener for clients") => Some(dead),
     };
     if let Some(dead) = dead {
         // Whoever started this process starts it again; half a server only seems to be one.
-        tracing::error!(task = dead, "a part of this server has ended: this process ends too");
-        anyhow::bail!("the {dead} has ended: please report what stands above");
+        tracing::error!(why = %format!("{dead:#}"), "a part of this server has ended: this process ends too");
+        return Err(dead);
     }
     tracing::info!("stopping: answering what is under way");
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(Duration::from_secs(5), http).await;
     listening.abort();
     drawing.abort();
-    keeping.abort();
-    // The driver ends; the committer writes what it left, and the database is closed.
+    // The driver ends; the committer writes what it left; the keeper puts the shares in order, so that those of one epoch
+    // alone are left; and the database is closed.
     driver.abort();
     match tokio::time::timeout(Duration::from_secs(5), committer).await {
-        Ok(Ok(storage)) => storage.close().await,
+        Ok(Ok(Ok(storage))) => storage.close().await,
+        Ok(Ok(Err(error))) => {
+            tracing::error!(error = %format!("{error:#}"), "the last writes are not on the disk")
+        }
         Ok(Err(error)) => tracing::error!(%error, "the committer failed"),
         Err(_) => {
             tracing::warn!("the database did not take the last writes in time; they were promised to nobody")
@@ -312,23 +332,25 @@ pub async fn run(loaded: Loaded, stop: impl Future<Output = ()>) -> anyhow::Resu
     Ok(())
 }
 
-/// Returns when a task has panicked. One that ends otherwise has said why: a database that cannot be written ends what
-/// depends on it, and this server goes on answering readers.
-async fn died<T>(task: &mut JoinHandle<T>, name: &'static str) -> &'static str {
+/// Returns when a task has panicked.
+async fn died<T>(task: &mut JoinHandle<T>, name: &str) -> anyhow::Error {
     match task.await {
-        Err(error) if error.is_panic() => name,
+        Err(error) if error.is_panic() => {
+            anyhow::anyhow!("the {name} has ended: please report what stands above")
+        }
         _ => std::future::pending().await,
     }
 }
 
-/// The same for the task that draws keys, which also ends when its signer has.
-async fn signer_gone(drawing: &mut JoinHandle<anyhow::Result<()>>) -> &'static str {
-    match drawing.await {
-        Ok(Err(error)) => tracing::error!(error = %format!("{error:#}"), "this server has no signer"),
-        Err(error) if error.is_panic() => {}
+/// The same for a task that may also find that it cannot go on.
+async fn failed<T>(task: &mut JoinHandle<anyhow::Result<T>>, name: &str) -> anyhow::Error {
+    match task.await {
+        Ok(Err(error)) => error,
+        Err(error) if error.is_panic() => {
+            anyhow::anyhow!("the {name} has ended: please report what stands above")
+        }
         _ => std::future::pending().await,
     }
-    "drawer of keys"
 }
 
 /// One process a folder: a second one would contradict the first.

@@ -7,11 +7,13 @@
 //! the old key are overwritten and removed. A crash anywhere in between leaves a file and a log that lead
 //! to the same shares.
 
-use crate::at_rest::{StorageKeys, erase_file, sync_folder};
+use crate::at_rest::StorageKeys;
+use crate::files;
 use crate::memory;
 use crate::peers::Peers;
 use crate::seldom;
 use crate::server::Shared;
+use crate::storage::Storage;
 use anyhow::Context as _;
 use kds_client::api::TroubleKind;
 use quorum::codec::{decode, encode, encode_secret};
@@ -20,9 +22,6 @@ use quorum::ordering::{Holding, Input, Target};
 use quorum::recovery::{AskMasked, Keeper, Kept, Left, Masked};
 use quorum::shares::{ShareCounts, ShareOp, ShareSet};
 use quorum::{ClusterId, SecretBytes};
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -79,15 +78,41 @@ impl Shares {
     }
 }
 
-/// Where the shares of a server are kept.
-pub struct ShareStore {
-    shares: Shares,
+/// The files that shares are in, and what opens them.
+struct Files {
     folder: PathBuf,
     keys: Arc<StorageKeys>,
     context: Vec<u8>,
+}
+
+impl Files {
+    /// Writes the shares under a new storage key, as of an operation of the log; says which key it is.
+    fn write(&self, shares: &Shares, applied: u64) -> anyhow::Result<u64> {
+        let number = self.keys.advance()?;
+        let sealed = memory::scrubbed(|| self.keys.seal(&self.context, &shares.read(encode_secret)));
+        let path = self.folder.join(format!("{SHARE_FILE}{applied}"));
+        let written = files::replace(&path, &self.folder.join("shares.new"), &sealed);
+        written.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(number)
+    }
+    /// Erases all other files, and the keys before this one.
+    fn erase_others(&self, applied: u64, number: u64) -> anyhow::Result<()> {
+        for (_, path) in share_files(&self.folder)?.into_iter().filter(|(other, _)| *other != applied) {
+            files::erase(&path).with_context(|| format!("cannot erase {}", path.display()))?;
+        }
+        self.keys.erase_before(number)
+    }
+}
+
+/// Where the shares of a server are kept.
+pub struct ShareStore {
+    shares: Shares,
+    files: Arc<Files>,
     /// The last operation of the log that the file has, and the last that memory has.
     in_file: u64,
     applied: u64,
+    /// The replica's operations that were applied since the start.
+    since_start: u64,
 }
 
 impl ShareStore {
@@ -101,10 +126,11 @@ impl ShareStore {
         let context = encode(&("kds.shares-at-rest.1", cluster, id));
         let mut newest: Option<(u64, ShareSet)> = None;
         for (number, path) in share_files(folder)? {
-            let opened = keys.unseal(&context, &std::fs::read(&path)?);
-            // One that was being written, or erased, when the server stopped.
-            let Some(shares) = opened.and_then(|bytes| decode::<ShareSet>(&bytes).ok()) else {
-                erase_file(&path)?;
+            let read = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            // One that was being written, or erased, when the server stopped, or that is damaged.
+            let Some(shares) = keys.unseal(&context, &read).and_then(|bytes| decode::<ShareSet>(&bytes).ok())
+            else {
+                files::erase(&path)?;
                 continue;
             };
             if newest.as_ref().is_none_or(|(known, _)| *known < number) {
@@ -113,7 +139,8 @@ impl ShareStore {
         }
         let (applied, shares) = newest.unwrap_or_default();
         let shares = Shares(Arc::new(RwLock::new(shares)));
-        Ok(Self { shares, folder: folder.to_path_buf(), keys, context, in_file: applied, applied })
+        let files = Arc::new(Files { folder: folder.to_path_buf(), keys, context });
+        Ok(Self { shares, files, in_file: applied, applied, since_start: 0 })
     }
     /// The last operation that the share file has.
     pub fn in_file(&self) -> u64 {
@@ -131,8 +158,25 @@ impl ShareStore {
         }
     }
 
+    /// Before a server says a word to anybody: what its replica had done to the shares when it started, and then nothing
+    /// of an epoch that is over is left, however the process before it ended.
+    pub async fn start(
+        &mut self,
+        storage: &mut Storage,
+        operations: Vec<(u64, ShareOp)>,
+    ) -> anyhow::Result<()> {
+        for (number, operation) in operations {
+            self.apply(number, operation).await;
+        }
+        let number = self.write().await?;
+        storage.rotate(self.applied).await.context("the database does not take it")?;
+        self.erase_others(number).await?;
+        self.erase_attempts().await
+    }
+
     /// Applies an operation; says whether an epoch began.
     async fn apply(&mut self, number: u64, operation: ShareOp) -> bool {
+        self.since_start += u64::from(!matches!(operation, ShareOp::Recovered { .. }));
         let begins = matches!(&operation, ShareOp::Renew(renewal) if renewal.to > self.shares.epoch())
             || matches!(&operation, ShareOp::Present { epoch, .. } if *epoch > self.shares.epoch());
         match begins {
@@ -167,8 +211,8 @@ impl ShareStore {
         Self::erased(self.erase_attempts().await, shared)
     }
     async fn erase_attempts(&self) -> anyhow::Result<()> {
-        let keys = Arc::clone(&self.keys);
-        tokio::task::spawn_blocking(move || keys.erase_condemned()).await?
+        let files = Arc::clone(&self.files);
+        tokio::task::spawn_blocking(move || files.keys.erase_condemned()).await?
     }
     fn erased(done: anyhow::Result<()>, shared: &Shared) -> bool {
         shared.health.set(TroubleKind::NotErased, done.is_err());
@@ -183,39 +227,23 @@ impl ShareStore {
     /// Writes the share file anew under a new storage key, has the rest of what is secret follow, and
     /// erases what was before.
     async fn rotate(&mut self, committer: &mpsc::Sender<ToCommitter>) -> anyhow::Result<()> {
-        let (keys, shares, applied) = (Arc::clone(&self.keys), self.shares.clone(), self.applied);
-        let (folder, context) = (self.folder.clone(), self.context.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let number = keys.advance()?;
-            let sealed = memory::scrubbed(|| keys.seal(&context, &shares.read(encode_secret)));
-            let path = folder.join(format!("{SHARE_FILE}{applied}"));
-            let new = folder.join("shares.new");
-            let write = || {
-                let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
-                let mut file = options.open(&new)?;
-                file.write_all(&sealed)?;
-                file.sync_all()?;
-                std::fs::rename(&new, &path)?;
-                sync_folder(&folder)
-            };
-            write().with_context(|| format!("cannot write {}", path.display()))?;
-            anyhow::Ok(number)
-        });
-        let number = written.await??;
+        let number = self.write().await?;
         let (done, rotated) = oneshot::channel();
+        let applied = self.applied;
         if committer.send(ToCommitter::Rotate { applied, done }).await.is_err() || rotated.await.is_err() {
             // The server stops, or cannot write its database: the old key stays for what is in there.
             anyhow::bail!("the database does not take it");
         }
-        self.in_file = applied;
-        let (folder, keys) = (self.folder.clone(), Arc::clone(&self.keys));
-        let erased = tokio::task::spawn_blocking(move || {
-            for (_, path) in share_files(&folder)?.into_iter().filter(|(other, _)| *other != applied) {
-                erase_file(&path)?;
-            }
-            keys.erase_before(number)
-        });
-        erased.await?
+        self.erase_others(number).await
+    }
+    async fn write(&self) -> anyhow::Result<u64> {
+        let (files, shares, applied) = (Arc::clone(&self.files), self.shares.clone(), self.applied);
+        tokio::task::spawn_blocking(move || files.write(&shares, applied)).await?
+    }
+    async fn erase_others(&mut self, number: u64) -> anyhow::Result<()> {
+        self.in_file = self.applied;
+        let (files, applied) = (Arc::clone(&self.files), self.applied);
+        tokio::task::spawn_blocking(move || files.erase_others(applied, number)).await?
     }
 }
 
@@ -230,7 +258,8 @@ fn share_files(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     Ok(files)
 }
 
-/// Runs until the server stops: keeps the shares, helps other servers, has own shares recovered.
+/// Runs until the server stops: keeps the shares, helps other servers, has own shares recovered. Ends when the last
+/// operation is applied, and what that leaves behind is erased.
 pub async fn run(
     mut store: ShareStore,
     (mut operations, mut heard): (mpsc::UnboundedReceiver<(u64, ShareOp)>, mpsc::Receiver<ToKeeper>),
@@ -242,15 +271,16 @@ pub async fn run(
     let mut keeper = Keeper::new(shared.id, shared.manifest.thresholds);
     let mut tick = interval(Duration::from_millis(125));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut said, mut applied) = (None, 0);
-    // A start erases what the one before did not come to, before it does anything else with shares.
-    let mut rotated = store.try_rotate(&committer, &shared).await;
-    let mut last_try = Instant::now();
+    let (mut said, mut rotated, mut last_try) = (None, true, Instant::now());
     loop {
         let kept = tokio::select! {
             next = operations.recv() => {
-                let Some((number, operation)) = next else { return };
-                applied += u64::from(!matches!(operation, ShareOp::Recovered { .. }));
+                let Some((number, operation)) = next else {
+                    if !rotated {
+                        store.try_rotate(&committer, &shared).await;
+                    }
+                    return;
+                };
                 let began = Instant::now();
                 if store.apply(number, operation).await {
                     let seconds = began.elapsed().as_secs_f64();
@@ -262,15 +292,14 @@ pub async fn run(
                 }
                 Kept::default()
             }
-            next = heard.recv() => match next {
-                None => return,
-                Some(ToKeeper::Ask(from, ask)) => {
+            Some(heard) = heard.recv() => match heard {
+                ToKeeper::Ask(from, ask) => {
                     if let Some(answer) = store.shares.read(|shares| keeper.on_ask(from, &ask, shares)) {
                         peers.send(Target::One(from), &answer);
                     }
                     Kept::default()
                 }
-                Some(ToKeeper::Masked(from, masked)) => keeper.on_masked(from, masked),
+                ToKeeper::Masked(from, masked) => keeper.on_masked(from, masked),
             },
             // Decoding goes on by turns, so that whatever else there is to do waits for one of them at most.
             () = std::future::ready(()), if keeper.is_busy() => {
@@ -281,14 +310,14 @@ pub async fn run(
                     last_try = Instant::now();
                     rotated = store.try_rotate(&committer, &shared).await;
                 }
-                if store.keys.any_condemned() && rotated {
+                if store.files.keys.any_condemned() && rotated {
                     rotated = store.erase_condemned(&shared).await;
                     last_try = Instant::now();
                 }
                 let kept = store.shares.read(|shares| keeper.tick(crate::driver::now(), shares));
                 let (whole, lacks_shares) =
                     store.shares.read(|shares| (shares.is_whole(), keeper.lacks_shares(shares)));
-                let holding = Holding { applied, whole, lacks_shares };
+                let holding = Holding { applied: store.since_start, whole, lacks_shares };
                 if said.replace(holding) != Some(holding) {
                     let _ = inputs.send(Input::Holding(holding)).await;
                 }

@@ -5,21 +5,21 @@
 //! of this process's memory. To keep it from this process's user too, run `kds-server signer` under another
 //! one (docs/operations.md).
 
-use crate::config::{IDENTITY_KEY, SIGNER_STATE};
-use crate::{logs, seldom};
+use crate::config::{FROM_BACKUP, IDENTITY_KEY, SIGNER_STATE};
+use crate::{files, logs, seldom};
 use anyhow::{Context as _, bail, ensure};
 use kds_client::keystore::{self, Passphrase, SecretKind};
 use kds_client::manifest_file;
 use quorum::ServerId;
-use quorum::codec::{decode, encode};
+use quorum::codec::{decode, encode, sha256};
 use quorum::limits::CHANGES_TOGETHER;
 use quorum::manifest::Manifest;
 use quorum::membership::Membership;
 use quorum::signer::{Ask, Counter, Refused, Signer};
 use quorum::signing::KeyCertificate;
 use std::fs::File;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -186,13 +186,18 @@ impl Keeper {
         let manifest: Arc<Manifest> = manifest_file::read(manifest)?;
         manifest.server(id).with_context(|| format!("server {id} is not in the manifest"))?;
         let path = folder.join(IDENTITY_KEY);
-        let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, passphrase)?;
+        let identity = keystore::read_signing_key(&path, SecretKind::IdentityKey, passphrase);
+        let identity = identity.with_context(|| format!("no identity\n  {FROM_BACKUP}"))?;
         let lock = lock(&folder.join("signer.lock")).await?;
         let state = folder.join(SIGNER_STATE);
         let counter = match std::fs::read(&state) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", state.display()))?
-            }
+            Ok(bytes) => remembered(&bytes).with_context(|| {
+                format!(
+                    "{} is damaged\n  if this server's database is the one that it used last, move the file away: \
+                     the signer counts on from the clock. If that is lost too, move kds.db* away with it",
+                    state.display()
+                )
+            })?,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // Serial numbers are drawn far more slowly than milliseconds pass, so none comes again.
                 Counter { serial: crate::driver::now().0, ..Counter::default() }
@@ -247,17 +252,25 @@ impl Keeper {
 
     /// Makes the counter durable, before anything that it counts leaves.
     fn remember(&self, counter: &Counter) -> anyhow::Result<()> {
-        let new = self.state.with_extension("new");
-        let write = || {
-            let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
-            let mut file = options.open(&new)?;
-            file.write_all(&serde_json::to_vec(counter)?)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.state)?;
-            File::open(self.state.parent().unwrap_or(Path::new(".")))?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", self.state.display()))
+        let temporary = self.state.with_extension("new");
+        let written = files::replace(&self.state, &temporary, &to_remember(counter)?);
+        written.with_context(|| format!("cannot write {}", self.state.display()))
     }
+}
+
+/// The counter as it stands in its file, with a digest: one that went back would be believed.
+fn to_remember(counter: &Counter) -> anyhow::Result<Vec<u8>> {
+    let mut value = serde_json::to_value(counter)?;
+    let digest = sha256(value.to_string().as_bytes());
+    value["digest"] = digest.to_string().into();
+    Ok(value.to_string().into_bytes())
+}
+fn remembered(bytes: &[u8]) -> anyhow::Result<Counter> {
+    let mut value: serde_json::Map<_, _> = serde_json::from_slice(bytes)?;
+    value.remove("digest");
+    let counter = serde_json::from_value(value.into())?;
+    ensure!(to_remember(&counter)? == bytes, "its digest is another one");
+    Ok(counter)
 }
 
 /// Listens at a path, in place of a signer that has ended.
@@ -285,4 +298,24 @@ async fn lock(path: &Path) -> anyhow::Result<File> {
         sleep(RETRY).await;
     }
     bail!("another signer has this identity already (it holds {})", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_comes_back_and_no_damaged_one_is_believed() {
+        let counter = Counter { serial: 1_700_000_000_123, voting: 17, ..Counter::default() };
+        let bytes = to_remember(&counter).unwrap();
+        assert_eq!(remembered(&bytes).unwrap(), counter);
+        for i in 0..bytes.len() {
+            assert!(remembered(&bytes[..i]).is_err(), "cut at {i}");
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[i] ^= 1 << bit;
+                assert!(remembered(&flipped).is_err(), "byte {i}, bit {bit}");
+            }
+        }
+    }
 }

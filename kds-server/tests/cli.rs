@@ -97,8 +97,10 @@ fn run_says_what_to_do_about_wrong_files() {
     std::fs::write(path("manifest.toml"), manifest.replace("quorum = 3", "quorum = 2")).unwrap();
     run("thresholds contradict");
     std::fs::write(path("manifest.toml"), &manifest).unwrap();
-    std::fs::write(path("server-0/kds.db"), b"this is no database, but long enough to be looked at").unwrap();
+    std::fs::remove_file(path("server-0/kds.db")).unwrap();
+    std::fs::create_dir(path("server-0/kds.db")).unwrap();
     run("cannot open the database");
+    std::fs::remove_dir(path("server-0/kds.db")).unwrap();
     let missing = server(&["run", "--config", path("none").to_str().unwrap()]);
     assert!(text(&missing.stderr).contains("kds-server init"));
 }

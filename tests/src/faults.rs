@@ -70,12 +70,13 @@ impl Cluster {
         let library = self.preloaded("other_clock")?.display().to_string();
         Ok([("LD_PRELOAD", library), ("KDS_CLOCK_OFF", seconds.to_string())])
     }
-    /// Makes a server start with a disk whose flushes fail while the file that this gives exists.
-    pub fn with_failing_fsync(&mut self, server: usize) -> anyhow::Result<PathBuf> {
-        let library = self.preloaded("failing_fsync")?;
-        let switch = self.dir().join("fsync-fails");
+    /// Makes a server start with a disk that fails, or so that it dies, when the file that this gives is there: what
+    /// happens then stands in `failing_disk.c`, by this name.
+    pub fn with_switch(&mut self, server: usize, name: &str) -> anyhow::Result<PathBuf> {
+        let library = self.preloaded("failing_disk")?;
+        let switch = self.dir().join(format!("switch-{server}"));
         let preload = format!("LD_PRELOAD={}", library.display());
-        self.start_through(server, ["env", &preload, &format!("KDS_FAIL_FSYNC={}", switch.display())]);
+        self.start_through(server, ["env", &preload, &format!("{name}={}", switch.display())]);
         Ok(switch)
     }
 }

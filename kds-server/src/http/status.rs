@@ -123,7 +123,13 @@ pub(super) async fn metrics(State(app): AppState) -> Response {
     metrics::gauge!("kds_sequence_executed").set(replica.executed.0 as f64);
     metrics::gauge!("kds_sequence_certified").set(replica.certified.0 as f64);
     metrics::gauge!("kds_votes").set(f64::from(u8::from(app.shared.part() == Part::Voting)));
-    for kind in [TroubleKind::Storage, TroubleKind::DiskFull, TroubleKind::Signer, TroubleKind::NotErased] {
+    for kind in [
+        TroubleKind::Storage,
+        TroubleKind::DiskFull,
+        TroubleKind::Signer,
+        TroubleKind::NotErased,
+        TroubleKind::LostDatabase,
+    ] {
         let troubles = app.shared.health.troubles();
         let since = troubles.iter().find(|trouble| trouble.kind == kind).map(|trouble| trouble.since);
         let seconds = since.map_or(0.0, |since| crate::driver::now().since_ms(since) as f64 / 1_000.0);

@@ -48,6 +48,9 @@ pub struct Stored {
     pub view: Option<StoredView>,
     /// The server has voted before and does not remember its votes.
     pub amnesia: Option<Amnesia>,
+    /// The database is certainly not the one that this server used last: it was lost, or is an older copy. Not in the
+    /// database.
+    pub forgot: bool,
     /// The number of the last voting key that the signer was asked for.
     pub voting_key: u64,
     /// The last epoch that the signer has certified a voting key for, as it says, if it remembers; not in the
@@ -125,7 +128,7 @@ impl Stored {
     /// place. Says what is to be durable before the signer is asked for the key of this start.
     pub fn begin(&mut self, signer: &Counter, since: Epoch) -> Vec<Write> {
         self.voted_in = (signer.voting > 0).then_some(signer.voted_in.epoch);
-        if signer.voting > self.voting_key {
+        if self.forgot || signer.voting > self.voting_key {
             self.amnesia = Some(Amnesia::of(self.voted_in));
         } else if self.voting_key == 0 && since > Epoch(0) {
             // What the identity before it signed it does not know.

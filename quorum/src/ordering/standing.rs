@@ -225,7 +225,7 @@ impl Replica {
 
     /// Whether it votes for nothing before the next epoch begins.
     pub(super) fn waits_for_epoch(&self) -> bool {
-        let Standing::Recovering(Forgotten::Votes(through)) = self.standing else { return false };
+        let Standing::Recovering(through) = self.standing else { return false };
         through >= self.state.epoch()
     }
 
@@ -514,6 +514,12 @@ mod tests {
         assert_eq!(begin(0, 4, 0), Some((7, true)), "a lost database");
         assert_eq!(begin(0, 0, 5), Some((4, true)), "another one's place, of which it knows no vote");
         assert_eq!(begin(3, 3, 5), None);
+        // Known without the signer, which has forgotten too, or counts this very key.
+        for (voting, known) in [(0, (0, false)), (9, (7, true))] {
+            let mut stored = Stored { voting_key: 9, forgot: true, ..Stored::default() };
+            stored.begin(&signer(voting), Epoch(0));
+            assert_eq!(stored.amnesia.map(|amnesia| (amnesia.through.0, amnesia.settled)), Some(known));
+        }
         // What was found stays until it does not matter any more.
         let amnesia = Some(Amnesia { through: Epoch(2), settled: true });
         let mut stored = Stored { voting_key: 9, amnesia, ..Stored::default() };

@@ -112,6 +112,7 @@ impl Disk {
             amnesia: self.amnesia,
             voting_key: self.voting_key,
             voted_in: None,
+            forgot: false,
             shares_damaged: false,
             vault: self.vault.iter().map(|(key, value)| (*key, value.clone())).collect(),
             damaged: false,
