@@ -378,7 +378,8 @@ impl Replica {
         // To ask for help is no vote: whoever has forgotten votes may.
         let asks_for_help =
             matches!(operation, Operation::AnnounceKeys { .. } | Operation::Step(Step::Recover { .. }));
-        if !self.may_vote() && !(asks_for_help && self.may_ask_for_help()) {
+        let allowed = self.may_vote() || (asks_for_help && self.may_ask_for_help());
+        if !allowed {
             return;
         }
         if let Some((asked, said)) = self.renewing.asked_for.get(kind)

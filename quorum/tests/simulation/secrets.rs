@@ -75,10 +75,7 @@ impl Simulation {
             // A scalar, so that it can be shared in either way.
             let data_key = scalars::draw(&mut self.rng).to_bytes();
             self.secrets.deposits.push(Deposited { data_key, index: None });
-            // Whoever does not deal has no key for a moment when an epoch begins, and lacks what is deposited then until
-            // the next one: in long epochs all is there before the first ends early.
-            let until = if self.faults.epoch_seconds >= LONG_EPOCH_SECONDS { 3_000 } else { 9_000 };
-            let at = self.rng.random_range(500..until);
+            let at = self.rng.random_range(500..9_000);
             self.schedule(at, Event::Deposit(i));
         }
     }
@@ -297,7 +294,11 @@ impl Simulation {
         let server = &self.servers[id.index()];
         let Some(replica) = &server.replica else { return };
         let (status, shares) = (replica.status(), &server.disk.shares);
-        let has_shares = shares.is_whole() && shares.epoch() == status.epoch;
+        let counts = shares.counts();
+        // Whoever does not deal has no key for a moment when an epoch begins, and lacks what is deposited then.
+        let lately = replica.state().map().iter_prefix(layout::SEALED_SHARES).count() as u64;
+        let has_shares =
+            counts.secrets <= counts.shares + counts.excused + lately && shares.epoch() == status.epoch;
         if status.part == Part::Voting && has_shares && status.executed >= status.target {
             self.secrets.back_by.remove(&id);
         }
