@@ -253,3 +253,24 @@ fn a_chunk_at_once_is_what_its_slots_are_alone() {
         }
     }
 }
+
+/// Who was wrong in one slot is believed last in the next: liars cost a few decodings, and not one for each secret.
+#[test]
+fn liars_cost_as_many_decodings_as_they_are() {
+    let mut world = World::new(16, Field::Bytes, 80);
+    let mut all = answers(&[Word::Lacks; 15]);
+    for place in 0..128 {
+        let shares = world.deal();
+        for (server, answer) in &mut all {
+            let mut value = shares[server.index()];
+            value[place % 32] ^= u8::from(server.index() < world.thresholds.f());
+            answer.filled |= 1 << place;
+            answer.values[32 * place..32 * place + 32].copy_from_slice(&value);
+        }
+    }
+    let (mut judge, mut found) = (Judge::new(R, world.thresholds), Found::default());
+    let (mut gaps, mut budget) = (Gaps { open: u128::MAX, unseen: u128::MAX }, 1_000);
+    judge.look(0, &all, &mut gaps, &mut found, &mut budget);
+    assert_eq!((gaps.open, found.shares.len()), (0, 128));
+    assert!(budget > 990, "{} decodings", 1_000 - budget);
+}

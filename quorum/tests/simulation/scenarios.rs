@@ -156,7 +156,7 @@ pub const ALL: &[(&str, &[usize], Faults)] = &[
     ("keeping-forgetting", &[4, 4, 9], KEEPING_FORGETTING),
     ("keeping-through-everything", &[4, 9], KEEPING_THROUGH_EVERYTHING),
     ("keeping-robbed", &[4, 4, 9], KEEPING_ROBBED),
-    ("restored", &[4, 9, 16], RESTORED),
+    ("restored", &[4, 9], RESTORED),
     ("asking", &[4, 9], ASKING),
     ("keeping-replaced", &[4, 9], KEEPING_REPLACED),
     ("keeping-replaced-apart", &[4, 4, 9], KEEPING_REPLACED_APART),
