@@ -66,7 +66,7 @@ impl StorageKeys {
     /// Reads the keys of a server's folder; draws the first one.
     pub fn open(folder: &Path, wrapping: &[u8; 32]) -> anyhow::Result<Self> {
         let wrapping = ChaCha20Poly1305::new(wrapping.into());
-        let (mut keys, mut attempts) = (BTreeMap::new(), BTreeMap::new());
+        let (mut keys, mut attempts, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -89,6 +89,8 @@ impl StorageKeys {
                 }
                 // Its writing or its erasure was cut short: nothing needs it.
                 None if wrapped.len() != WRAPPED_BYTES || wrapped.starts_with(&[0; 12]) => erase(&path)?,
+                // Contributions can be had from the others. Not now: perhaps storage.key is the wrong one.
+                None if number.is_none() => unreadable.push(path),
                 // Erased by mistake it could not be had back.
                 None => anyhow::bail!(
                     "{} does not open with this server's storage.key\n  \
@@ -97,6 +99,9 @@ impl StorageKeys {
                     path.display()
                 ),
             }
+        }
+        for path in unreadable {
+            erase(&path)?;
         }
         let (keys, attempts) = (Mutex::new(keys), Mutex::new(attempts));
         let keys =
@@ -305,6 +310,8 @@ mod tests {
 
         std::fs::write(dir.path().join("storage-key-2"), [5; 20]).unwrap();
         std::fs::write(dir.path().join("storage-key-3"), [0; WRAPPED_BYTES]).unwrap();
+        // What it opens the others have too.
+        std::fs::write(dir.path().join("attempt-key-5-1"), [5; WRAPPED_BYTES]).unwrap();
         assert!(StorageKeys::open(dir.path(), &[7; 32]).unwrap().unseal(b"", &sealed).is_some());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -162,9 +162,9 @@ const MUTATIONS: &[Mutation] = mutations! {
     "keep from voting until nothing older is shown", "unit", "ordering/standing.rs":
         "matches!(self.standing, Standing::Voting) && !self.diverged && has_key" => "self.shows_readers() && !self.diverged && has_key";
     "take an older copy of the database for the newest", "unit", "ordering/restore.rs":
-        "if signer.voting > self.voting_key {" => "if signer.voting > self.voting_key.saturating_add(100) {";
+        "|| signer.voting > self.voting_key {" => "|| signer.voting > self.voting_key.saturating_add(100) {";
     "rely on what others have seen of a restored server", "forgetting-in-turn", "ordering/restore.rs":
-        "if signer.voting > self.voting_key {" => "if signer.voting > self.voting_key.saturating_add(100) {";
+        "|| signer.voting > self.voting_key {" => "|| signer.voting > self.voting_key.saturating_add(100) {";
     "certify two voting keys of one number", "unit", "signer.rs":
         "if asked <= last ||" => "if asked < last ||";
     "let one who has the server use up the numbers", "unit", "signer.rs":

@@ -338,6 +338,7 @@ const FILES: &[(&str, [Then; 4])] = &[
     ("signer.lock", [Runs(""); 4]),
     // Of these tests.
     ("server.log", [Runs(""); 4]),
+    ("attempt-key-", [Runs(""); 4]),
 ];
 const BACKUP: &str = "from a backup";
 
