@@ -22,7 +22,7 @@ use crate::sealing::ShareContext;
 use crate::shares::ShareOp;
 use crate::signing::Verified;
 use crate::state::{Executed, State, layout};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// What this replica knows about states that it could fetch, and the one that it does fetch.
@@ -38,7 +38,7 @@ pub(super) struct Transferring {
     questions: u64,
     /// Servers that were late with their last answer, perhaps since they are down: asked only where no others can be. It
     /// goes on from one target to the next, or each would wait for them anew, and be outdated by then.
-    slow: BTreeSet<ServerId>,
+    slow: BTreeMap<ServerId, Timestamp>,
 }
 
 impl Transferring {
@@ -281,6 +281,8 @@ impl Replica {
         let executed = self.executed();
         self.transferring.offers.forget_through(executed);
         self.transferring.current.take_if(|transfer| transfer.certificate.statement.sequence <= executed);
+        // Before another target is chosen, or nobody remembers who was late with this one.
+        self.give_up_late(now);
         if let Some((offer, supported)) = self.choose_offer(now) {
             let root = offer.statement.root;
             let sync = match self.transferring.current.take() {
@@ -304,10 +306,9 @@ impl Replica {
         self.finish_transfer(now);
     }
 
-    /// Asks every server that is not busy with an earlier question.
-    fn ask_for_parts(&mut self, now: Timestamp) {
+    /// Puts what nobody has answered to others.
+    fn give_up_late(&mut self, now: Timestamp) {
         let Some(transfer) = &mut self.transferring.current else { return };
-        let statement = transfer.certificate.statement;
         let late: Vec<_> = transfer
             .asked
             .iter()
@@ -315,10 +316,16 @@ impl Replica {
             .map(|(server, _)| *server)
             .collect();
         for server in late {
-            self.transferring.slow.insert(server);
+            self.transferring.slow.insert(server, now);
             let places = transfer.asked.remove(&server).map(|asked| asked.places);
             places.into_iter().flatten().for_each(|place| transfer.sync.put_back(place));
         }
+    }
+
+    /// Asks every server that is not busy with an earlier question.
+    fn ask_for_parts(&mut self, now: Timestamp) {
+        let Some(transfer) = &mut self.transferring.current else { return };
+        let statement = transfer.certificate.statement;
         let n = self.manifest.thresholds.n() as u64;
         // Beginning with another one each time; all of them, or the only one that has the state may be left out.
         let mut free: Vec<_> = (0..n)
@@ -327,10 +334,12 @@ impl Replica {
             .filter(|peer| !transfer.asked.contains_key(peer))
             .collect();
         let slow = &self.transferring.slow;
-        let others = |peer: &ServerId| !slow.contains(peer) && !transfer.useless.contains(*peer);
+        let others = |peer: &ServerId| !slow.contains_key(peer) && !transfer.useless.contains(*peer);
         if self.manifest.grid().servers().filter(|peer| *peer != self.id).any(|peer| others(&peer)) {
-            free.retain(|peer| !slow.contains(peer));
+            free.retain(|peer| !slow.contains_key(peer));
         }
+        // If all were late, that one first for which it is longest ago.
+        free.sort_by_key(|peer| slow.get(peer).copied());
         while !free.is_empty() && transfer.sync.unasked() > 0 {
             let peer = free.remove(0);
             let share = transfer.sync.unasked().div_ceil(free.len() + 1).min(MAX_PARTS);
