@@ -4,7 +4,7 @@
 //! [`refresh`](crate::refresh)). Some of them may lie, and this server counts as one of the f faulty ones
 //! itself, so it accepts only a polynomial that at least k+f−1 answers fit, and only if no other one
 //! does. Fewer are not enough: two liars can choose errors that vanish at two honest points, and so
-//! outvote the truth. [`verdict`] says what answers amount to.
+//! outvote the truth. `verdict` says what answers amount to.
 
 mod verdict;
 
