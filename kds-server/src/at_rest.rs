@@ -146,9 +146,10 @@ impl StorageKeys {
         let key = match attempts.entry(attempt) {
             Entry::Occupied(key) => key.into_mut(),
             Entry::Vacant(none) => {
-                // What was condemned stays so: the file of the new key is another one's from now on.
+                let key = self.draw(&attempt_context(attempt), &self.attempt_path(attempt))?;
+                // The file is this key's from now on; what was condemned is erased with the first step of drawing it.
                 lock(&self.condemned).remove(&attempt);
-                none.insert(self.draw(&attempt_context(attempt), &self.attempt_path(attempt))?)
+                none.insert(key)
             }
         };
         Ok(encrypt(key, context, plaintext))
